@@ -1,0 +1,20 @@
+"""Skip RNN (Campos et al., ICLR 2018): recurrent networks that learn which samples to skip."""
+
+from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
+from skiprnn.budget import budget_loss, growing_budget_loss, target_budget_loss, used_samples
+from skiprnn.modules import SkipGRU, SkipLSTM
+from skiprnn.stack import GRUState, LSTMState, SkipRNNOutput
+
+__all__ = [
+    "GRUState",
+    "LSTMState",
+    "RandomSkipGRU",
+    "RandomSkipLSTM",
+    "SkipGRU",
+    "SkipLSTM",
+    "SkipRNNOutput",
+    "budget_loss",
+    "growing_budget_loss",
+    "target_budget_loss",
+    "used_samples",
+]

@@ -1,0 +1,144 @@
+"""SkipLSTM and SkipGRU: their parameters and the choice of engine."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from skiprnn import reference
+from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerState
+from skiprnn.reference import GateState
+from skiprnn.stack import RecurrentStack
+
+ENGINES = {"reference": reference.skip_rnn}
+
+
+class _SkipRNN(RecurrentStack):
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        batch_first: bool,
+        update_bias: float,
+        learn_initial_state: bool,
+        engine: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if engine != "auto" and engine not in ENGINES:
+            raise ValueError(f"unknown engine {engine!r}; choose auto, {' or '.join(ENGINES)}")
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.engine = engine
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        gates = cell.num_gates * hidden_size
+        for k in range(num_layers):
+            self.register_parameter(f"weight_ih_l{k}", parameter(gates, input_size if k == 0 else hidden_size))
+            self.register_parameter(f"weight_hh_l{k}", parameter(gates, hidden_size))
+            self.register_parameter(f"bias_ih_l{k}", parameter(gates))
+            self.register_parameter(f"bias_hh_l{k}", parameter(gates))
+        self.update_weight = parameter(hidden_size)
+        self.update_bias = parameter(1)
+        self._register_initial_state(learn_initial_state)
+
+        self._initialize()
+        nn.init.xavier_uniform_(self.update_weight[None])
+        nn.init.constant_(self.update_bias, update_bias)
+
+    def _run(
+        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
+    ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
+        engine = ENGINES["reference" if self.engine == "auto" else self.engine]
+        return engine(self.cell, x, self.layers(), self.update_weight, self.update_bias, states, gate, lengths)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, engine={self.engine!r}"
+
+
+class SkipLSTM(_SkipRNN):
+    """An LSTM that learns at which steps to update its state, and copies it at all others.
+
+    Parameters are named as in ``torch.nn.LSTM``, whose state_dict loads with ``strict=False``; added are
+    ``update_weight`` (H,), ``update_bias`` (1,), and ``initial_h`` and ``initial_c`` (num_layers, H) if learned.
+
+    Args:
+        input_size: features of a sample, D.
+        hidden_size: units of a layer, H.
+        num_layers: layers of the stack. One gate, computed from the last layer's c̃, updates or copies them all.
+        batch_first: take and return (B, T, ...) instead of (T, B, ...).
+        update_bias: initial bias of the update probability; at 1 (nearly) every sample is used at first.
+        learn_initial_state: learn the initial state, drawn from N(0, 1); otherwise it is zero.
+        engine: ``"reference"``, the definition, computes every step; ``"auto"`` takes the fastest that applies.
+        device: where the parameters lie.
+        dtype: of the parameters; the gate is computed in float32 or better whatever it is, under autocast too.
+
+    Raises:
+        ValueError: a size below 1 or an unknown engine.
+
+    Source: Campos et al., "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks", ICLR 2018.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        batch_first: bool = False,
+        update_bias: float = 1.0,
+        learn_initial_state: bool = True,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options = (batch_first, update_bias, learn_initial_state, engine, device, dtype)
+        super().__init__(LSTM, input_size, hidden_size, num_layers, *options)
+
+
+class SkipGRU(_SkipRNN):
+    """A GRU that learns at which steps to update its state, and copies it at all others.
+
+    Parameters are named as in ``torch.nn.GRU``, whose state_dict loads with ``strict=False``; added are
+    ``update_weight`` (H,), ``update_bias`` (1,), and ``initial_h`` (num_layers, H) if learned.
+
+    Args:
+        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, engine, device, dtype: as
+            for ``SkipLSTM``; the gate is computed from the last layer's h̃.
+        reset_after: the candidate is tanh(W x + b + r⊙(U h + b_h)), as in ``torch.nn.GRU`` and cuDNN; if False,
+            tanh(W x + b + U (r⊙h) + b_h), as the paper's authors trained.
+
+    Raises:
+        ValueError: a size below 1 or an unknown engine.
+
+    Source: Campos et al., "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks", ICLR 2018.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = True,
+        batch_first: bool = False,
+        update_bias: float = 1.0,
+        learn_initial_state: bool = True,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        cell = GRU if reset_after else GRU_RESET_BEFORE
+        options = (batch_first, update_bias, learn_initial_state, engine, device, dtype)
+        super().__init__(cell, input_size, hidden_size, num_layers, *options)

@@ -1,0 +1,112 @@
+"""The definition of Skip RNN, one step at a time in plain autograd: slow, obvious, and what every engine must equal."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, sigmoid
+
+from skiprnn.cells import Cell, LayerState, LayerWeights
+
+
+class GateState(NamedTuple):
+    """What the update gate carries from step to step."""
+
+    update_prob: Tensor  # (B,)
+    cum_update_prob: Tensor  # (B,)
+
+
+def skip_rnn(
+    cell: Cell,
+    x: Tensor,
+    layers: Sequence[LayerWeights],
+    update_weight: Tensor,
+    update_bias: Tensor,
+    states: Sequence[LayerState],
+    gate: GateState,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
+    """Run a stack of cells behind one binary update gate (Campos et al., ICLR 2018, eqs. 2-6).
+
+        a_t = acc + min(p, 1 - acc)             u_t = binarize(a_t), straight-through
+        s_t = u_t * s̃_t + (1 - u_t) * s_{t-1}   s̃_t: candidate state of every layer
+        p   = u_t * p̃_t + (1 - u_t) * p         p̃_t = sigmoid(w_p · top + b_p)
+        acc = (1 - u_t) * a_t                   top: last layer's candidate, c̃ (LSTM) or h̃ (GRU)
+
+    Args:
+        cell: one of the cells of ``skiprnn.cells``.
+        x: (T, B, D) inputs.
+        layers: one ``LayerWeights`` a layer; layer l reads layer l-1's candidate h̃ of the same step.
+        update_weight: (H,), w_p.
+        update_bias: (1,), b_p.
+        states: one tuple a layer of (B, H) tensors.
+        gate: (B,) tensors p and acc, at least float32.
+        lengths: (B,) integers; from step ``lengths[b]`` on, sequence b keeps its state and its gate is 0.
+
+    Returns:
+        output (T, B, H), the last layer's h after each step; the states and the gate to go on from; update_gate (T, B).
+    """
+    steps, batch, _ = x.shape
+    if lengths is not None:
+        valid = torch.arange(steps, device=x.device)[:, None] < lengths  # (T, B)
+        x = x.masked_fill(~valid[..., None], 0)  # padding may hold anything, NaN too
+    step_gates = layers[0].input_gates(x).unbind()
+    states, (p, acc) = list(states), gate
+    outputs, gates = [], []
+    for t in range(steps):
+        a = acc + torch.where(p <= 1 - acc, p, 1 - acc)
+        u = binarize(a)
+        if lengths is not None:
+            u = torch.where(valid[t], u, 0)
+
+        candidates = candidate_states(cell, step_gates[t], states, layers)
+        p_candidate = update_probability(candidates[-1][-1], update_weight, update_bias)
+
+        states = [_select(u, candidate, state) for candidate, state in zip(candidates, states, strict=True)]
+        p = torch.lerp(p, p_candidate, u)
+        acc = (1 - u) * a if lengths is None else torch.where(valid[t], (1 - u) * a, acc)
+        outputs.append(states[-1][0])
+        gates.append(u)
+    if not outputs:
+        return x.new_zeros(0, *states[-1][0].shape), states, gate, p.new_zeros(0, batch)
+    return torch.stack(outputs), states, GateState(p, acc), torch.stack(gates)
+
+
+def forced_gate_rnn(
+    cell: Cell, x: Tensor, layers: Sequence[LayerWeights], states: Sequence[LayerState], update_gate: Tensor
+) -> tuple[Tensor, list[LayerState]]:
+    """Run a stack of cells behind a gate that is given, (T, B) of 0 and 1. Shapes as in ``skip_rnn``."""
+    step_gates = layers[0].input_gates(x).unbind()
+    states, outputs = list(states), []
+    for t, u in enumerate(update_gate):
+        candidates = candidate_states(cell, step_gates[t], states, layers)
+        states = [_select(u, candidate, state) for candidate, state in zip(candidates, states, strict=True)]
+        outputs.append(states[-1][0])
+    return torch.stack(outputs) if outputs else x.new_zeros(0, *states[-1][0].shape), states
+
+
+def binarize(a: Tensor) -> Tensor:
+    """1 where a > 0.5, else 0 (a tie rounds to even), with the straight-through gradient du/da = 1."""
+    hard = (a > 0.5).to(a.dtype)
+    return a + (hard - a).detach()  # exactly 0 or 1: 1 - a is exact for a in (0.5, 1]
+
+
+def candidate_states(
+    cell: Cell, first_layer_gates: Tensor, states: Sequence[LayerState], layers: Sequence[LayerWeights]
+) -> list[LayerState]:
+    """The stack's candidate states, from the first layer's input gates (B, G*H)."""
+    candidates = [cell.step(first_layer_gates, states[0], layers[0])]
+    for weights, state in zip(layers[1:], states[1:], strict=True):
+        candidates.append(cell.step(weights.input_gates(candidates[-1][0]), state, weights))
+    return candidates
+
+
+def update_probability(top: Tensor, update_weight: Tensor, update_bias: Tensor) -> Tensor:
+    """sigmoid(w_p · top + b_p), (B, H) -> (B,); a sum, since autocast would run a matmul in half precision."""
+    dtype = torch.promote_types(top.dtype, torch.float32)
+    return sigmoid((top.to(dtype) * update_weight.to(dtype)).sum(-1) + update_bias.to(dtype))
+
+
+def _select(u: Tensor, candidate: LayerState, state: LayerState) -> LayerState:
+    """u * candidate + (1 - u) * state, in one operation with the same gradients."""
+    return tuple(torch.lerp(s, new, u.to(s.dtype)[:, None]) for s, new in zip(state, candidate, strict=True))

@@ -1,0 +1,163 @@
+"""What a Skip RNN and its baselines share: state, initial values, argument checks, and the shape of ``forward``."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skiprnn.cells import Cell, LayerState, LayerWeights
+from skiprnn.reference import GateState
+
+
+class LSTMState(NamedTuple):
+    """All that an LSTM stack carries from one step to the next."""
+
+    h: Tensor  # (num_layers, B, H)
+    c: Tensor  # (num_layers, B, H)
+    update_prob: Tensor  # (B,)
+    cum_update_prob: Tensor  # (B,)
+
+
+class GRUState(NamedTuple):
+    """All that a GRU stack carries from one step to the next."""
+
+    h: Tensor  # (num_layers, B, H)
+    update_prob: Tensor  # (B,)
+    cum_update_prob: Tensor  # (B,)
+
+
+State = LSTMState | GRUState
+
+
+class SkipRNNOutput(NamedTuple):
+    """What ``forward`` returns."""
+
+    output: Tensor  # (T, B, H) or (B, T, H)
+    state: Any  # LSTMState or GRUState
+    update_gate: Tensor  # (T, B) or (B, T): 1 where the sample was used, 0 where it was skipped
+
+
+class RecurrentStack(nn.Module):
+    """A stack of cells with parameters named as in ``torch.nn.LSTM``; subclasses say in ``_run`` which steps update."""
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    batch_first: bool
+    initial_h: nn.Parameter | None
+    initial_c: nn.Parameter | None
+
+    def forward(
+        self, input: Tensor, state: State | None = None, lengths: Tensor | Sequence[int] | None = None
+    ) -> SkipRNNOutput:
+        """Run a batch of sequences.
+
+        Args:
+            input: (T, B, D), or (B, T, D) if ``batch_first``.
+            state: a state returned before, to go on from it; None starts from the initial state.
+            lengths: (B,) integers from 0 to T. From step ``lengths[b]`` on, sequence b neither updates nor costs
+                anything, and its output repeats its last state. Values are checked on the CPU only.
+
+        Returns:
+            ``(output, state, update_gate)``: the last layer's h after each step, (T, B, H) or (B, T, H); the state to
+            go on from; the gate, (T, B) or (B, T), 1 where the state was updated and 0 where it was copied.
+
+        Raises:
+            ValueError: an argument has the wrong shape, type or range.
+        """
+        x = self._time_major(input)
+        batch = x.shape[1]
+        lengths = _check_lengths(lengths, x)
+        layer_states, gate_state = self._unpack(self.initial_state(batch) if state is None else state, batch)
+        output, new_states, gate_state, update_gate = self._run(x, layer_states, gate_state, lengths)
+        if self.batch_first:
+            output, update_gate = output.transpose(0, 1), update_gate.transpose(0, 1)
+        tensors = [torch.stack(layers) for layers in zip(*new_states, strict=True)]
+        return SkipRNNOutput(output, self._state(tensors, gate_state), update_gate)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first step, for ``batch_size`` sequences: the first sample is always used."""
+        weight = self.layer(0).weight_hh
+        tensors = [
+            weight.new_zeros(self.num_layers, batch_size, self.hidden_size)
+            if initial is None
+            else initial[:, None].expand(-1, batch_size, -1)
+            for initial in (self.initial_h, self.initial_c)[: self.cell.num_states]
+        ]
+        ones = weight.new_ones(batch_size, dtype=torch.promote_types(weight.dtype, torch.float32))
+        return self._state(tensors, GateState(ones, torch.zeros_like(ones)))
+
+    def layer(self, k: int) -> LayerWeights:
+        """The parameters of layer ``k``."""
+        return LayerWeights(*(getattr(self, f"{name}_l{k}") for name in LayerWeights._fields))
+
+    def layers(self) -> list[LayerWeights]:
+        """The parameters of all layers."""
+        return [self.layer(k) for k in range(self.num_layers)]
+
+    def _run(
+        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
+    ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
+        raise NotImplementedError
+
+    def _register_initial_state(self, learned: bool) -> None:
+        shape = (self.num_layers, self.hidden_size)
+        for name in ("initial_h", "initial_c"):
+            present = learned and (name == "initial_h" or self.cell.num_states == 2)
+            self.register_parameter(name, nn.Parameter(self.layer(0).weight_hh.new_empty(shape)) if present else None)
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Xavier uniform weights; forget bias (LSTM) or gate biases (GRU) 1, others 0; initial state from N(0, 1)."""
+        H = self.hidden_size
+        for weights in self.layers():
+            nn.init.xavier_uniform_(weights.weight_ih)
+            nn.init.xavier_uniform_(weights.weight_hh)
+            nn.init.zeros_(weights.bias_hh)
+            nn.init.zeros_(weights.bias_ih)
+            opening = slice(H, 2 * H) if self.cell.num_states == 2 else slice(0, 2 * H)
+            weights.bias_ih[opening] = 1
+        for initial in (self.initial_h, self.initial_c):
+            if initial is not None:
+                nn.init.normal_(initial)
+
+    def _time_major(self, input: Tensor) -> Tensor:
+        if input.dim() != 3 or input.shape[-1] != self.input_size:
+            layout = "(B, T, D)" if self.batch_first else "(T, B, D)"
+            raise ValueError(f"input must be {layout} with D = {self.input_size}, got shape {tuple(input.shape)}")
+        if not input.is_floating_point():
+            raise ValueError(f"input must be floating point, got {input.dtype}")
+        return input.transpose(0, 1) if self.batch_first else input
+
+    def _state(self, tensors: Sequence[Tensor], gate: GateState) -> State:
+        return (LSTMState if self.cell.num_states == 2 else GRUState)._make((*tensors, *gate))
+
+    def _unpack(self, state: State, batch: int) -> tuple[list[LayerState], GateState]:
+        shapes = [(self.num_layers, batch, self.hidden_size)] * self.cell.num_states + [(batch,)] * 2
+        given = [tuple(tensor.shape) for tensor in state]
+        if given != shapes:
+            raise ValueError(f"state must hold tensors of shapes {shapes}, as a call returned it; got {given}")
+        tensors, gate = state[: self.cell.num_states], GateState(*state[self.cell.num_states :])
+        return [tuple(tensor[k] for tensor in tensors) for k in range(self.num_layers)], gate
+
+    def extra_repr(self) -> str:
+        options = [str(self.input_size), str(self.hidden_size)]
+        if self.num_layers != 1:
+            options.append(f"num_layers={self.num_layers}")
+        if self.batch_first:
+            options.append("batch_first=True")
+        return ", ".join(options)
+
+
+def _check_lengths(lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:
+    if lengths is None:
+        return None
+    steps, batch, _ = x.shape
+    lengths = torch.as_tensor(lengths)
+    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be ({batch},) integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
+    if not lengths.is_cuda and batch and (int(lengths.min()) < 0 or int(lengths.max()) > steps):
+        raise ValueError(f"lengths must lie in 0..{steps}, got {int(lengths.min())}..{int(lengths.max())}")
+    return lengths.to(x.device)
