@@ -1,0 +1,1 @@
+"""The guts of each ``skiprnn`` command: functions that take and return paths and results, and never print."""

@@ -1,0 +1,174 @@
+"""``evaluate``: how well a run does, how much it reads for it, and what that costs."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipelines.checkpoints import load_checkpoint
+from pipelines.model import Prediction, SequenceModel, build_model, choose_device, without_skipping
+from pipelines.presets import TrainConfig
+from pipelines.randomness import derive_seed
+from pipelines.runs import load_config
+from pipelines.storage import Sequences
+from pipelines.tasks import Task, load_data
+from skiprnn import used_samples
+
+TIMED_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's results on a split."""
+
+    loss: float  # without the budget
+    metric: float
+    used_mean: float  # samples a sequence
+    used_std: float  # over the sequences
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``skiprnn evaluate`` says of a run."""
+
+    run: str
+    model: str
+    task: str
+    split: str
+    checkpoint: str
+    step: int
+    sequences: int
+    metric_name: str
+    metric: float
+    solved: bool | None
+    steps_per_sequence: int
+    used_mean: float
+    used_std: float
+    used_percent: float
+    cost: float  # multiply-accumulates a sequence, the paper's count
+    cost_without_skipping: float
+    device: str
+    batch_size: int
+    seconds_per_sequence: float  # at that batch size
+    seconds_per_sequence_without_skipping: float
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's network with the weights of one of its checkpoints."""
+
+    config: TrainConfig
+    task: Task
+    model: SequenceModel
+    device: torch.device
+    sequences: Sequences  # on the device
+    step: int
+
+
+def load_run(
+    run: Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "best",
+    data: Path | None = None,
+    device: str | None = None,
+) -> TrainedRun:
+    """Load a trained network and a split of its data.
+
+    Args:
+        run: the run directory.
+        split: "train", "val" or "test".
+        checkpoint: "best" or "last".
+        data: a data file instead of the run's own.
+        device: a device instead of the run's own.
+
+    Raises:
+        SkipRNNError: the run, its checkpoint or its data cannot be read.
+    """
+    config = load_config(run)
+    saved = load_checkpoint(run, checkpoint)
+    task, file = load_data(Path(data or config.data), config.task, (split,))
+    where = choose_device(device or config.device)
+    model = build_model(config, task)
+    weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
+    model.load_state_dict(weights)
+    return TrainedRun(config, task, model.to(where).eval(), where, file.splits[split].to(where), saved.numbers["step"])
+
+
+def evaluate_run(
+    run: Path, *, split: str = "test", checkpoint: str = "best", data: Path | None = None, device: str | None = None
+) -> Report:
+    """Evaluate a trained run on a split of its data. Arguments and errors as for ``load_run``."""
+    trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
+    config, task, model = trained.config, trained.task, trained.model
+    sequences = trained.sequences
+    torch.manual_seed(derive_seed(config.seed, "evaluate"))
+    result = evaluate(model, task, sequences, config)
+    batch = sequences.x[: config.batch_size]
+    steps = sequences.x.shape[1]
+    return Report(
+        run=str(run),
+        model=config.model_name,
+        task=task.name,
+        split=split,
+        checkpoint=checkpoint,
+        step=trained.step,
+        sequences=len(sequences),
+        metric_name=task.metric_name,
+        metric=result.metric,
+        solved=task.solved(result.metric),
+        steps_per_sequence=steps,
+        used_mean=result.used_mean,
+        used_std=result.used_std,
+        used_percent=100 * result.used_mean / steps,
+        cost=result.used_mean * model.cost_per_update(),
+        cost_without_skipping=steps * model.cost_per_update(),
+        device=str(trained.device),
+        batch_size=len(batch),
+        seconds_per_sequence=_seconds(model, batch) / len(batch),
+        seconds_per_sequence_without_skipping=_seconds(without_skipping(model).eval(), batch) / len(batch),
+    )
+
+
+def evaluate(model: SequenceModel, task: Task, sequences: Sequences, config: TrainConfig) -> Evaluation:
+    """Loss, metric and used samples of a model over sequences on its device."""
+    size, batch_losses, scores, used = len(sequences), [], [], []
+    for prediction, target in _predict(model, sequences, config):
+        batch_losses.append(task.loss(prediction.output, target) * len(target))
+        scores.append(task.scores(prediction.output, target))
+        used.append(used_samples(prediction.update_gate, batch_first=True))
+    counts = torch.cat(used).double()
+    return Evaluation(
+        loss=torch.stack(batch_losses).double().sum().item() / size,
+        metric=torch.cat(scores).double().mean().item(),
+        used_mean=counts.mean().item(),
+        used_std=counts.std(correction=0).item(),
+    )
+
+
+def _predict(model: SequenceModel, sequences: Sequences, config: TrainConfig) -> Iterator[tuple[Prediction, Tensor]]:
+    training = model.training
+    model.eval()
+    device_type = sequences.x.device.type
+    with torch.inference_mode(), torch.autocast(device_type, torch.bfloat16, enabled=config.amp == "bf16"):
+        for start in range(0, len(sequences), 4 * config.batch_size):
+            part = slice(start, start + 4 * config.batch_size)
+            yield model(sequences.x[part]), sequences.y[part]
+    model.train(training)
+
+
+@torch.inference_mode()
+def _seconds(model: SequenceModel, x: Tensor) -> float:
+    """Median wall-clock of a forward pass."""
+    seconds = []
+    for _ in range(1 + TIMED_REPEATS):
+        start = time.perf_counter()
+        model(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])

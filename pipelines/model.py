@@ -1,0 +1,74 @@
+"""The network of every task: a recurrent stack and a linear head on its last state."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.errors import SkipRNNError
+from pipelines.presets import TrainConfig
+from pipelines.tasks import Task
+from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM
+from skiprnn.stack import RecurrentStack
+
+
+class Prediction(NamedTuple):
+    """What the network says of a batch."""
+
+    output: Tensor  # (B, output_size), float32
+    update_gate: Tensor  # (B, T)
+
+
+class SequenceModel(nn.Module):
+    """A recurrent stack whose last hidden state goes through a linear head."""
+
+    def __init__(self, rnn: RecurrentStack, output_size: int) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.head = nn.Linear(rnn.hidden_size, output_size)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Prediction:
+        """(B, T, D) -> (B, output_size), (B, T)."""
+        _, state, update_gate = self.rnn(x)
+        return Prediction(self.head(state.h[-1]).float(), update_gate)
+
+    def cost_per_update(self) -> int:
+        """Multiply-accumulates of the recurrent and input weights that one update takes, the paper's count."""
+        return sum(w.weight_ih.numel() + w.weight_hh.numel() for w in self.rnn.layers())
+
+
+def build_model(config: TrainConfig, task: Task) -> SequenceModel:
+    """The network a configuration asks for, freshly initialised."""
+    sizes = (task.input_size, config.hidden_size, config.num_layers)
+    rnn: RecurrentStack
+    if config.skip and config.cell == "lstm":
+        rnn = SkipLSTM(*sizes, batch_first=True, engine=config.engine)
+    elif config.skip:
+        rnn = SkipGRU(*sizes, batch_first=True, engine=config.engine)
+    else:
+        rnn = (RandomSkipLSTM if config.cell == "lstm" else RandomSkipGRU)(
+            *sizes, batch_first=True, p_skip=config.p_skip or 0.0
+        )
+    return SequenceModel(rnn, task.output_size)
+
+
+def without_skipping(model: SequenceModel) -> SequenceModel:
+    """The same weights with the gate always open: the plain LSTM or GRU, to compare time with."""
+    rnn = model.rnn
+    cell = RandomSkipLSTM if rnn.cell.num_states == 2 else RandomSkipGRU
+    plain = SequenceModel(
+        cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True), model.head.out_features
+    )
+    plain.load_state_dict(model.state_dict(), strict=False)
+    return plain.to(next(model.parameters()).device)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SkipRNNError("no CUDA device is available to torch; pass --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,109 @@
+"""The configuration of a training run, and a named preset for each experiment."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.errors import SkipRNNError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that decides a run's result, saved whole as the run's ``config.json``."""
+
+    task: str = "adding"
+    preset: str = "quick"
+    data: str = ""  # path of the data file
+    fresh_batches: bool = False  # draw every batch anew instead of reading the train split
+    cell: str = "lstm"  # or "gru"
+    skip: bool = True  # false: the plain cell
+    p_skip: float | None = None  # skip at random instead of learning to
+    hidden_size: int = 110
+    num_layers: int = 1
+    engine: str = "auto"
+    lam: float = 0.0  # budget: cost_per_sample
+    lr: float = 1e-4
+    lr_schedule: str = "constant"  # or "cosine": falls to 0 by the last step
+    grad_clip: float = 1.0  # global norm
+    batch_size: int = 256
+    steps: int | None = None  # updates of the weights
+    epochs: int | None = None  # or passes over the train split
+    eval_every: int = 300  # steps between evaluations, each with a checkpoint
+    patience: int | None = None  # evaluations without a better one before stopping
+    seed: int = 0
+    device: str = "auto"
+    amp: str = "off"  # or "bf16"
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "batch_size", "steps", "epochs", "eval_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SkipRNNError(f"{name} must be at least 1, got {value}")
+        for name in ("lr", "grad_clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise SkipRNNError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if not (math.isfinite(self.lam) and self.lam >= 0):
+            raise SkipRNNError(f"lam must be zero or a positive number, got {self.lam}")
+        if self.p_skip is not None and not 0 <= self.p_skip <= 1:
+            raise SkipRNNError(f"p_skip must lie in 0..1, got {self.p_skip}")
+        if (self.steps is None) == (self.epochs is None):
+            raise SkipRNNError("give the length of training either in steps or in epochs")
+        if self.fresh_batches and self.epochs is not None:
+            raise SkipRNNError("fresh batches have no epochs; give the length of training in steps")
+        if self.skip and self.p_skip is not None:
+            raise SkipRNNError("p_skip is a baseline without a learned gate; it needs skip = false")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise SkipRNNError(f"unknown {name} {getattr(self, name)!r}; choose {' or '.join(choices)}")
+
+    @property
+    def model_name(self) -> str:
+        """The paper's name of the model."""
+        cell = self.cell.upper()
+        if self.skip:
+            return f"Skip {cell}"
+        return cell if self.p_skip is None else f"{cell} p_skip={self.p_skip:g}"
+
+
+TASK_NAMES = ("adding", "sine")
+CHOICES = {
+    "task": TASK_NAMES,
+    "preset": ("quick", "paper"),
+    "cell": ("lstm", "gru"),
+    "engine": ("auto", "reference"),
+    "lr_schedule": ("constant", "cosine"),
+    "device": ("auto", "cpu", "cuda"),
+    "amp": ("off", "bf16"),
+}
+
+DATA = Path("data")  # where data files go by default
+
+# Sequences a data file holds unless told otherwise.
+DEFAULT_SIZES = {"train": 100_000, "val": 5_000, "test": 10_000}
+
+# The paper trains on fresh batches without end; how long is not said. 100,000 steps at its learning rate let the number
+# of used samples settle. The quick presets find the same solutions in minutes on two CPU cores.
+PRESETS = {
+    "adding": {
+        "quick": TrainConfig(task="adding", preset="quick", lr=1e-3, steps=2_000, eval_every=100),
+        "paper": TrainConfig(task="adding", preset="paper", fresh_batches=True, steps=100_000),
+    },
+    "sine": {
+        "quick": TrainConfig(task="sine", preset="quick", lr=1e-3, lr_schedule="cosine", steps=2_500, eval_every=100),
+        "paper": TrainConfig(task="sine", preset="paper", fresh_batches=True, steps=100_000),
+    },
+}
+
+
+def configure(task: str, preset: str, **options: object) -> TrainConfig:
+    """A preset with the options that were given, those that are not None, put in its place.
+
+    Raises:
+        SkipRNNError: an option is out of range, or contradicts another.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "steps" in given:
+        given.setdefault("epochs", None)
+    elif "epochs" in given:
+        given["steps"] = None
+    return replace(PRESETS[task][preset], **given)  # type: ignore[arg-type]

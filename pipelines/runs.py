@@ -1,0 +1,185 @@
+"""The run directory: who holds it, what it was asked to do, on what machine, and how it went.
+
+config.json       the TrainConfig
+environment.json  versions, device and command
+metrics.jsonl     a line an evaluation
+checkpoints/      see checkpoints.py
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from pipelines.errors import SkipRNNError
+from pipelines.presets import TrainConfig
+from pipelines.storage import write_text
+
+CONFIG_SCHEMA = 1
+
+
+def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> Path:
+    """Make a run directory with its configuration; it appears whole or not at all.
+
+    Raises:
+        SkipRNNError: ``path`` exists and is not a run that may be overwritten, or it cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise SkipRNNError(
+            f"{path} exists already; continue it with --resume {path}, pass --overwrite or choose another --out"
+        )
+    if path.exists() and not (path / "config.json").is_file():
+        raise SkipRNNError(f"{path} exists and is not a run directory, so it is left alone; choose another --out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise SkipRNNError(f"cannot make the run directory {path}: {error.strerror}; choose another --out") from error
+    try:
+        new.chmod(0o755)
+        _write_json(new / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
+        _write_json(new / "environment.json", _environment(config))
+        if path.exists():
+            with lock_run(path):
+                path.rename(new / "replaced")
+        new.rename(path)
+    except OSError as error:
+        raise SkipRNNError(f"cannot make the run directory {path}: {error.strerror}; choose another --out") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(path / "replaced", ignore_errors=True)
+    return path
+
+
+def default_run_path(config: TrainConfig, root: Path) -> Path:
+    """A new name under ``root`` that says what was trained, and when."""
+    model = config.model_name.lower().replace(" ", "-").replace("=", "")
+    lam = f"-lam{config.lam:g}" if config.lam else ""
+    stem = f"{config.task}-{model}{lam}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, count = root / stem, 1
+    while path.exists():
+        count += 1
+        path = root / f"{stem}-{count}"
+    return path
+
+
+def newest_run(root: Path) -> Path:
+    """The run under ``root`` that was trained last.
+
+    Raises:
+        SkipRNNError: there is none.
+    """
+    written = [(state.stat().st_mtime_ns, state.parent.parent) for state in root.glob("*/checkpoints/last.json")]
+    if not written:
+        raise SkipRNNError(
+            f"no run with a checkpoint in {root}/; make one with `skiprnn train` or name a run directory"
+        )
+    return max(written)[1]
+
+
+def load_config(run: Path) -> TrainConfig:
+    """The configuration of a run.
+
+    Raises:
+        SkipRNNError: ``run`` is no run directory, or its configuration is damaged or from another schema.
+    """
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise SkipRNNError(f"{run} is not a run directory (it has no config.json); make one with `skiprnn train`")
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+        schema = options.pop("schema")
+        if schema != CONFIG_SCHEMA:
+            raise SkipRNNError(f"{path} has schema {schema}, this skiprnn reads {CONFIG_SCHEMA}; train the run again")
+        return TrainConfig(**options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SkipRNNError(f"cannot read {path}: damaged or not a run's configuration ({error})") from error
+
+
+def extend_run(run: Path, **options: Any) -> TrainConfig:
+    """Change how long, or where, a run goes on training."""
+    config = replace(load_config(run), **options)
+    _write_json(Path(run) / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
+    return config
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Hold a run directory; the lock falls with the process, however it ends.
+
+    Raises:
+        SkipRNNError: another process holds it, or it cannot be written.
+    """
+    lock = FileLock(Path(run) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SkipRNNError(f"{run} is in use by another process; wait for it or choose another --out") from error
+    except OSError as error:
+        raise SkipRNNError(f"cannot write in {run}: {error.strerror}; check its permissions") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def append_metrics(run: Path, record: dict[str, Any]) -> None:
+    """Add a line to ``metrics.jsonl``."""
+    path = Path(run) / "metrics.jsonl"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise SkipRNNError(f"cannot write {path}: {error.strerror}; check permissions and free space") from error
+
+
+def read_metrics(run: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, without one that a killed process left half-written."""
+    path = Path(run) / "metrics.jsonl"
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if up_to_step is None or record["step"] <= up_to_step:
+            records.append(record)
+    return records
+
+
+def rewind_metrics(run: Path, step: int) -> None:
+    """Forget what was logged after ``step``: training goes on from there."""
+    records = read_metrics(run, up_to_step=step)
+    write_text(Path(run) / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _environment(config: TrainConfig) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "skiprnn": version("skiprnn"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else None,
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,239 @@
+"""Files: atomic writes, and the HDF5 schema of a data set of sequences.
+
+A file holds groups ``train``, ``val`` and ``test``, each with ``x`` (N, T, D) float32 and ``y`` (N,) float32 or int64.
+Attributes of the root: ``schema``, ``schema_version``, ``task``, the task's parameters, ``seed``, ``version`` (of
+skiprnn) and ``digest`` (SHA-256 of the arrays, in order). Chunks carry checksums, so damage shows on reading.
+"""
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+from torch import Tensor
+
+from pipelines.errors import SkipRNNError
+
+SCHEMA = "skiprnn-sequences"
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """One split in memory."""
+
+    x: Tensor  # (N, T, D) float32
+    y: Tensor  # (N,) float32 or int64
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: Tensor) -> "Sequences":
+        """The sequences of the given row numbers."""
+        return Sequences(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> "Sequences":
+        return Sequences(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file's attributes and splits."""
+
+    path: Path
+    attributes: dict[str, Any]
+    splits: dict[str, Sequences]
+
+
+@contextmanager
+def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that becomes ``path`` when the block succeeds, and is removed when not.
+
+    Raises:
+        SkipRNNError: ``path`` exists and ``overwrite`` is false, or it cannot be written.
+    """
+    path = Path(path)
+    if not overwrite and path.exists():
+        raise SkipRNNError(f"{path} exists already; pass --overwrite to replace it or choose another --out")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise SkipRNNError(
+            f"cannot write {path}: {error.strerror or error}; check the folder's permissions and free space"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
+    """Write a small text file atomically."""
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class SequencesWriter:
+    """Writes an open HDF5 file split by split, chunk by chunk, with the digest as it goes."""
+
+    def __init__(self, file: h5py.File, disk: "_PatientFile") -> None:
+        self._file = file
+        self._disk = disk
+        self._digest = hashlib.sha256()
+
+    def write_split(self, name: str, size: int, chunks: Iterator[Sequences]) -> None:
+        group, start = self._file.create_group(name), 0
+        for chunk in chunks:
+            for key, tensor in (("x", chunk.x), ("y", chunk.y)):
+                array = tensor.cpu().numpy()
+                if key not in group:
+                    group.create_dataset(
+                        key, (size, *array.shape[1:]), array.dtype, chunks=(min(size, 1024), *array.shape[1:]),
+                        fletcher32=True,
+                    )  # fmt: skip
+                group[key][start : start + len(array)] = array
+                self._digest.update(array.tobytes())
+            start += len(chunk)
+            self._disk.check()
+
+    def finish(self, attributes: dict[str, Any]) -> None:
+        described = {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            **attributes,
+            "digest": self._digest.hexdigest(),
+        }
+        for key, value in described.items():
+            self._file.attrs[key] = value
+
+
+@contextmanager
+def sequences_writer(path: Path, *, overwrite: bool) -> Iterator[SequencesWriter]:
+    """Open a new data file for writing; it appears at ``path`` whole or not at all."""
+    with atomic_path(path, overwrite=overwrite) as temporary, _PatientFile(temporary, "w+") as disk:
+        with h5py.File(disk, "w") as file:
+            yield SequencesWriter(file, disk)
+        disk.check()
+
+
+class _PatientFile(io.FileIO):
+    """A file under HDF5, which crashes the process when a write fails: keeps the error for ``check`` to raise."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = error
+            return size or 0
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a data file, checked against the schema.
+
+    Raises:
+        SkipRNNError: there is no such file, or it is not an intact data file of this schema.
+    """
+    with _open_sequences(path) as file:
+        return _attributes(file)
+
+
+def read_sequences(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
+    """Read a data file into memory.
+
+    Raises:
+        SkipRNNError: the file is missing, foreign, damaged, or holds values that are not finite.
+    """
+    with _open_sequences(path) as file:
+        attributes = _attributes(file)
+        return DataFile(Path(path), attributes, {name: _read_split(file, path, name) for name in splits})
+
+
+@contextmanager
+def _open_sequences(path: Path) -> Iterator[h5py.File]:
+    if not Path(path).exists():
+        raise SkipRNNError(f"no data file {path}; make one with `skiprnn gen-data` or name another with --data")
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("schema") != SCHEMA:
+                raise SkipRNNError(f"{path} is not a skiprnn data file; make one with `skiprnn gen-data`")
+            if file.attrs.get("schema_version") != SCHEMA_VERSION:
+                raise SkipRNNError(
+                    f"{path} has schema version {file.attrs.get('schema_version')}, this skiprnn reads "
+                    f"{SCHEMA_VERSION}; generate it again with `skiprnn gen-data --overwrite`"
+                )
+            yield file
+    except (OSError, KeyError, RuntimeError) as error:
+        raise SkipRNNError(
+            f"cannot read {path}: not HDF5, truncated or damaged ({error}); generate it again with --overwrite"
+        ) from error
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    attributes = {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items()}
+    for key in ("task", "digest"):
+        attributes[key]  # a file without them was never finished
+    return attributes
+
+
+def _read_split(file: h5py.File, path: Path, name: str) -> Sequences:
+    x, y = (torch.from_numpy(file[name][key][()]) for key in ("x", "y"))
+    if x.dim() != 3 or len(x) != len(y):
+        raise SkipRNNError(
+            f"{path}: split {name} must have x (N, T, D) and y (N,), got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    for key, tensor in (("x", x), ("y", y)):
+        finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+        if not finite.all():
+            first = int((~finite).nonzero()[0])
+            raise SkipRNNError(f"{path}: {name}/{key} of sequence {first} holds NaN or infinity; drop such sequences")
+    return Sequences(x, y)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in ``path`` last through a power cut (only POSIX can open a directory for that)."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

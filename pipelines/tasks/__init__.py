@@ -1,0 +1,50 @@
+"""The tasks, by name."""
+
+from pathlib import Path
+
+from pipelines.errors import SkipRNNError
+from pipelines.storage import DataFile, read_attributes, read_sequences
+from pipelines.tasks.adding import Adding
+from pipelines.tasks.base import SyntheticTask, Task
+from pipelines.tasks.sine import Sine
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Adding, Sine)}
+
+__all__ = ["TASKS", "Adding", "Sine", "SyntheticTask", "Task", "load_data", "task_of_file"]
+
+
+def task_of_file(path: Path, expected: str | None = None) -> Task:
+    """The task, with its parameters, that a data file was made for.
+
+    Raises:
+        SkipRNNError: the file cannot be read, or is not of the ``expected`` task.
+    """
+    attributes = read_attributes(path)
+    name = attributes.get("task")
+    if expected is not None and name != expected:
+        raise SkipRNNError(
+            f"{path} holds data for the task {name}, not {expected}; pass --task {name} or another --data"
+        )
+    if name not in TASKS:
+        raise SkipRNNError(f"{path} holds data for the unknown task {name}; this skiprnn knows {', '.join(TASKS)}")
+    try:
+        return TASKS[name].from_attributes(attributes)
+    except KeyError as error:
+        raise SkipRNNError(f"{path} lacks the attribute {error} of the task {name}; generate it again") from error
+
+
+def load_data(path: Path, expected: str, splits: tuple[str, ...]) -> tuple[Task, DataFile]:
+    """A data file's task and some of its splits.
+
+    Raises:
+        SkipRNNError: the file cannot be read, or does not hold sequences of the ``expected`` task.
+    """
+    task = task_of_file(path, expected)
+    data = read_sequences(path, splits)
+    for name, sequences in data.splits.items():
+        if sequences.x.shape[2] != task.input_size:
+            found, wanted = sequences.x.shape[2], task.input_size
+            raise SkipRNNError(
+                f"{path}: {name}/x has {found} features a step, {task.name} has {wanted}; generate it again"
+            )
+    return task, data

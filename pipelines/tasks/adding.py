@@ -1,0 +1,57 @@
+"""The adding task: sum the two marked values of a sequence."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.errors import SkipRNNError
+from pipelines.storage import Sequences
+from pipelines.tasks.base import SyntheticTask
+
+SOLVED_MSE = 1 / 600  # 1/100 of the variance of the target, 1/6
+
+
+@dataclass(frozen=True)
+class Adding(SyntheticTask):
+    """Steps of (value, marker), value from U(-0.5, 0.5); the target is the sum of the two values marked 1.
+
+    The first marker is uniform in the first tenth of the sequence, the second in its last half. Solved when the mean
+    squared error is at most 1/100 of the target's variance of 1/6.
+
+    Source: Campos et al., ICLR 2018, section 4.1, after Hochreiter and Schmidhuber, 1997.
+    """
+
+    length: int = 50  # steps
+
+    name = "adding"
+    input_size = 2
+    output_size = 1
+    metric_name = "MSE"
+    higher_is_better = False
+    signal_name = "marker"
+
+    def __post_init__(self) -> None:
+        if self.length < 10:
+            raise SkipRNNError(f"adding needs at least 10 steps, so that a tenth holds a marker; got {self.length}")
+
+    def sample(self, size: int, generator: torch.Generator) -> Sequences:
+        device, half = generator.device, self.length // 2
+        values = torch.rand(size, self.length, generator=generator, device=device) - 0.5
+        first = torch.randint(0, self.length // 10, (size, 1), generator=generator, device=device)
+        second = torch.randint(half, self.length, (size, 1), generator=generator, device=device)
+        markers = torch.zeros_like(values).scatter_(1, first, 1).scatter_(1, second, 1)
+        target = values.gather(1, first) + values.gather(1, second)
+        return Sequences(torch.stack([values, markers], dim=-1), target[:, 0])
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.scores(prediction, target).mean() / 2
+
+    def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction[:, 0] - target).square()
+
+    def solved(self, metric: float) -> bool:
+        return metric <= SOLVED_MSE
+
+    def signal(self, x: Tensor) -> Tensor:
+        return x[:, 1]

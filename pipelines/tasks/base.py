@@ -1,0 +1,70 @@
+"""What a task is: its data, the head's size, loss, metric, and when it counts as solved."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pipelines.storage import Sequences
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task; its fields are the parameters of its data, stored in the data file's attributes."""
+
+    name: ClassVar[str]
+    input_size: ClassVar[int]
+    output_size: ClassVar[int]
+    metric_name: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    signal_name: ClassVar[str]
+    """What ``signal`` shows, with its unit."""
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, Any]) -> Self:
+        """The task a data file was made for."""
+        return cls(**{field.name: attributes[field.name] for field in fields(cls)})
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the data, as stored in the file's attributes."""
+        return asdict(self)
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss without the budget: (B, output_size), (B,) -> scalar."""
+
+    @abstractmethod
+    def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Each sequence's share of the metric, whose value is their mean: (B, output_size), (B,) -> (B,)."""
+
+    def solved(self, metric: float) -> bool | None:
+        """Whether the metric counts as a solution; None where the paper has no such rule."""
+        return None
+
+    @abstractmethod
+    def signal(self, x: Tensor) -> Tensor:
+        """What the usage figure draws over time: (T, D) -> (T,)."""
+
+
+class SyntheticTask(Task):
+    """A task whose sequences are drawn at random."""
+
+    @abstractmethod
+    def sample(self, size: int, generator: torch.Generator) -> Sequences:
+        """Draw ``size`` sequences on the generator's device."""
+
+
+class ClassificationTask(Task):
+    """Cross-entropy and accuracy."""
+
+    metric_name = "accuracy"
+    higher_is_better = True
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(prediction, target)
+
+    def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction.argmax(1) == target).to(prediction.dtype)

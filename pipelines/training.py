@@ -1,0 +1,259 @@
+"""``train``: one loop, read from top to bottom."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from pipelines.checkpoints import Checkpoint, has_checkpoint, load_checkpoint, remove_leftovers, save_checkpoint
+from pipelines.errors import SkipRNNError
+from pipelines.evaluation import Evaluation, evaluate
+from pipelines.model import SequenceModel, build_model, choose_device
+from pipelines.presets import TrainConfig
+from pipelines.randomness import derive_seed, generator
+from pipelines.runs import append_metrics, load_config, lock_run, rewind_metrics
+from pipelines.storage import Sequences
+from pipelines.tasks import SyntheticTask, Task, load_data
+from skiprnn import budget_loss, used_samples
+
+MEASURED = ("loss", "task_loss", "budget_loss", "metric", "used", "grad_norm")
+
+
+@dataclass
+class Progress:
+    """Where training stands: the numbers of a checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_objective: float = math.inf
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * (len(MEASURED) + 1))  # since the last evaluation
+    data_digest: str = ""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        return cls(**checkpoint.numbers)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the loop tells whoever watches; ``record`` is a line of metrics.jsonl, present at evaluations."""
+
+    step: int
+    total_steps: int
+    batch_size: int
+    seconds: float
+    record: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended."""
+
+    run: Path
+    step: int
+    total_steps: int
+    reason: str  # "finished", "patience" or "interrupted"
+    best_step: int
+
+
+def train(
+    run: Path,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[Report], None] = lambda report: None,
+    tensorboard: bool = False,
+) -> Outcome:
+    """Train the run in a directory, from its last checkpoint if it has one.
+
+    On the CPU a run that was interrupted, however often, ends with the very weights of one that was not.
+
+    Args:
+        run: a directory made by ``runs.create_run``.
+        should_stop: asked after each step; when true the run saves itself and returns.
+        on_progress: called after each step.
+        tensorboard: also log to ``run/tensorboard``; needs the extra of that name.
+
+    Raises:
+        SkipRNNError: the run is in use, its files or data cannot be read or written, or the loss is no longer finite.
+    """
+    with lock_run(run):
+        remove_leftovers(run)
+        config = load_config(run)
+        device = choose_device(config.device)
+        task, data = load_data(Path(config.data), config.task, ("train", "val"))
+        train_split, val_split = (data.splits[name].to(device) for name in ("train", "val"))
+        total_steps = config.steps or (config.epochs or 0) * math.ceil(len(train_split) / config.batch_size)
+
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        model = build_model(config, task).to(device).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        progress = Progress(data_digest=data.attributes["digest"])
+        if has_checkpoint(run, "last"):
+            progress = _restore(load_checkpoint(run, "last"), model, optimizer, device)
+            if progress.data_digest != data.attributes["digest"]:
+                raise SkipRNNError(
+                    f"{config.data} is not the data this run was trained on; restore it or train a new run"
+                )
+        rewind_metrics(run, progress.step)
+        log = _tensorboard(run, progress.step) if tensorboard else None
+
+        batches = _batches(config, task, train_split, progress.step, device)
+        sums = torch.tensor(progress.sums, device=device, dtype=torch.float64)
+        started = time.monotonic() - progress.seconds
+        reason = "patience" if _out_of_patience(config, progress) else "finished"
+        while progress.step < total_steps and reason == "finished":
+            progress.step += 1
+            torch.manual_seed(derive_seed(config.seed, "step", progress.step))
+            optimizer.param_groups[0]["lr"] = _learning_rate(config, progress.step, total_steps)
+            sums += _step(model, optimizer, task, next(batches), config)
+
+            record, is_best = None, False
+            if progress.step % config.eval_every == 0 or progress.step == total_steps:
+                result = evaluate(model, task, val_split, config)
+                _check_finite([*sums.tolist(), result.loss], progress.step, run)
+                means = dict(zip(MEASURED, (sums[:-1] / sums[-1]).tolist(), strict=True))
+                sums.zero_()
+                objective = _objective(result, config)
+                is_best = objective < progress.best_objective
+                progress.evaluations_since_best += 1
+                if is_best:
+                    progress.best_objective, progress.best_step = objective, progress.step
+                    progress.evaluations_since_best = 0
+                record = _record(progress.step, time.monotonic() - started, means, result, config)
+                append_metrics(run, record)
+                if log is not None:
+                    _log(log, record)
+                if _out_of_patience(config, progress):
+                    reason = "patience"
+            stopping = should_stop()
+            if record is not None or stopping:
+                progress.sums = sums.tolist()
+                _check_finite(progress.sums, progress.step, run)
+                progress.seconds = time.monotonic() - started
+                names = ("best", "last") if is_best else ("last",)  # last is what a resumed run believes: write it last
+                save_checkpoint(run, names, _checkpoint(progress, model, optimizer))
+            on_progress(Report(progress.step, total_steps, config.batch_size, time.monotonic() - started, record))
+            if stopping and progress.step < total_steps:
+                reason = "interrupted"
+        if log is not None:
+            log.close()
+        return Outcome(Path(run), progress.step, total_steps, reason, progress.best_step)
+
+
+def _step(
+    model: SequenceModel, optimizer: torch.optim.Optimizer, task: Task, batch: Sequences, config: TrainConfig
+) -> Tensor:
+    """One update of the weights; returns MEASURED and 1, to be summed, on the device, so that nothing waits for it."""
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+        prediction, update_gate = model(batch.x)
+    task_loss = task.loss(prediction, batch.y)
+    budget = budget_loss(update_gate, config.lam, batch_first=True)
+    loss = task_loss + budget
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    grad_norm = clip_grad_norm_(model.parameters(), config.grad_clip)
+    optimizer.step()
+    metric = task.scores(prediction.detach(), batch.y).mean()
+    used = used_samples(update_gate.detach(), batch_first=True).mean()
+    measured = (loss, task_loss, budget, metric, used, grad_norm, torch.ones_like(used))
+    return torch.stack([value.detach().double() for value in measured])
+
+
+def _batches(config: TrainConfig, task: Task, split: Sequences, step: int, device: torch.device) -> Iterator[Sequences]:
+    """The batches that follow ``step``: a function of the seed and the step, wherever training was interrupted."""
+    if config.fresh_batches:
+        if not isinstance(task, SyntheticTask):
+            raise SkipRNNError(
+                f"the task {task.name} has no generator to draw fresh batches from; train on its data file"
+            )
+        while True:
+            step += 1
+            yield task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
+    per_epoch = math.ceil(len(split) / config.batch_size)
+    while True:
+        epoch, done = divmod(step, per_epoch)
+        order = np.random.default_rng(derive_seed(config.seed, "epoch", epoch)).permutation(len(split))
+        rows = torch.from_numpy(order).to(device)
+        for start in range(done * config.batch_size, len(rows), config.batch_size):
+            yield split.take(rows[start : start + config.batch_size])
+            step += 1
+
+
+def _learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    if config.lr_schedule == "cosine":
+        return config.lr * (1 + math.cos(math.pi * (step - 1) / total_steps)) / 2
+    return config.lr
+
+
+def _objective(result: Evaluation, config: TrainConfig) -> float:
+    """What training minimises, on held-out data: the best checkpoint has the lowest."""
+    return result.loss + config.lam * result.used_mean
+
+
+def _out_of_patience(config: TrainConfig, progress: Progress) -> bool:
+    return config.patience is not None and progress.evaluations_since_best >= config.patience
+
+
+def _check_finite(values: list[float], step: int, run: Path) -> None:
+    if not all(map(math.isfinite, values)):
+        raise SkipRNNError(
+            f"the loss or its gradient is not finite near step {step} of {run}; the checkpoints before are intact. "
+            "Train again with a lower --lr, or with --amp off"
+        )
+
+
+def _record(
+    step: int, seconds: float, means: dict[str, float], result: Evaluation, config: TrainConfig
+) -> dict[str, Any]:
+    return {
+        "step": step,
+        "seconds": round(seconds, 3),
+        "train": means,
+        "val": {**asdict(result), "objective": _objective(result, config)},
+    }
+
+
+def _checkpoint(progress: Progress, model: SequenceModel, optimizer: torch.optim.Optimizer) -> Checkpoint:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    names = [name for name, _ in model.named_parameters()]
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{key}.{names[index]}": tensor for key, tensor in state.items()}
+    return Checkpoint({name: tensor.cpu() for name, tensor in tensors.items()}, asdict(progress))
+
+
+def _restore(
+    checkpoint: Checkpoint, model: SequenceModel, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Progress:
+    tensors = checkpoint.tensors
+    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+    state: dict[int, dict[str, Tensor]] = {}
+    for index, (name, _) in enumerate(model.named_parameters()):
+        prefixed = ((key, f"optimizer.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq"))
+        state[index] = {key: tensors[full] for key, full in prefixed if full in tensors}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {k: v for k, v in state.items() if v}})
+    return Progress.of(checkpoint)
+
+
+def _tensorboard(run: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SkipRNNError(
+            "TensorBoard is not installed; `pip install skiprnn[tensorboard]` or drop --tensorboard"
+        ) from error
+    return SummaryWriter(str(Path(run) / "tensorboard"), purge_step=step + 1)
+
+
+def _log(log: Any, record: dict[str, Any]) -> None:
+    for split in ("train", "val"):
+        for name, value in record[split].items():
+            log.add_scalar(f"{split}/{name}", value, record["step"])

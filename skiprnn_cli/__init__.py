@@ -1,0 +1,1 @@
+"""The ``skiprnn`` command: parsing, progress and messages."""

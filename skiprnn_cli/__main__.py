@@ -1,0 +1,3 @@
+from skiprnn_cli.main import cli
+
+cli(prog_name="skiprnn")

@@ -1,0 +1,54 @@
+"""``skiprnn evaluate``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from skiprnn_cli import options
+
+if TYPE_CHECKING:
+    from pipelines.evaluation import Report
+
+
+@click.command(epilog="Example: skiprnn evaluate runs/NAME --split val --json")
+@options.run_argument
+@options.split
+@options.checkpoint
+@options.data_of_run
+@options.device
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    run: Path | None, split: str, checkpoint: str, data: Path | None, device: str | None, as_json: bool
+) -> None:
+    """Evaluate RUN, or the run trained last: metric, used samples, cost and time per sequence.
+
+    Cost counts one multiply-accumulate per input and recurrent weight used, as the paper does. Time is the median of
+    several forward passes of one batch, beside the same weights with skipping off (torch's own LSTM or GRU).
+    """
+    from pipelines.evaluation import evaluate_run
+
+    report = evaluate_run(options.chosen_run(run), split=split, checkpoint=checkpoint, data=data, device=device)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps(asdict(report)))
+    else:
+        click.echo(_text(report))
+
+
+def _text(r: "Report") -> str:
+    solved = {True: "  (solved)", False: "  (not solved)", None: ""}[r.solved]
+    milliseconds = 1e3 * r.seconds_per_sequence
+    plain_milliseconds = 1e3 * r.seconds_per_sequence_without_skipping
+    lines = {
+        "run": f"{r.run}, checkpoint {r.checkpoint} of step {r.step}",
+        "model": f"{r.model} on {r.task}, {r.sequences:,} {r.split} sequences",
+        r.metric_name: f"{r.metric:.6g}{solved}",
+        "used samples": f"{r.used_mean:.2f} ± {r.used_std:.2f} of {r.steps_per_sequence} ({r.used_percent:.1f} %)",
+        "cost": f"{r.cost:.3g} multiply-accumulates a sequence; without skipping {r.cost_without_skipping:.3g}",
+        "time": f"{milliseconds:.3f} ms a sequence; without skipping {plain_milliseconds:.3f} ms "
+        f"({plain_milliseconds / milliseconds:.2f}x as fast; {r.device}, batch {r.batch_size})",
+    }
+    return "\n".join(f"{name:<14}{value}" for name, value in lines.items())

@@ -1,0 +1,34 @@
+"""``skiprnn plot-usage``."""
+
+from pathlib import Path
+
+import click
+
+from skiprnn_cli import options
+
+
+@click.command(epilog="Example: skiprnn plot-usage runs/NAME --examples 6 --out usage.pdf")
+@options.run_argument
+@click.option("--examples", type=click.IntRange(1, 100), default=10, show_default=True, help="Sequences to draw.")
+@options.split
+@options.checkpoint
+@options.data_of_run
+@click.option("--out", type=options.PATH, help="A .png, .pdf or .svg file.  [default: RUN/usage.png]")
+@options.overwrite
+def command(
+    run: Path | None, examples: int, split: str, checkpoint: str, data: Path | None, out: Path | None, overwrite: bool
+) -> None:
+    """Draw which samples RUN, or the run trained last, used (red) and skipped (blue)."""
+    from pipelines.figures import plot_usage
+
+    run = options.chosen_run(run)
+    path = plot_usage(
+        run,
+        out or run / "usage.png",
+        examples=examples,
+        split=split,
+        checkpoint=checkpoint,
+        data=data,
+        overwrite=overwrite,
+    )
+    click.echo(f"wrote {path}")

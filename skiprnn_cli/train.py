@@ -1,0 +1,221 @@
+"""``skiprnn train``."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.presets import CHOICES, DATA, DEFAULT_SIZES, PRESETS, TASK_NAMES, TrainConfig, configure
+from skiprnn_cli import options
+
+if TYPE_CHECKING:
+    from pipelines.training import Outcome
+
+CHANGEABLE_ON_RESUME = {"steps", "epochs", "patience", "device"}
+
+
+def preset_option(flag: str, field: str, kind: Any, text: str) -> Callable[[Any], Any]:
+    """An option whose default is the preset's, said in its help."""
+    values = {
+        preset: {str(getattr(PRESETS[task][preset], field)) for task in TASK_NAMES} for preset in CHOICES["preset"]
+    }
+    by_preset = {preset: "/".join(sorted(found)) for preset, found in values.items()}
+    if len(set(by_preset.values())) == 1:
+        default = next(iter(by_preset.values()))
+    else:
+        default = ", ".join(f"{preset}: {value}" for preset, value in by_preset.items())
+    shown = "" if default == "None" else f"  [default: {default}]"
+    return click.option(flag, field, type=kind, default=None, help=text + shown)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  skiprnn train --cell lstm --lam 1e-5
+  skiprnn train --task sine --cell gru --lam 1e-4 --preset paper --device cuda
+  skiprnn train --no-skip                     the plain LSTM
+  skiprnn train --resume runs/NAME --steps 5000"""
+)
+@click.option("--task", type=click.Choice(TASK_NAMES), help="What to learn.  [default: the data file's, or adding]")
+@click.option(
+    "--preset",
+    type=click.Choice(CHOICES["preset"]),
+    default="quick",
+    show_default=True,
+    help="quick: minutes on two CPU cores. paper: the paper's protocol.",
+)
+@click.option("--data", type=options.PATH, help="Data file.  [default: data/TASK.h5, generated if missing]")
+@preset_option("--fresh-batches/--no-fresh-batches", "fresh_batches", bool, "Draw each batch anew, not from the file.")
+@preset_option("--cell", "cell", click.Choice(CHOICES["cell"]), "Recurrent cell.")
+@preset_option("--skip/--no-skip", "skip", bool, "Learn to skip, or run the plain cell.")
+@preset_option(
+    "--p-skip", "p_skip", options.Number(0, 1), "Baseline: skip with this probability instead of learning to."
+)
+@preset_option("--lam", "lam", options.Number(min=0), "λ, the loss of using one sample.")
+@preset_option("--hidden", "hidden_size", click.IntRange(min=1), "Units of a layer.")
+@preset_option("--layers", "num_layers", click.IntRange(min=1), "Layers of the stack.")
+@preset_option("--engine", "engine", click.Choice(CHOICES["engine"]), "How the Skip RNN is computed.")
+@preset_option("--lr", "lr", options.Number(min=0, min_open=True), "Learning rate of Adam.")
+@preset_option("--lr-schedule", "lr_schedule", click.Choice(CHOICES["lr_schedule"]), "cosine: falls to 0 at the end.")
+@preset_option("--grad-clip", "grad_clip", options.Number(min=0, min_open=True), "Largest global norm of the gradient.")
+@preset_option("--batch-size", "batch_size", click.IntRange(min=1), "Sequences of a batch.")
+@preset_option("--steps", "steps", click.IntRange(min=1), "Batches to train on.")
+@preset_option("--epochs", "epochs", click.IntRange(min=1), "Or passes over the train split.")
+@preset_option(
+    "--eval-every", "eval_every", click.IntRange(min=1), "Steps between evaluations; each saves a checkpoint."
+)
+@preset_option("--patience", "patience", click.IntRange(min=1), "Stop after so many evaluations without a better one.")
+@preset_option("--seed", "seed", click.IntRange(min=0), "Of weights and batches.")
+@preset_option("--device", "device", click.Choice(CHOICES["device"]), "auto: CUDA where there is one.")
+@preset_option("--amp", "amp", click.Choice(CHOICES["amp"]), "Matrix products in bfloat16; the gate stays in float32.")
+@click.option("--tensorboard", is_flag=True, help="Log to RUN/tensorboard too (extra: tensorboard).")
+@click.option("--out", type=options.PATH, help="Run directory.  [default: runs/NAME-DATE]")
+@click.option(
+    "--resume",
+    type=options.PATH,
+    help="Continue this run; only --steps, --epochs, --patience and --device may change.",
+)
+@options.overwrite
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    task: str | None,
+    preset: str,
+    data: Path | None,
+    tensorboard: bool,
+    out: Path | None,
+    resume: Path | None,
+    overwrite: bool,
+    **training: Any,
+) -> None:
+    """Train a Skip RNN on adding, or what the options say, and save the run.
+
+    The run directory receives config.json, environment.json, metrics.jsonl and the checkpoints last and best. Ctrl-C
+    and SIGTERM save the run and stop it; --resume continues it as if it had not stopped.
+    """
+    from pipelines.model import choose_device
+    from pipelines.runs import create_run, default_run_path
+
+    if resume is not None:
+        run = _resumed(ctx, resume, training)
+    else:
+        config = _configuration(task, preset, data, training)
+        choose_device(config.device)
+        run = out or default_run_path(config, options.RUNS)
+        if data is None:
+            _ensure_data(config)
+        create_run(run, config, overwrite=overwrite)
+    click.echo(f"run: {run}", err=True)
+    with stop_signals() as stopped:
+        outcome = _train_with_display(run, stopped, tensorboard)
+    _summarise(outcome)
+    if outcome.reason == "interrupted":
+        sys.exit(128 + stopped.signal)
+
+
+class StopSignals:
+    """Remembers the first SIGINT or SIGTERM; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+    def remember(self, number: int, frame: object) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        click.echo("stopping after this step, once more to stop at once", err=True)
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Catch SIGINT and SIGTERM in the block."""
+    stopped = StopSignals()
+    before = {number: signal.signal(number, stopped.remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _configuration(task: str | None, preset: str, data: Path | None, training: dict[str, Any]) -> TrainConfig:
+    if data is not None:
+        from pipelines.tasks import task_of_file
+
+        task = task_of_file(data, task).name
+    task = task or "adding"
+    if training["p_skip"] is not None:
+        if training["skip"]:
+            raise click.UsageError("--p-skip is a baseline without a learned gate; drop --skip.")
+        training["skip"] = False
+    if training["steps"] is not None and training["epochs"] is not None:
+        raise click.UsageError("Give --steps or --epochs, not both.")
+    fresh_batches = training["fresh_batches"]
+    if fresh_batches is None:
+        fresh_batches = PRESETS[task][preset].fresh_batches
+    if training["epochs"] is not None and fresh_batches:
+        raise click.UsageError("Fresh batches have no epochs; give --steps, or --no-fresh-batches.")
+    path = (data or DATA / f"{task}.h5").absolute()
+    return configure(task, preset, data=str(path), **training)
+
+
+def _resumed(ctx: click.Context, run: Path, training: dict[str, Any]) -> Path:
+    from pipelines.runs import extend_run, load_config, lock_run
+
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    refused = given - CHANGEABLE_ON_RESUME - {"resume", "tensorboard"}
+    if refused:
+        names = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in refused))
+        raise click.UsageError(f"--resume continues a run as it was configured; drop {names}.")
+    changes = {name: training[name] for name in CHANGEABLE_ON_RESUME if training[name] is not None}
+    load_config(run)
+    if changes:
+        if "steps" in changes:
+            changes["epochs"] = None
+        elif "epochs" in changes:
+            changes["steps"] = None
+        with lock_run(run):
+            extend_run(run, **changes)
+    return run
+
+
+def _ensure_data(config: TrainConfig) -> None:
+    """Generate the task's default data file if it is missing."""
+    path = Path(config.data)
+    if path.exists():
+        return
+    from pipelines.tasks import TASKS, SyntheticTask
+    from skiprnn_cli.gen_data import write_with_progress
+
+    task = TASKS[config.task]()
+    if isinstance(task, SyntheticTask):
+        click.echo(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does", err=True)
+        write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
+
+
+def _train_with_display(run: Path, stopped: Callable[[], bool], tensorboard: bool) -> "Outcome":
+    from pipelines.training import train
+    from skiprnn_cli.progress import training_display
+
+    with training_display() as show:
+        return train(run, should_stop=stopped, on_progress=show, tensorboard=tensorboard)
+
+
+def _summarise(outcome: "Outcome") -> None:
+    how = {
+        "finished": "finished",
+        "patience": f"stopped by patience, the best evaluation being at step {outcome.best_step}",
+        "interrupted": "interrupted and saved",
+    }[outcome.reason]
+    click.echo(f"{outcome.run}: {how} at step {outcome.step} of {outcome.total_steps}")
+    if outcome.reason == "interrupted":
+        click.echo(f"continue with: skiprnn train --resume {outcome.run}")
+    else:
+        click.echo(f"next: skiprnn evaluate {outcome.run}")

@@ -1,0 +1,56 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipelines.generation import generate
+from pipelines.presets import TrainConfig
+from pipelines.runs import create_run
+from pipelines.tasks import Adding, Sine
+from pipelines.training import train
+from skiprnn_cli.main import cli
+
+SIZES = {"train": 96, "val": 16, "test": 16}
+
+
+@pytest.fixture(scope="session")
+def adding_file(tmp_path_factory) -> Path:
+    return generate(Adding(length=12), tmp_path_factory.mktemp("data") / "adding.h5", SIZES, seed=3)
+
+
+@pytest.fixture(scope="session")
+def sine_file(tmp_path_factory) -> Path:
+    return generate(Sine(duration=15), tmp_path_factory.mktemp("data") / "sine.h5", SIZES, seed=3)
+
+
+@pytest.fixture
+def config(adding_file) -> TrainConfig:
+    """A run of seconds."""
+    return TrainConfig(
+        data=str(adding_file), hidden_size=6, batch_size=32, lr=1e-2, lam=1e-3, steps=8, eval_every=3, device="cpu"
+    )
+
+
+@pytest.fixture
+def make_run(tmp_path, config):
+    """Create, and train unless told not to, a run with some options changed."""
+
+    def make(name="run", trained=True, **options) -> Path:
+        run = create_run(tmp_path / name, replace(config, **options))
+        if trained:
+            train(run)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def skiprnn(monkeypatch, tmp_path):
+    """Run the command in an empty folder: ``skiprnn("train", "--lam", "1e-5")``."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object):
+        return CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="skiprnn")
+
+    return run

@@ -1,0 +1,65 @@
+"""The plain cells, and the plain cells that skip at random."""
+
+import pytest
+import torch
+from torch import nn
+
+from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM
+
+BASELINES = [(RandomSkipLSTM, SkipLSTM), (RandomSkipGRU, SkipGRU)]
+
+
+@pytest.mark.parametrize(("baseline", "skip"), BASELINES)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_without_skipping_it_is_torchs_own_cell(baseline, skip, batch_first):
+    ours = baseline(3, 5, 2, batch_first=batch_first, learn_initial_state=False)
+    plain = {RandomSkipLSTM: nn.LSTM, RandomSkipGRU: nn.GRU}[baseline](3, 5, 2, batch_first=batch_first)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 7, 3)
+    output, state, gate = ours(x)
+    expected, last = plain(x)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(state.h, last[0] if isinstance(last, tuple) else last)
+    assert gate.shape == (4, 7)
+    assert gate.all()
+
+
+@pytest.mark.parametrize(("baseline", "skip"), BASELINES)
+def test_it_takes_the_weights_of_a_skip_rnn(baseline, skip):
+    rnn = skip(3, 5, 2, update_bias=100.0)
+    plain = baseline(3, 5, 2)
+    assert plain.load_state_dict(rnn.state_dict(), strict=False).unexpected_keys == ["update_weight", "update_bias"]
+    x = torch.randn(9, 4, 3)
+    torch.testing.assert_close(plain(x).output, rnn(x).output)
+    torch.testing.assert_close(plain(x, lengths=[9, 2, 1, 5]).output, rnn(x, lengths=[9, 2, 1, 5]).output)
+
+
+@pytest.mark.parametrize(("baseline", "skip"), BASELINES)
+def test_random_skipping_copies_the_state_at_the_wanted_rate(baseline, skip):
+    torch.manual_seed(0)
+    rnn = baseline(3, 5, p_skip=0.25)
+    output, _, gate = rnn(torch.randn(400, 20, 3))
+    assert gate.mean().item() == pytest.approx(0.75, abs=0.02)
+    skipped = gate[1:] == 0
+    assert torch.equal(output[1:][skipped], output[:-1][skipped])
+    assert (output[1:][~skipped] != output[:-1][~skipped]).any(-1).all()
+
+
+@pytest.mark.parametrize(("baseline", "skip"), BASELINES)
+def test_always_skipping_keeps_the_initial_state(baseline, skip):
+    rnn = baseline(3, 5, p_skip=1.0)
+    output, _, gate = rnn(torch.randn(6, 2, 3))
+    assert not gate.any()
+    assert torch.equal(output, rnn.initial_h.expand(6, 2, 5))
+
+
+def test_state_carries_over():
+    rnn = RandomSkipLSTM(3, 5, 2)
+    x = torch.randn(8, 2, 3)
+    first = rnn(x[:3])
+    torch.testing.assert_close(rnn(x[3:], first.state).output, rnn(x).output[3:])
+
+
+def test_bad_probability():
+    with pytest.raises(ValueError, match=r"p_skip must lie in 0\.\.1, got 1\.5"):
+        RandomSkipLSTM(3, 5, p_skip=1.5)

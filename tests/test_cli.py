@@ -1,0 +1,235 @@
+"""The command line: help, exit codes, messages, and the commands in the order a new user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+from pipelines.runs import read_metrics
+from skiprnn_cli.main import COMMANDS, cli
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+SMALL = ("--hidden", 6, "--batch-size", 32, "--steps", 8, "--eval-every", 3, "--device", "cpu")
+
+
+def all_commands(group=cli, prefix=()):
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*prefix, name), command
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*prefix, name))
+
+
+@pytest.mark.parametrize(("words", "command"), list(all_commands()), ids=lambda value: str(value)[:40])
+def test_every_command_has_help_with_an_example_and_stands_in_the_readme(skiprnn, words, command):
+    done = skiprnn(*words, "--help")
+    assert done.exit_code == 0
+    assert f"skiprnn {' '.join(words)}" in done.stdout.split("Example", 1)[1]
+    assert command.help
+    assert f"skiprnn {words[0]}" in README
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+def test_the_group_lists_every_command_and_says_what_each_module_says(skiprnn):
+    text = skiprnn("--help").stdout
+    assert all(name in text for name in COMMANDS)
+
+
+def test_version(skiprnn):
+    assert skiprnn("--version").stdout.startswith("skiprnn, version 0.")
+
+
+def test_help_answers_in_half_a_second():
+    command = [sys.executable, "-m", "skiprnn_cli", "--help"]
+    subprocess.run(command, capture_output=True, check=True)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("task", ["adding", "sine"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_from_data_to_figure(skiprnn, tmp_path, task, cell):
+    sizes = ("--train", 64, "--val", 16, "--test", 16)
+    done = skiprnn("gen-data", task, *sizes)
+    assert (done.exit_code, done.stdout) == (
+        0, f"wrote data/{task}.h5: 64 train, 16 val, 16 test sequences, seed 0\n",
+    )  # fmt: skip
+    done = skiprnn("train", "--task", task, "--cell", cell, "--lam", "1e-5", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert "finished at step 8 of 8" in done.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith(f"{task}-skip-{cell}-lam1e-05-seed0-")
+    assert "step 6/8" in done.stderr
+
+    done = skiprnn("evaluate")
+    assert done.exit_code == 0, done.output
+    assert f"Skip {cell.upper()} on {task}, 16 test sequences" in done.stdout
+    assert "used samples" in done.stdout
+    record = json.loads(skiprnn("evaluate", run, "--json", "--split", "val").stdout)
+    assert record["task"] == task
+    assert record["sequences"] == 16
+
+    done = skiprnn("plot-usage", "--examples", 2)
+    assert done.exit_code == 0, done.output
+    assert (run / "usage.png").read_bytes().startswith(b"\x89PNG")
+    assert skiprnn("plot-curves", run, "--out", "curves.pdf").exit_code == 0
+    assert Path("curves.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_train_generates_missing_data_and_says_so(skiprnn, monkeypatch, tmp_path):
+    monkeypatch.setattr("skiprnn_cli.train.DEFAULT_SIZES", {"train": 64, "val": 16, "test": 16})
+    done = skiprnn("train", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert "adding.h5 yet: generating it, as `skiprnn gen-data adding` does" in done.stderr
+    assert Path("data/adding.h5").exists()
+    assert "generating" not in skiprnn("train", *SMALL).stderr
+
+
+def test_the_task_follows_the_data_file(skiprnn, sine_file):
+    assert skiprnn("train", "--data", sine_file, *SMALL).exit_code == 0
+    assert "on sine" in skiprnn("evaluate").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "model"),
+    [(("--no-skip",), "LSTM"), (("--p-skip", 0.5), "LSTM p_skip=0.5"), (("--cell", "gru"), "Skip GRU")],
+)
+def test_models(skiprnn, adding_file, options, model):
+    assert skiprnn("train", "--data", adding_file, *options, *SMALL).exit_code == 0
+    assert f"{model} on adding" in skiprnn("evaluate").stdout
+
+
+def test_resume(skiprnn, adding_file):
+    assert skiprnn("train", "--data", adding_file, "--out", "run", *SMALL).exit_code == 0
+    assert "finished at step 8 of 8" in skiprnn("train", "--resume", "run").stdout
+    done = skiprnn("train", "--resume", "run", "--steps", 12)
+    assert "finished at step 12 of 12" in done.stdout
+    assert read_metrics(Path("run"))[-1]["step"] == 12
+    done = skiprnn("train", "--resume", "run", "--lam", 1, "--cell", "gru")
+    assert done.exit_code == 2
+    assert "--resume continues a run as it was configured; drop --cell, --lam." in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_stop(adding_file, tmp_path, number, code):
+    command = [sys.executable, "-m", "skiprnn_cli", "train", "--data", adding_file, "--out", tmp_path / "run"]
+    command += [*map(str, SMALL), "--steps", "1000000"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("step 6/"):
+            break
+    process.send_signal(number)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"continue with: skiprnn train --resume {tmp_path / 'run'}" in stdout
+    (last,) = {json.loads((tmp_path / "run/checkpoints/last.json").read_text())["numbers"]["step"]}
+    assert f"interrupted and saved at step {last} of 1000000" in stdout
+
+
+def file_size_limit():
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+def test_full_disk(tmp_path):
+    """A limit on the size of files stands in for a full disk."""
+    out = tmp_path / "adding.h5"
+    command = [sys.executable, "-m", "skiprnn_cli", "gen-data", "adding", "--train", "10000", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=file_size_limit, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"Error: cannot write {out}: ")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+USAGE_ERRORS = [
+    (("train", "--task", "juggling"), "'juggling' is not one of 'adding', 'sine'"),
+    (("train", "--cell", "rnn"), "'rnn' is not one of 'lstm', 'gru'"),
+    (("train", "--lam", "-1"), "-1.0 is not in the range x>=0"),
+    (("train", "--lam", "nan"), "nan is not a finite number"),
+    (("train", "--lr", "0"), "0.0 is not in the range x>0"),
+    (("train", "--p-skip", "0.5", "--skip"), "--p-skip is a baseline"),
+    (("train", "--steps", "5", "--epochs", "5"), "Give --steps or --epochs, not both."),
+    (("train", "--preset", "paper", "--epochs", "5"), "Fresh batches have no epochs"),
+    (("gen-data", "adding", "--length", "9"), "9 is not in the range x>=10"),
+    (("gen-data", "sine", "--duration", "inf"), "inf is not a finite number"),
+    (("gen-data", "juggling"), "No such command 'juggling'"),
+    (("plot-curves",), "Missing argument 'RUNS...'"),
+    (("dance",), "No such command 'dance'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE_ERRORS, ids=lambda value: " ".join(value)[:30])
+def test_wrong_usage(skiprnn, tmp_path, arguments, message):
+    done = skiprnn(*arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_have_one_message_and_no_traceback(skiprnn, adding_file, make_run, tmp_path):
+    run = make_run()
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "blocked").write_text("")
+    (tmp_path / "damaged.h5").write_bytes(adding_file.read_bytes()[:3000])
+    cases = [
+        (("evaluate",), "no run with a checkpoint in runs/; make one with `skiprnn train`"),
+        (("plot-usage",), "no run with a checkpoint in runs/"),
+        (("evaluate", "nowhere"), "nowhere is not a run directory"),
+        (("evaluate", run, "--data", "missing.h5"), "no data file missing.h5; make one with `skiprnn gen-data`"),
+        (("train", "--data", "missing.h5"), "no data file missing.h5"),
+        (("train", "--data", "damaged.h5"), "cannot read damaged.h5"),
+        (("train", "--data", adding_file, "--task", "sine"), "holds data for the task adding, not sine"),
+        (("train", "--data", adding_file, "--out", run), "exists already; continue it with --resume"),
+        (("train", "--data", adding_file, "--out", "blocked/run"), "cannot make the run directory blocked/run"),
+        (("train", "--resume", "nowhere"), "nowhere is not a run directory"),
+        (("gen-data", "adding", "--out", "damaged.h5"), "exists already; pass --overwrite"),
+        (("gen-data", "adding", "--out", "blocked/a.h5"), "cannot write blocked/a.h5"),
+        (
+            ("gen-data", "sine", "--duration", "1", "--sampling-period", "2"),
+            "sine needs 0 < sampling period <= duration",
+        ),
+        (("plot-usage", run, "--out", "usage.gif"), "must end in .png, .pdf, .svg"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append((("train", "--data", adding_file, "--device", "cuda"), "no CUDA device is available to torch"))
+    for arguments, message in cases:
+        done = skiprnn(*arguments)
+        assert done.exit_code == 1, (arguments, done.output)
+        assert done.stderr.splitlines()[-1].startswith("Error: "), arguments
+        assert message in done.stderr, arguments
+        assert isinstance(done.exception, SystemExit)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_folder(skiprnn, tmp_path, adding_file):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    done = skiprnn("train", "--data", adding_file, "--out", "locked/run", *SMALL)
+    assert done.exit_code == 1
+    assert "cannot make the run directory locked/run: Permission denied" in done.stderr
+
+
+def test_a_run_in_use(skiprnn, make_run):
+    from pipelines.runs import lock_run
+
+    run = make_run()
+    with lock_run(run):
+        done = skiprnn("train", "--resume", run, "--steps", 20)
+    assert done.exit_code == 1
+    assert "is in use by another process" in done.stderr

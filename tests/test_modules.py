@@ -1,0 +1,143 @@
+"""SkipLSTM and SkipGRU as modules: parameters, shapes, arguments, state_dict."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from skiprnn import GRUState, LSTMState, SkipGRU, SkipLSTM
+
+PAIRS = [(SkipLSTM, nn.LSTM), (SkipGRU, nn.GRU)]
+
+
+def test_parameters_have_the_documented_names_and_shapes():
+    shapes = {name: tuple(p.shape) for name, p in SkipLSTM(3, 5, 2).named_parameters()}
+    assert shapes == {
+        "weight_ih_l0": (20, 3), "weight_hh_l0": (20, 5), "bias_ih_l0": (20,), "bias_hh_l0": (20,),
+        "weight_ih_l1": (20, 5), "weight_hh_l1": (20, 5), "bias_ih_l1": (20,), "bias_hh_l1": (20,),
+        "update_weight": (5,), "update_bias": (1,), "initial_h": (2, 5), "initial_c": (2, 5),
+    }  # fmt: skip
+    gru = {name for name, _ in SkipGRU(3, 5).named_parameters()}
+    assert "initial_c" not in gru
+    assert "initial_h" in gru
+    fixed = {name for name, _ in SkipLSTM(3, 5, learn_initial_state=False).named_parameters()}
+    assert not any(name.startswith("initial") for name in fixed)
+
+
+def test_initial_values():
+    torch.manual_seed(0)
+    lstm = SkipLSTM(3, 400, update_bias=0.25)
+    i, f, g, o = (lstm.bias_ih_l0 + lstm.bias_hh_l0).chunk(4)
+    assert torch.equal(f, torch.ones(400))
+    assert not torch.cat([i, g, o]).any()
+    assert lstm.update_bias.item() == 0.25
+    bound = (6 / (400 + 1600)) ** 0.5
+    assert 0.99 * bound < lstm.weight_hh_l0.abs().max() <= bound
+    assert lstm.initial_h.std().item() == pytest.approx(1, abs=0.15)
+    gru = SkipGRU(3, 4)
+    r, z, n = (gru.bias_ih_l0 + gru.bias_hh_l0).chunk(3)
+    assert torch.cat([r, z]).tolist() == [1.0] * 8
+    assert not n.any()
+
+
+@pytest.mark.parametrize(("skip", "plain"), PAIRS)
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_with_an_open_gate_it_is_torchs_own_cell(skip, plain, num_layers):
+    theirs = plain(3, 7, num_layers)
+    ours = skip(3, 7, num_layers, update_bias=100.0, learn_initial_state=False)
+    result = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert set(result.missing_keys) == {"update_weight", "update_bias"}
+    assert not result.unexpected_keys
+    x = torch.randn(11, 4, 3)
+    output, state, gate = ours(x)
+    expected, last = theirs(x)
+    assert gate.all()
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(state.h, last[0] if isinstance(last, tuple) else last)
+
+
+@pytest.mark.parametrize("skip", [SkipLSTM, SkipGRU])
+def test_shapes(skip):
+    for batch, steps in ((4, 9), (1, 1), (1, 63), (3, 0), (0, 5)):
+        output, state, gate = skip(3, 5, 2)(torch.randn(steps, batch, 3))
+        assert output.shape == (steps, batch, 5)
+        assert gate.shape == (steps, batch)
+        assert state.h.shape == (2, batch, 5)
+        assert state.update_prob.shape == state.cum_update_prob.shape == (batch,)
+        assert isinstance(state, LSTMState if skip is SkipLSTM else GRUState)
+
+
+@pytest.mark.parametrize("skip", [SkipLSTM, SkipGRU])
+def test_batch_first_only_transposes(skip):
+    rnn = skip(3, 5)
+    x = torch.randn(9, 4, 3)
+    output, state, gate = rnn(x, lengths=[9, 1, 5, 0])
+    rnn.batch_first = True
+    transposed = rnn(x.transpose(0, 1), lengths=[9, 1, 5, 0])
+    assert torch.equal(transposed.output, output.transpose(0, 1))
+    assert torch.equal(transposed.update_gate, gate.transpose(0, 1))
+    assert torch.equal(transposed.state.h, state.h)
+
+
+@pytest.mark.parametrize("skip", [SkipLSTM, SkipGRU])
+def test_state_dict_round_trip_and_copies(skip):
+    rnn, other = skip(3, 5, 2), skip(3, 5, 2)
+    x = torch.randn(20, 2, 3)
+    other.load_state_dict(rnn.state_dict())
+    for twin in (other, copy.deepcopy(rnn)):
+        assert torch.equal(twin(x).output, rnn(x).output)
+
+
+def test_float64_computes_its_gate_in_float64():
+    output, state, gate = SkipLSTM(3, 5, dtype=torch.float64)(torch.randn(4, 2, 3, dtype=torch.float64))
+    assert {output.dtype, gate.dtype, state.update_prob.dtype} == {torch.float64}
+
+
+def test_bfloat16_parameters_still_sum_in_float32():
+    output, state, gate = SkipLSTM(3, 5, dtype=torch.bfloat16)(torch.randn(4, 2, 3, dtype=torch.bfloat16))
+    assert output.dtype == torch.bfloat16
+    assert gate.dtype == state.update_prob.dtype == torch.float32
+
+
+@pytest.mark.parametrize("skip", [SkipLSTM, SkipGRU])
+def test_torch_export(skip):
+    rnn, x = skip(3, 5), torch.randn(4, 2, 3)
+    exported = torch.export.export(rnn, (x,)).module()
+    torch.testing.assert_close(exported(x).output, rnn(x).output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input": torch.randn(4, 3)}, r"input must be \(T, B, D\) with D = 3, got shape \(4, 3\)"),
+        ({"input": torch.randn(4, 2, 2)}, r"D = 3, got shape \(4, 2, 2\)"),
+        ({"input": torch.ones(4, 2, 3, dtype=torch.long)}, "floating point"),
+        ({"lengths": [1]}, r"lengths must be \(2,\) integers"),
+        ({"lengths": [1.0, 2.0]}, r"lengths must be \(2,\) integers"),
+        ({"lengths": [1, 5]}, r"lengths must lie in 0..4, got 1..5"),
+        ({"lengths": [-1, 4]}, r"lengths must lie in 0..4, got -1..4"),
+        ({"state": (torch.zeros(1, 2, 5), torch.zeros(1, 2, 5))}, "state must hold tensors of shapes"),
+        ({"state": SkipLSTM(3, 5).initial_state(3)}, "state must hold tensors of shapes"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SkipLSTM(3, 5)(**{"input": torch.randn(4, 2, 3), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "warp"}, "unknown engine 'warp'"),
+        ({"hidden_size": 0}, "hidden_size must be at least 1"),
+        ({"num_layers": 0}, "num_layers must be at least 1"),
+    ],
+)
+def test_bad_construction(options, message):
+    with pytest.raises(ValueError, match=message):
+        SkipGRU(**{"input_size": 3, "hidden_size": 5, **options})
+
+
+def test_repr_says_what_it_is():
+    assert repr(SkipLSTM(3, 5, 2, batch_first=True)) == "SkipLSTM(3, 5, num_layers=2, batch_first=True, engine='auto')"

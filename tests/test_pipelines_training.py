@@ -1,0 +1,274 @@
+"""The training loop: exact resumption, budgets, stopping, and what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import h5py
+import pytest
+import torch
+
+from pipelines import training
+from pipelines.checkpoints import load_checkpoint
+from pipelines.errors import SkipRNNError
+from pipelines.evaluation import load_run
+from pipelines.presets import PRESETS, TrainConfig, configure
+from pipelines.runs import create_run, extend_run, lock_run, read_metrics
+from pipelines.training import train
+
+
+def tensors(run, name="last"):
+    return load_checkpoint(run, name).tensors
+
+
+def assert_same_run(ours, theirs):
+    """Weights, optimizer, best checkpoint and log, bit for bit; only the clock may differ."""
+    for name in ("last", "best"):
+        mine, other = tensors(ours, name), tensors(theirs, name)
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[key], other[key]) for key in mine)
+    logs = [[{**record, "seconds": 0} for record in read_metrics(run)] for run in (ours, theirs)]
+    assert logs[0] == logs[1]
+
+
+def interrupted_after(*steps):
+    """``should_stop`` that stops once after each of the given numbers of steps, over several calls of train."""
+    state = {"step": 0}
+
+    def should_stop():
+        state["step"] += 1
+        return state["step"] in steps
+
+    return should_stop
+
+
+VARIANTS = {
+    "file": {},
+    "fresh": {"fresh_batches": True},
+    "gru": {"cell": "gru", "num_layers": 2},
+    "random": {"skip": False, "p_skip": 0.5},
+    "cosine": {"lr_schedule": "cosine"},
+    "epochs": {"steps": None, "epochs": 3},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(make_run, options):
+    whole = make_run("whole", **options)
+    parts = make_run("parts", trained=False, **options)
+    should_stop = interrupted_after(1, 2, 3, 5)
+    outcomes = [train(parts, should_stop=should_stop).reason for _ in range(5)]
+    assert outcomes == ["interrupted"] * 4 + ["finished"]
+    assert_same_run(parts, whole)
+
+
+def test_killed_again_and_again(make_run, tmp_path):
+    """SIGKILL at whatever moment, checkpoints half-written included."""
+    options = {"steps": 300, "eval_every": 1, "hidden_size": 4}
+    whole = make_run("whole", **options)
+    killed = make_run("killed", trained=False, **options)
+    script = f"""
+from pathlib import Path
+from pipelines.training import train
+print("go", flush=True)
+train(Path({str(killed)!r}))
+"""
+    kills = 0
+    for attempt in range(30):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"go\n"
+        time.sleep(0.05 + 0.017 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        if kills == 4:
+            break
+    assert kills == 4
+    train(killed)
+    assert_same_run(killed, whole)
+    steps = {load_checkpoint(killed, name).numbers["step"] for name in ("best", "last")}
+    names = {path.name for path in (killed / "checkpoints").iterdir()}
+    assert names == {"best.json", "last.json", *(f"step-{step:08d}.safetensors" for step in steps)}
+
+
+def test_a_finished_run_can_be_extended(make_run):
+    long = make_run("long", steps=10)
+    short = make_run("short", steps=7)
+    extend_run(short, steps=10)
+    train(short)
+    assert all(torch.equal(tensors(short)[key], tensors(long)[key]) for key in tensors(long))
+    assert [record["step"] for record in read_metrics(short)] == [3, 6, 7, 9, 10]
+
+
+def test_other_seeds_train_otherwise(make_run):
+    one, two = make_run("one", seed=0), make_run("two", seed=1)
+    assert not torch.equal(tensors(one)["model.head.weight"], tensors(two)["model.head.weight"])
+
+
+def test_what_is_logged(make_run, config):
+    run = make_run()
+    records = read_metrics(run)
+    assert [record["step"] for record in records] == [3, 6, 8]
+    record = records[-1]
+    assert record["seconds"] > 0
+    assert set(record["train"]) == {"loss", "task_loss", "budget_loss", "metric", "used", "grad_norm"}
+    assert record["train"]["budget_loss"] == pytest.approx(config.lam * record["train"]["used"])
+    assert record["train"]["metric"] == pytest.approx(2 * record["train"]["task_loss"])
+    assert 1 <= record["val"]["used_mean"] <= 12
+    objective = record["val"]["loss"] + config.lam * record["val"]["used_mean"]
+    assert record["val"]["objective"] == pytest.approx(objective)
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+
+
+def test_best_has_the_lowest_objective(make_run):
+    run = make_run(steps=30, lr=0.2)
+    best = min(read_metrics(run), key=lambda record: record["val"]["objective"])
+    assert load_checkpoint(run, "best").numbers["step"] == best["step"]
+    result = training.evaluate(
+        (loaded := load_run(run, split="val")).model, loaded.task, loaded.sequences, loaded.config
+    )
+    assert result.loss == best["val"]["loss"]
+
+
+def test_every_epoch_visits_every_sequence_once(config, adding_file):
+    task, data = training.load_data(adding_file, "adding", ("train",))
+    split = data.splits["train"]
+    batches = training._batches(replace(config, batch_size=40), task, split, 0, torch.device("cpu"))
+    epochs = [[next(batches) for _ in range(3)] for _ in range(2)]
+    for epoch in epochs:
+        assert [len(batch) for batch in epoch] == [40, 40, 16]
+        assert torch.equal(torch.cat([b.y for b in epoch]).sort().values, split.y.sort().values)
+    assert not torch.equal(epochs[0][0].x, epochs[1][0].x)
+
+
+def test_patience_stops(make_run, monkeypatch):
+    run = make_run(trained=False, steps=1000, patience=2, lr=1e-12, eval_every=1)
+    outcome = train(run)
+    assert outcome.reason == "patience"
+    assert outcome.step == outcome.best_step + 2
+    assert train(run).step == outcome.step  # it stays stopped
+
+
+def test_a_larger_lambda_uses_fewer_samples(make_run):
+    free, dear = (make_run(name, lam=lam, steps=60, lr=0.03) for name, lam in (("free", 0.0), ("dear", 0.1)))
+    assert read_metrics(dear)[-1]["val"]["used_mean"] < 0.8 * read_metrics(free)[-1]["val"]["used_mean"]
+
+
+def test_bfloat16_trains(make_run):
+    assert read_metrics(make_run(amp="bf16"))[-1]["val"]["loss"] < 1
+
+
+def test_tensorboard(make_run):
+    pytest.importorskip("tensorboard")
+    run = make_run(trained=False)
+    train(run, tensorboard=True)
+    assert list((run / "tensorboard").glob("events*"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_run, monkeypatch):
+    run = make_run(trained=False, steps=100)
+    train(run, should_stop=interrupted_after(6))
+    before = {path: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+    monkeypatch.setattr(training, "budget_loss", lambda *arguments, **options: torch.tensor(torch.nan))
+    with pytest.raises(SkipRNNError, match=r"not finite near step 9 of .*run.*lower --lr"):
+        train(run)
+    assert {path: path.read_bytes() for path in (run / "checkpoints").iterdir()} == before
+    monkeypatch.undo()
+    assert train(run).reason == "finished"
+
+
+def test_a_run_in_use_is_left_alone(make_run):
+    run = make_run(trained=False)
+    script = f"""
+from pathlib import Path
+from pipelines.runs import lock_run
+with lock_run(Path({str(run)!r})):
+    print("held", flush=True)
+    input()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(SkipRNNError, match="in use by another process"):
+        train(run)
+    holder.kill()
+    holder.communicate()
+    assert train(run).reason == "finished"
+
+
+def test_other_data_under_a_resumed_run(make_run, config, tmp_path):
+    run = make_run(trained=False)
+    train(run, should_stop=interrupted_after(1))
+    with h5py.File(config.data) as source, h5py.File(tmp_path / "other.h5", "w") as other:
+        for name in source:
+            source.copy(name, other)
+        other.attrs.update({**source.attrs, "digest": "0" * 64})
+    extend_run(run, data=str(tmp_path / "other.h5"))
+    with pytest.raises(SkipRNNError, match="is not the data this run was trained on"):
+        train(run)
+
+
+def test_a_folder_that_cannot_be_written(make_run, monkeypatch):
+    run = make_run(trained=False)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    train(run, should_stop=interrupted_after(1))
+    before = tensors(run)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SkipRNNError, match="No space left on device"):
+        train(run)
+    monkeypatch.undo()
+    assert all(torch.equal(tensors(run)[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lam": -1.0}, "lam must be zero or a positive number"),
+        ({"lam": float("nan")}, "lam must be zero or a positive number"),
+        ({"lr": 0.0}, "lr must be a positive number"),
+        ({"p_skip": 0.5}, "needs skip = false"),
+        ({"p_skip": 2.0, "skip": False}, "p_skip must lie in 0..1"),
+        ({"steps": None}, "either in steps or in epochs"),
+        ({"steps": 5, "epochs": 5}, "either in steps or in epochs"),
+        ({"steps": None, "epochs": 5, "fresh_batches": True}, "fresh batches have no epochs"),
+        ({"cell": "rnn"}, "unknown cell 'rnn'; choose lstm or gru"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_bad_configurations(options, message):
+    with pytest.raises(SkipRNNError, match=message):
+        TrainConfig(**{"steps": 10, **options})
+
+
+def test_presets_follow_the_paper():
+    for presets in PRESETS.values():
+        paper = presets["paper"]
+        assert (paper.lr, paper.batch_size, paper.grad_clip, paper.hidden_size) == (1e-4, 256, 1.0, 110)
+        assert paper.fresh_batches
+        assert paper.lr_schedule == "constant"
+
+
+def test_given_options_replace_the_presets():
+    config = configure("sine", "quick", lam=1e-4, lr=None, epochs=3)
+    assert (config.lam, config.lr, config.epochs, config.steps) == (1e-4, PRESETS["sine"]["quick"].lr, 3, None)
+
+
+def test_cannot_overwrite_a_run_in_use_or_a_foreign_folder(make_run, config, tmp_path):
+    run = make_run()
+    with pytest.raises(SkipRNNError, match=r"exists already; continue it with --resume"):
+        create_run(run, config)
+    with lock_run(run):
+        pass
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(SkipRNNError, match="is not a run directory, so it is left alone"):
+        create_run(tmp_path / "precious", config, overwrite=True)
+    create_run(run, config, overwrite=True)
+    assert not (run / "checkpoints").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
