@@ -70,7 +70,7 @@ CHOICES = {
     "task": TASK_NAMES,
     "preset": ("quick", "paper"),
     "cell": ("lstm", "gru"),
-    "engine": ("auto", "reference"),
+    "engine": ("auto", "events", "reference"),
     "lr_schedule": ("constant", "cosine"),
     "device": ("auto", "cpu", "cuda"),
     "amp": ("off", "bf16"),

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from skiprnn import reference
+from skiprnn import events, reference
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerState
 from skiprnn.reference import GateState
 from skiprnn.stack import RecurrentStack
 
-ENGINES = {"reference": reference.skip_rnn}
+ENGINES = {"reference": reference.skip_rnn, "events": events.skip_rnn}
 
 
 class _SkipRNN(RecurrentStack):
@@ -60,8 +60,15 @@ class _SkipRNN(RecurrentStack):
     def _run(
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
     ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
-        engine = ENGINES["reference" if self.engine == "auto" else self.engine]
-        return engine(self.cell, x, self.layers(), self.update_weight, self.update_bias, states, gate, lengths)
+        return ENGINES[self._choose_engine()](
+            self.cell, x, self.layers(), self.update_weight, self.update_bias, states, gate, lengths
+        )
+
+    def _choose_engine(self) -> str:
+        """ "auto" is events, but for ``torch.export`` and ``torch.compile``, which cannot trace its clocks."""
+        if self.engine != "auto":
+            return self.engine
+        return "reference" if torch.compiler.is_compiling() else "events"
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, engine={self.engine!r}"
@@ -80,7 +87,9 @@ class SkipLSTM(_SkipRNN):
         batch_first: take and return (B, T, ...) instead of (T, B, ...).
         update_bias: initial bias of the update probability; at 1 (nearly) every sample is used at first.
         learn_initial_state: learn the initial state, drawn from N(0, 1); otherwise it is zero.
-        engine: ``"reference"``, the definition, computes every step; ``"auto"`` takes the fastest that applies.
+        engine: ``"reference"``, the definition, computes every step; ``"events"`` computes updates and, in the
+            backward pass, candidates of skipped steps, with the same results; ``"auto"`` is events except under
+            ``torch.export`` and ``torch.compile``.
         device: where the parameters lie.
         dtype: of the parameters; the gate is computed in float32 or better whatever it is, under autocast too.
 
