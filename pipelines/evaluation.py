@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipelines.checkpoints import load_checkpoint
-from pipelines.model import Prediction, SequenceModel, build_model, choose_device, without_skipping
+from pipelines.errors import SkipRNNError
+from pipelines.model import Prediction, SequenceModel, autocast, build_model, choose_device, without_skipping
 from pipelines.presets import TrainConfig
 from pipelines.randomness import derive_seed
 from pipelines.runs import load_config
@@ -95,7 +96,12 @@ def load_run(
     where = choose_device(device or config.device)
     model = build_model(config, task)
     weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SkipRNNError(
+            f"the checkpoint {checkpoint!r} of {run} does not fit its config.json; restore it"
+        ) from error
     return TrainedRun(config, task, model.to(where).eval(), where, file.splits[split].to(where), saved.numbers["step"])
 
 
@@ -129,8 +135,8 @@ def evaluate_run(
         cost_without_skipping=steps * model.cost_per_update(),
         device=str(trained.device),
         batch_size=len(batch),
-        seconds_per_sequence=_seconds(model, batch) / len(batch),
-        seconds_per_sequence_without_skipping=_seconds(without_skipping(model).eval(), batch) / len(batch),
+        seconds_per_sequence=_seconds(model, batch, config) / len(batch),
+        seconds_per_sequence_without_skipping=_seconds(without_skipping(model).eval(), batch, config) / len(batch),
     )
 
 
@@ -153,8 +159,7 @@ def evaluate(model: SequenceModel, task: Task, sequences: Sequences, config: Tra
 def _predict(model: SequenceModel, sequences: Sequences, config: TrainConfig) -> Iterator[tuple[Prediction, Tensor]]:
     training = model.training
     model.eval()
-    device_type = sequences.x.device.type
-    with torch.inference_mode(), torch.autocast(device_type, torch.bfloat16, enabled=config.amp == "bf16"):
+    with torch.inference_mode(), autocast(config, sequences.x.device):
         for start in range(0, len(sequences), 4 * config.batch_size):
             part = slice(start, start + 4 * config.batch_size)
             yield model(sequences.x[part]), sequences.y[part]
@@ -162,12 +167,13 @@ def _predict(model: SequenceModel, sequences: Sequences, config: TrainConfig) ->
 
 
 @torch.inference_mode()
-def _seconds(model: SequenceModel, x: Tensor) -> float:
+def _seconds(model: SequenceModel, x: Tensor, config: TrainConfig) -> float:
     """Median wall-clock of a forward pass."""
     seconds = []
     for _ in range(1 + TIMED_REPEATS):
         start = time.perf_counter()
-        model(x)
+        with autocast(config, x.device):
+            model(x)
         if x.is_cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

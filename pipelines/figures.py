@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import load_run
+from pipelines.model import autocast
 from pipelines.presets import TrainConfig
 from pipelines.randomness import derive_seed
 from pipelines.runs import load_config, read_metrics
@@ -20,7 +21,7 @@ from pipelines.tasks import TASKS
 
 USED, SKIPPED = "#d62728", "#1f77b4"
 FORMATS = (".png", ".pdf", ".svg")
-OF_ONE_CURVE = ("seed", "device")  # runs that differ in nothing else are drawn as one curve
+OF_ONE_CURVE = ("seed", "device", "preset")  # runs that differ in nothing else are drawn as one curve
 
 
 def plot_usage(
@@ -31,6 +32,7 @@ def plot_usage(
     split: str = "test",
     checkpoint: str = "best",
     data: Path | None = None,
+    device: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Draw the first sequences of a split, used samples red and skipped ones blue.
@@ -39,17 +41,17 @@ def plot_usage(
         run: the run directory.
         out: a path ending in .png, .pdf or .svg.
         examples: sequences to draw.
-        split, checkpoint, data: as for ``evaluation.evaluate_run``.
+        split, checkpoint, data, device: as for ``evaluation.evaluate_run``.
         overwrite: replace ``out`` if it exists.
 
     Raises:
         SkipRNNError: the run cannot be read, or ``out`` cannot be written.
     """
     check_format(out)
-    trained = load_run(run, split=split, checkpoint=checkpoint, data=data)
+    trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
     x = trained.sequences.x[:examples]
     torch.manual_seed(derive_seed(trained.config.seed, "evaluate"))
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(trained.config, trained.device):
         update_gate = trained.model(x).update_gate.bool().cpu()
 
     columns = 1 if len(x) <= 3 else 2
@@ -89,6 +91,7 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
         SkipRNNError: a run cannot be read or has no evaluation, the tasks differ, or ``out`` cannot be written.
     """
     check_format(out)
+    runs = list(dict.fromkeys(runs))
     groups: dict[str, list[list[dict[str, Any]]]] = {}
     labels, tasks = _labels(runs), set()
     for run in runs:
@@ -150,12 +153,12 @@ def _draw_curve(axis: Axes, group: list[list[dict[str, Any]]], key: str, label: 
 
 def _labels(runs: list[Path]) -> dict[Path, str]:
     """A label a run: model and λ, and where runs with those differ in other options, the options too."""
-    options = {run: {k: v for k, v in asdict(load_config(run)).items() if k not in OF_ONE_CURVE} for run in runs}
+    configs = {run: load_config(run) for run in runs}
+    options = {run: {k: v for k, v in asdict(c).items() if k not in OF_ONE_CURVE} for run, c in configs.items()}
     labels = {}
-    for run in runs:
-        config = load_config(run)
+    for run, config in configs.items():
         name = _title(config)
-        same_name = [options[other] for other in runs if load_config(other).model_name == config.model_name]
+        same_name = [options[other] for other in runs if configs[other].model_name == config.model_name]
         differing = [k for k, v in options[run].items() if k != "lam" and any(other[k] != v for other in same_name)]
         labels[run] = ", ".join([name, *(f"{key}={options[run][key]}" for key in differing)])
     return labels

@@ -8,7 +8,7 @@ from pipelines.randomness import generator
 from pipelines.storage import SPLITS, Sequences, sequences_writer
 from pipelines.tasks import SyntheticTask
 
-CHUNK = 65_536  # sequences drawn at a time; part of what the seed means
+CHUNK = 2**22  # steps drawn at a time; part of what the seed means
 
 
 def generate(
@@ -36,8 +36,9 @@ def generate(
 
     def chunks(split: str) -> Iterator[Sequences]:
         draws = generator(seed, task.name, split)
-        for start in range(0, sizes[split], CHUNK):
-            chunk = task.sample(min(CHUNK, sizes[split] - start), draws)
+        size = max(CHUNK // task.length, 1)
+        for start in range(0, sizes[split], size):
+            chunk = task.sample(min(size, sizes[split] - start), draws)
             yield chunk
             on_progress(len(chunk))
 

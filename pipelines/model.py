@@ -65,6 +65,11 @@ def without_skipping(model: SequenceModel) -> SequenceModel:
     return plain.to(next(model.parameters()).device)
 
 
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The precision a configuration asks for, as a context."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")
+
+
 def choose_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one."""
     if name == "cuda" and not torch.cuda.is_available():

@@ -52,6 +52,8 @@ class TrainConfig:
             raise SkipRNNError("fresh batches have no epochs; give the length of training in steps")
         if self.skip and self.p_skip is not None:
             raise SkipRNNError("p_skip is a baseline without a learned gate; it needs skip = false")
+        if self.lam and not self.skip:
+            raise SkipRNNError("lam has nothing to act on where the gate is not learned; it needs skip = true")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise SkipRNNError(f"unknown {name} {getattr(self, name)!r}; choose {' or '.join(choices)}")

@@ -1,7 +1,7 @@
 """The run directory: who holds it, what it was asked to do, on what machine, and how it went.
 
 config.json       the TrainConfig
-environment.json  versions, device and command
+environment.json  versions, device and command of each session of training
 metrics.jsonl     a line an evaluation
 checkpoints/      see checkpoints.py
 """
@@ -28,6 +28,7 @@ from pipelines.presets import TrainConfig
 from pipelines.storage import write_text
 
 CONFIG_SCHEMA = 1
+CONTENTS = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard", "usage.png", ".lock"}
 
 
 def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> Path:
@@ -36,32 +37,50 @@ def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> P
     Raises:
         SkipRNNError: ``path`` exists and is not a run that may be overwritten, or it cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise SkipRNNError(
-            f"{path} exists already; continue it with --resume {path}, pass --overwrite or choose another --out"
-        )
-    if path.exists() and not (path / "config.json").is_file():
-        raise SkipRNNError(f"{path} exists and is not a run directory, so it is left alone; choose another --out")
+    check_run_path(path, overwrite=overwrite)
+    target = Path(path).resolve()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     except OSError as error:
         raise SkipRNNError(f"cannot make the run directory {path}: {error.strerror}; choose another --out") from error
+    new, old = work / "new", work / "old"
     try:
-        new.chmod(0o755)
+        new.mkdir()
         _write_json(new / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
-        _write_json(new / "environment.json", _environment(config))
-        if path.exists():
-            with lock_run(path):
-                path.rename(new / "replaced")
-        new.rename(path)
+        if target.exists():
+            with lock_run(target):
+                target.rename(old)
+        new.rename(target)
     except OSError as error:
         raise SkipRNNError(f"cannot make the run directory {path}: {error.strerror}; choose another --out") from error
     finally:
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(path / "replaced", ignore_errors=True)
-    return path
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(work, ignore_errors=True)
+    return Path(path)
+
+
+def check_run_path(path: Path, *, overwrite: bool) -> None:
+    """Refuse a path where ``create_run`` could not make a run without harm.
+
+    Raises:
+        SkipRNNError: ``path`` exists and may not be overwritten, or holds more than a run.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not overwrite:
+        raise SkipRNNError(
+            f"{path} exists already; continue it with --resume {path}, pass --overwrite or choose another --out"
+        )
+    try:
+        load_config(path)
+    except SkipRNNError as error:
+        raise SkipRNNError(f"{path} exists and is no run to overwrite ({error}); choose another --out") from error
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in CONTENTS)
+    if foreign:
+        raise SkipRNNError(f"{path} holds more than its run ({', '.join(foreign)}); move that or choose another --out")
 
 
 def default_run_path(config: TrainConfig, root: Path) -> Path:
@@ -136,6 +155,25 @@ def lock_run(run: Path) -> Iterator[None]:
         lock.release()
 
 
+def record_environment(run: Path, config: TrainConfig, step: int) -> None:
+    """Add to ``environment.json`` where training goes on from ``step``."""
+    path = Path(run) / "environment.json"
+    try:
+        sessions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except ValueError:
+        sessions = []
+    sessions.append({"from_step": step, **_environment(config)})
+    write_text(path, json.dumps(sessions, indent=2) + "\n")
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove the temporary files of a process that was killed."""
+    for folder in (Path(run), Path(run) / "checkpoints"):
+        for pattern in (".*.json.*", ".*.jsonl.*", ".step-*.safetensors.*"):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+
+
 def append_metrics(run: Path, record: dict[str, Any]) -> None:
     """Add a line to ``metrics.jsonl``."""
     path = Path(run) / "metrics.jsonl"
@@ -151,15 +189,15 @@ def append_metrics(run: Path, record: dict[str, Any]) -> None:
 def read_metrics(run: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``, without one that a killed process left half-written."""
     path = Path(run) / "metrics.jsonl"
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if up_to_step is None or record["step"] <= up_to_step:
-            records.append(record)
-    return records
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        records: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        return [record for record in records if up_to_step is None or record["step"] <= up_to_step]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SkipRNNError(f"cannot read {path}: damaged ({error}); mend or remove the file") from error
 
 
 def rewind_metrics(run: Path, step: int) -> None:

@@ -2,7 +2,8 @@
 
 A file holds groups ``train``, ``val`` and ``test``, each with ``x`` (N, T, D) float32 and ``y`` (N,) float32 or int64.
 Attributes of the root: ``schema``, ``schema_version``, ``task``, the task's parameters, ``seed``, ``version`` (of
-skiprnn) and ``digest`` (SHA-256 of the arrays, in order). Chunks carry checksums, so damage shows on reading.
+skiprnn) and ``digest``, the SHA-256 over the digests of the splits, which each group holds and which are checked on
+reading.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,8 +63,7 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         SkipRNNError: ``path`` exists and ``overwrite`` is false, or it cannot be written.
     """
     path = Path(path)
-    if not overwrite and path.exists():
-        raise SkipRNNError(f"{path} exists already; pass --overwrite to replace it or choose another --out")
+    check_writable(path, overwrite=overwrite)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,18 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Refuse a path that exists, unless it is a file to overwrite.
+
+    Raises:
+        SkipRNNError: the path is a folder, or a file that may not be overwritten.
+    """
+    if path.is_dir():
+        raise SkipRNNError(f"cannot write {path}: it is a folder; name a file with --out")
+    if not overwrite and path.exists():
+        raise SkipRNNError(f"{path} exists already; pass --overwrite to replace it or choose another --out")
+
+
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a small text file atomically."""
     with atomic_path(path, overwrite=overwrite) as temporary:
@@ -100,7 +113,7 @@ class SequencesWriter:
         self._digest = hashlib.sha256()
 
     def write_split(self, name: str, size: int, chunks: Iterator[Sequences]) -> None:
-        group, start = self._file.create_group(name), 0
+        group, start, digests = self._file.create_group(name), 0, {"x": hashlib.sha256(), "y": hashlib.sha256()}
         for chunk in chunks:
             for key, tensor in (("x", chunk.x), ("y", chunk.y)):
                 array = tensor.cpu().numpy()
@@ -110,9 +123,11 @@ class SequencesWriter:
                         fletcher32=True,
                     )  # fmt: skip
                 group[key][start : start + len(array)] = array
-                self._digest.update(array.tobytes())
+                digests[key].update(array.tobytes())
             start += len(chunk)
             self._disk.check()
+        group.attrs["digest"] = "".join(digest.hexdigest() for digest in digests.values())
+        self._digest.update(group.attrs["digest"].encode())
 
     def finish(self, attributes: dict[str, Any]) -> None:
         described = {
@@ -137,7 +152,7 @@ def sequences_writer(path: Path, *, overwrite: bool) -> Iterator[SequencesWriter
 class _PatientFile(io.FileIO):
     """A file under HDF5, which crashes the process when a write fails: keeps the error for ``check`` to raise."""
 
-    error: OSError | None = None
+    error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         rest = memoryview(data).cast("B")
@@ -145,14 +160,14 @@ class _PatientFile(io.FileIO):
         try:
             while rest and self.error is None:
                 rest = rest[super().write(rest) :]
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too must not go through HDF5
             self.error = error
         return size
 
     def truncate(self, size: int | None = None) -> int:
         try:
             return super().truncate(size)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             return size or 0
 
@@ -196,9 +211,10 @@ def _open_sequences(path: Path) -> Iterator[h5py.File]:
                     f"{SCHEMA_VERSION}; generate it again with `skiprnn gen-data --overwrite`"
                 )
             yield file
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
         raise SkipRNNError(
-            f"cannot read {path}: not HDF5, truncated or damaged ({error}); generate it again with --overwrite"
+            f"cannot read {path}: not HDF5, truncated or damaged ({reason}); generate it again with --overwrite"
         ) from error
 
 
@@ -210,17 +226,28 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
 
 
 def _read_split(file: h5py.File, path: Path, name: str) -> Sequences:
-    x, y = (torch.from_numpy(file[name][key][()]) for key in ("x", "y"))
-    if x.dim() != 3 or len(x) != len(y):
+    arrays = {key: file[name][key][()] for key in ("x", "y")}
+    x, y = arrays["x"], arrays["y"]
+    if x.ndim != 3 or x.dtype != np.float32 or y.ndim != 1 or y.dtype not in (np.float32, np.int64) or len(x) != len(y):
         raise SkipRNNError(
-            f"{path}: split {name} must have x (N, T, D) and y (N,), got {tuple(x.shape)} and {tuple(y.shape)}"
+            f"{path}: split {name} must have x (N, T, D) float32 and y (N,) float32 or int64, got "
+            f"x {x.shape} {x.dtype} and y {y.shape} {y.dtype}; generate it again with --overwrite"
         )
-    for key, tensor in (("x", x), ("y", y)):
+    if x.size == 0:
+        raise SkipRNNError(f"{path}: split {name} is empty, its x being {x.shape}; generate it again with --overwrite")
+    digest = "".join(hashlib.sha256(array.tobytes()).hexdigest() for array in (x, y))
+    if digest != file[name].attrs["digest"]:
+        raise SkipRNNError(f"{path}: split {name} was changed after it was made; generate it again with --overwrite")
+    return _finite(Sequences(torch.from_numpy(x), torch.from_numpy(y)), path, name)
+
+
+def _finite(sequences: Sequences, path: Path, name: str) -> Sequences:
+    for key, tensor in (("x", sequences.x), ("y", sequences.y)):
         finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
         if not finite.all():
             first = int((~finite).nonzero()[0])
             raise SkipRNNError(f"{path}: {name}/{key} of sequence {first} holds NaN or infinity; drop such sequences")
-    return Sequences(x, y)
+    return sequences
 
 
 def _umask() -> int:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,17 +12,26 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from pipelines.checkpoints import Checkpoint, has_checkpoint, load_checkpoint, remove_leftovers, save_checkpoint
+from pipelines.checkpoints import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import Evaluation, evaluate
-from pipelines.model import SequenceModel, build_model, choose_device
+from pipelines.model import SequenceModel, autocast, build_model, choose_device
 from pipelines.presets import TrainConfig
 from pipelines.randomness import derive_seed, generator
-from pipelines.runs import append_metrics, load_config, lock_run, rewind_metrics
-from pipelines.storage import Sequences
+from pipelines.runs import (
+    append_metrics,
+    extend_run,
+    load_config,
+    lock_run,
+    record_environment,
+    remove_leftovers,
+    rewind_metrics,
+)
+from pipelines.storage import DataFile, Sequences
 from pipelines.tasks import SyntheticTask, Task, load_data
 from skiprnn import budget_loss, used_samples
 
+CHECK_EVERY = 100  # steps between looks for a loss that is not finite
 MEASURED = ("loss", "task_loss", "budget_loss", "metric", "used", "grad_norm")
 
 
@@ -49,7 +58,6 @@ class Report:
 
     step: int
     total_steps: int
-    batch_size: int
     seconds: float
     record: dict[str, Any] | None = None
 
@@ -89,24 +97,27 @@ def train(
         remove_leftovers(run)
         config = load_config(run)
         device = choose_device(config.device)
-        task, data = load_data(Path(config.data), config.task, ("train", "val"))
-        train_split, val_split = (data.splits[name].to(device) for name in ("train", "val"))
-        total_steps = config.steps or (config.epochs or 0) * math.ceil(len(train_split) / config.batch_size)
+        task, data = load_training_data(config)
+        splits = {name: sequences.to(device) for name, sequences in data.splits.items()}
+        total_steps = _total_steps(config, splits)
 
         torch.manual_seed(derive_seed(config.seed, "weights"))
         model = build_model(config, task).to(device).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         progress = Progress(data_digest=data.attributes["digest"])
         if has_checkpoint(run, "last"):
-            progress = _restore(load_checkpoint(run, "last"), model, optimizer, device)
+            progress = _restore(run, model, optimizer)
             if progress.data_digest != data.attributes["digest"]:
-                raise SkipRNNError(
-                    f"{config.data} is not the data this run was trained on; restore it or train a new run"
-                )
+                raise SkipRNNError(f"{config.data} is not the data {run} was trained on; name that with --data")
+        elif has_checkpoint(run, "best"):
+            raise SkipRNNError(f"{run} has lost its checkpoint last.json; train the run again")
+        else:
+            save_checkpoint(run, ("last",), _checkpoint(progress, model, optimizer))
         rewind_metrics(run, progress.step)
+        record_environment(run, config, progress.step)
         log = _tensorboard(run, progress.step) if tensorboard else None
 
-        batches = _batches(config, task, train_split, progress.step, device)
+        batches = _batches(config, task, splits, progress.step, device)
         sums = torch.tensor(progress.sums, device=device, dtype=torch.float64)
         started = time.monotonic() - progress.seconds
         reason = "patience" if _out_of_patience(config, progress) else "finished"
@@ -118,7 +129,7 @@ def train(
 
             record, is_best = None, False
             if progress.step % config.eval_every == 0 or progress.step == total_steps:
-                result = evaluate(model, task, val_split, config)
+                result = evaluate(model, task, splits["val"], config)
                 _check_finite([*sums.tolist(), result.loss], progress.step, run)
                 means = dict(zip(MEASURED, (sums[:-1] / sums[-1]).tolist(), strict=True))
                 sums.zero_()
@@ -134,6 +145,8 @@ def train(
                     _log(log, record)
                 if _out_of_patience(config, progress):
                     reason = "patience"
+            elif progress.step % CHECK_EVERY == 0:
+                _check_finite(sums.tolist(), progress.step, run)
             stopping = should_stop()
             if record is not None or stopping:
                 progress.sums = sums.tolist()
@@ -141,7 +154,7 @@ def train(
                 progress.seconds = time.monotonic() - started
                 names = ("best", "last") if is_best else ("last",)  # last is what a resumed run believes: write it last
                 save_checkpoint(run, names, _checkpoint(progress, model, optimizer))
-            on_progress(Report(progress.step, total_steps, config.batch_size, time.monotonic() - started, record))
+            on_progress(Report(progress.step, total_steps, time.monotonic() - started, record))
             if stopping and progress.step < total_steps:
                 reason = "interrupted"
         if log is not None:
@@ -149,11 +162,46 @@ def train(
         return Outcome(Path(run), progress.step, total_steps, reason, progress.best_step)
 
 
+def load_training_data(config: TrainConfig) -> tuple[Task, DataFile]:
+    """The task and the splits that training reads.
+
+    Raises:
+        SkipRNNError: they cannot be read.
+    """
+    return load_data(Path(config.data), config.task, ("val",) if config.fresh_batches else ("train", "val"))
+
+
+def change_run(run: Path, **changes: Any) -> None:
+    """Change how long a run trains, on what device, or where its data lies, before it goes on.
+
+    Raises:
+        SkipRNNError: a change is impossible; the run is as it was.
+    """
+    with lock_run(run):
+        config = replace(load_config(run), **changes)
+        choose_device(config.device)
+        _, data = load_training_data(config)
+        if has_checkpoint(run, "last"):
+            progress = Progress.of(load_checkpoint(run, "last"))
+            if progress.data_digest != data.attributes["digest"]:
+                raise SkipRNNError(f"{config.data} is not the data {run} was trained on")
+            total_steps = _total_steps(config, data.splits)
+            if total_steps < progress.step:
+                raise SkipRNNError(f"{run} is at step {progress.step} already, beyond the {total_steps} asked for")
+        extend_run(run, **changes)
+
+
+def _total_steps(config: TrainConfig, splits: dict[str, Sequences]) -> int:
+    if config.steps is not None:
+        return config.steps
+    return (config.epochs or 0) * math.ceil(len(splits["train"]) / config.batch_size)
+
+
 def _step(
     model: SequenceModel, optimizer: torch.optim.Optimizer, task: Task, batch: Sequences, config: TrainConfig
 ) -> Tensor:
     """One update of the weights; returns MEASURED and 1, to be summed, on the device, so that nothing waits for it."""
-    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+    with autocast(config, batch.x.device):
         prediction, update_gate = model(batch.x)
     task_loss = task.loss(prediction, batch.y)
     budget = budget_loss(update_gate, config.lam, batch_first=True)
@@ -168,7 +216,9 @@ def _step(
     return torch.stack([value.detach().double() for value in measured])
 
 
-def _batches(config: TrainConfig, task: Task, split: Sequences, step: int, device: torch.device) -> Iterator[Sequences]:
+def _batches(
+    config: TrainConfig, task: Task, splits: dict[str, Sequences], step: int, device: torch.device
+) -> Iterator[Sequences]:
     """The batches that follow ``step``: a function of the seed and the step, wherever training was interrupted."""
     if config.fresh_batches:
         if not isinstance(task, SyntheticTask):
@@ -178,6 +228,7 @@ def _batches(config: TrainConfig, task: Task, split: Sequences, step: int, devic
         while True:
             step += 1
             yield task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
+    split = splits["train"]
     per_epoch = math.ceil(len(split) / config.batch_size)
     while True:
         epoch, done = divmod(step, per_epoch)
@@ -230,26 +281,27 @@ def _checkpoint(progress: Progress, model: SequenceModel, optimizer: torch.optim
     return Checkpoint({name: tensor.cpu() for name, tensor in tensors.items()}, asdict(progress))
 
 
-def _restore(
-    checkpoint: Checkpoint, model: SequenceModel, optimizer: torch.optim.Optimizer, device: torch.device
-) -> Progress:
+def _restore(run: Path, model: SequenceModel, optimizer: torch.optim.Optimizer) -> Progress:
+    checkpoint = load_checkpoint(run, "last")
     tensors = checkpoint.tensors
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+    try:
+        progress = Progress.of(checkpoint)
+        model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise SkipRNNError(f"the checkpoint 'last' of {run} does not fit its config.json; restore it") from error
     state: dict[int, dict[str, Tensor]] = {}
     for index, (name, _) in enumerate(model.named_parameters()):
         prefixed = ((key, f"optimizer.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq"))
         state[index] = {key: tensors[full] for key, full in prefixed if full in tensors}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {k: v for k, v in state.items() if v}})
-    return Progress.of(checkpoint)
+    return progress
 
 
 def _tensorboard(run: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise SkipRNNError(
-            "TensorBoard is not installed; `pip install skiprnn[tensorboard]` or drop --tensorboard"
-        ) from error
+        raise SkipRNNError("TensorBoard is not installed; `pip install tensorboard` or drop --tensorboard") from error
     return SummaryWriter(str(Path(run) / "tensorboard"), purge_step=step + 1)
 
 

@@ -76,7 +76,8 @@ class RandomSkipLSTM(_RandomSkip, nn.LSTM):  # type: ignore[misc]  # forward tak
 
     def _run_fused(self, x: Tensor, states: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
         h, c = (torch.stack(tensors) for tensors in zip(*states, strict=True))
-        output, (h, c) = nn.LSTM.forward(self, x.transpose(0, 1) if self.batch_first else x, (h, c))
+        output, last = nn.LSTM.forward(self, x.transpose(0, 1) if self.batch_first else x, (h, c))
+        h, c = last[0].to(h.dtype), last[1].to(c.dtype)  # autocast gives bfloat16
         return output.transpose(0, 1) if self.batch_first else output, list(zip(h, c, strict=True))
 
 
@@ -113,5 +114,5 @@ class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes
 
     def _run_fused(self, x: Tensor, states: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
         (h,) = (torch.stack(tensors) for tensors in zip(*states, strict=True))
-        output, h = nn.GRU.forward(self, x.transpose(0, 1) if self.batch_first else x, h)
-        return output.transpose(0, 1) if self.batch_first else output, [(layer,) for layer in h]
+        output, last = nn.GRU.forward(self, x.transpose(0, 1) if self.batch_first else x, h)
+        return output.transpose(0, 1) if self.batch_first else output, [(layer,) for layer in last.to(h.dtype)]

@@ -70,7 +70,7 @@ class LSTMCell(Cell):
         self, input_gates: Tensor, hidden_gates: Tensor, state: LayerState, weights: LayerWeights
     ) -> tuple[LayerState, tuple[Tensor, ...]]:
         c = state[1]
-        i, f, g, o = (input_gates + hidden_gates).to(c.dtype).chunk(4, dim=-1)
+        i, f, g, o = (input_gates.to(c.dtype) + hidden_gates.to(c.dtype)).chunk(4, dim=-1)
         i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
         c = f * c + i * g
         tanh_c = tanh(c)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(
     run: Path | None, split: str, checkpoint: str, data: Path | None, device: str | None, as_json: bool
 ) -> None:
-    """Evaluate RUN, or the run trained last: metric, used samples, cost and time per sequence.
+    """Evaluate RUN, or the run under runs/ trained last: metric, used samples, cost and time per sequence.
 
     Cost counts one multiply-accumulate per input and recurrent weight used, as the paper does. Time is the median of
     several forward passes of one batch, beside the same weights with skipping off (torch's own LSTM or GRU).
@@ -48,7 +48,7 @@ def _text(r: "Report") -> str:
         r.metric_name: f"{r.metric:.6g}{solved}",
         "used samples": f"{r.used_mean:.2f} ± {r.used_std:.2f} of {r.steps_per_sequence} ({r.used_percent:.1f} %)",
         "cost": f"{r.cost:.3g} multiply-accumulates a sequence; without skipping {r.cost_without_skipping:.3g}",
-        "time": f"{milliseconds:.3f} ms a sequence; without skipping {plain_milliseconds:.3f} ms "
-        f"({plain_milliseconds / milliseconds:.2f}x as fast; {r.device}, batch {r.batch_size})",
+        "time": f"{milliseconds:.3f} ms a sequence; without skipping {plain_milliseconds:.3f} ms: skipping is "
+        f"{plain_milliseconds / milliseconds:.2f}x as fast ({r.device}, batch {r.batch_size})",
     }
     return "\n".join(f"{name:<14}{value}" for name, value in lines.items())

@@ -83,8 +83,10 @@ def _write(
 def write_with_progress(task: "SyntheticTask", path: Path, sizes: dict[str, int], seed: int, overwrite: bool) -> None:
     """Generate a data file, saying so."""
     from pipelines.generation import generate
+    from pipelines.storage import check_writable
     from skiprnn_cli.progress import counted
 
+    check_writable(path, overwrite=overwrite)
     with counted(f"generating {task.name}", sum(sizes.values()), "sequences") as advance:
         generate(task, path, sizes, seed=seed, overwrite=overwrite, on_progress=advance)
     counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())

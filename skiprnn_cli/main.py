@@ -1,5 +1,8 @@
 """The command group: finds commands without importing them all, and turns errors into messages."""
 
+import signal
+import sys
+import threading
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -43,10 +46,20 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from pipelines.errors import SkipRNNError
 
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
         except SkipRNNError as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            sys.exit(128 + signal.SIGINT)
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End on SIGTERM as an exception does, temporary files removed."""
+    sys.exit(128 + number)
 
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,12 +13,20 @@ from skiprnn_cli import options
 @options.split
 @options.checkpoint
 @options.data_of_run
+@options.device
 @click.option("--out", type=options.PATH, help="A .png, .pdf or .svg file.  [default: RUN/usage.png]")
 @options.overwrite
 def command(
-    run: Path | None, examples: int, split: str, checkpoint: str, data: Path | None, out: Path | None, overwrite: bool
+    run: Path | None,
+    examples: int,
+    split: str,
+    checkpoint: str,
+    data: Path | None,
+    device: str | None,
+    out: Path | None,
+    overwrite: bool,
 ) -> None:
-    """Draw which samples RUN, or the run trained last, used (red) and skipped (blue)."""
+    """Draw which samples RUN, or the run under runs/ trained last, used (red) and skipped (blue)."""
     from pipelines.figures import plot_usage
 
     run = options.chosen_run(run)
@@ -29,6 +37,7 @@ def command(
         split=split,
         checkpoint=checkpoint,
         data=data,
+        device=device,
         overwrite=overwrite,
     )
     click.echo(f"wrote {path}")

@@ -4,18 +4,20 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.errors import SkipRNNError
 from pipelines.presets import CHOICES, DATA, DEFAULT_SIZES, PRESETS, TASK_NAMES, TrainConfig, configure
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
     from pipelines.training import Outcome
 
-CHANGEABLE_ON_RESUME = {"steps", "epochs", "patience", "device"}
+CHANGEABLE_ON_RESUME = {"steps", "epochs", "patience", "device", "data"}
 
 
 def preset_option(flag: str, field: str, kind: Any, text: str) -> Callable[[Any], Any]:
@@ -77,7 +79,7 @@ Examples:
 @click.option(
     "--resume",
     type=options.PATH,
-    help="Continue this run; only --steps, --epochs, --patience and --device may change.",
+    help="Continue this run; only --steps, --epochs, --patience, --device and --data may change.",
 )
 @options.overwrite
 @click.pass_context
@@ -99,16 +101,22 @@ def command(
     and SIGTERM save the run and stop it; --resume continues it as if it had not stopped.
     """
     from pipelines.model import choose_device
-    from pipelines.runs import create_run, default_run_path
+    from pipelines.runs import check_run_path, create_run, default_run_path
+    from pipelines.training import load_training_data
 
+    if tensorboard and find_spec("tensorboard") is None:
+        raise SkipRNNError("TensorBoard is not installed; `pip install tensorboard` or drop --tensorboard")
     if resume is not None:
-        run = _resumed(ctx, resume, training)
+        run = resume
+        _change_resumed(ctx, run, data, training)
     else:
         config = _configuration(task, preset, data, training)
-        choose_device(config.device)
         run = out or default_run_path(config, options.RUNS)
+        check_run_path(run, overwrite=overwrite)
+        choose_device(config.device)
         if data is None:
             _ensure_data(config)
+        load_training_data(config)  # refuse bad data before there is a run
         create_run(run, config, overwrite=overwrite)
     click.echo(f"run: {run}", err=True)
     with stop_signals() as stopped:
@@ -155,8 +163,9 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
         if training["skip"]:
             raise click.UsageError("--p-skip is a baseline without a learned gate; drop --skip.")
         training["skip"] = False
-    if training["steps"] is not None and training["epochs"] is not None:
-        raise click.UsageError("Give --steps or --epochs, not both.")
+    if training["lam"] and training["skip"] is False:
+        raise click.UsageError("--lam has nothing to act on where the gate is not learned; drop it, or --no-skip.")
+    _refuse_two_lengths(training)
     fresh_batches = training["fresh_batches"]
     if fresh_batches is None:
         fresh_batches = PRESETS[task][preset].fresh_batches
@@ -166,24 +175,29 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
     return configure(task, preset, data=str(path), **training)
 
 
-def _resumed(ctx: click.Context, run: Path, training: dict[str, Any]) -> Path:
-    from pipelines.runs import extend_run, load_config, lock_run
+def _refuse_two_lengths(training: dict[str, Any]) -> None:
+    if training["steps"] is not None and training["epochs"] is not None:
+        raise click.UsageError("Give --steps or --epochs, not both.")
+
+
+def _change_resumed(ctx: click.Context, run: Path, data: Path | None, training: dict[str, Any]) -> None:
+    from pipelines.training import change_run
 
     given = {name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
     refused = given - CHANGEABLE_ON_RESUME - {"resume", "tensorboard"}
     if refused:
         names = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in refused))
         raise click.UsageError(f"--resume continues a run as it was configured; drop {names}.")
-    changes = {name: training[name] for name in CHANGEABLE_ON_RESUME if training[name] is not None}
-    load_config(run)
+    _refuse_two_lengths(training)
+    changes = {name: training[name] for name in CHANGEABLE_ON_RESUME - {"data"} if training[name] is not None}
+    if data is not None:
+        changes["data"] = str(data.absolute())
+    if "steps" in changes:
+        changes["epochs"] = None
+    elif "epochs" in changes:
+        changes["steps"] = None
     if changes:
-        if "steps" in changes:
-            changes["epochs"] = None
-        elif "epochs" in changes:
-            changes["steps"] = None
-        with lock_run(run):
-            extend_run(run, **changes)
-    return run
+        change_run(run, **changes)
 
 
 def _ensure_data(config: TrainConfig) -> None:
@@ -209,12 +223,12 @@ def _train_with_display(run: Path, stopped: Callable[[], bool], tensorboard: boo
 
 
 def _summarise(outcome: "Outcome") -> None:
-    how = {
-        "finished": "finished",
-        "patience": f"stopped by patience, the best evaluation being at step {outcome.best_step}",
-        "interrupted": "interrupted and saved",
-    }[outcome.reason]
-    click.echo(f"{outcome.run}: {how} at step {outcome.step} of {outcome.total_steps}")
+    how = {"finished": "finished", "patience": "out of patience", "interrupted": "interrupted and saved"}[
+        outcome.reason
+    ]
+    click.echo(
+        f"{outcome.run}: {how} at step {outcome.step} of {outcome.total_steps}, best at step {outcome.best_step}"
+    )
     if outcome.reason == "interrupted":
         click.echo(f"continue with: skiprnn train --resume {outcome.run}")
     else:

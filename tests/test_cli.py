@@ -164,6 +164,8 @@ USAGE_ERRORS = [
     (("train", "--lam", "nan"), "nan is not a finite number"),
     (("train", "--lr", "0"), "0.0 is not in the range x>0"),
     (("train", "--p-skip", "0.5", "--skip"), "--p-skip is a baseline"),
+    (("train", "--no-skip", "--lam", "1e-5"), "--lam has nothing to act on"),
+    (("train", "--resume", "run", "--steps", "5", "--epochs", "5"), "Give --steps or --epochs, not both."),
     (("train", "--steps", "5", "--epochs", "5"), "Give --steps or --epochs, not both."),
     (("train", "--preset", "paper", "--epochs", "5"), "Fresh batches have no epochs"),
     (("gen-data", "adding", "--length", "9"), "9 is not in the range x>=10"),
@@ -204,6 +206,8 @@ def test_errors_have_one_message_and_no_traceback(skiprnn, adding_file, make_run
             ("gen-data", "sine", "--duration", "1", "--sampling-period", "2"),
             "sine needs 0 < sampling period <= duration",
         ),
+        (("gen-data", "sine", "--out", "pickle", "--overwrite"), "cannot write pickle: it is a folder"),
+        (("train", "--resume", run, "--steps", "5"), "is at step 8 already, beyond the 5 asked for"),
         (("plot-usage", run, "--out", "usage.gif"), "must end in .png, .pdf, .svg"),
     ]
     if not torch.cuda.is_available():
@@ -215,6 +219,31 @@ def test_errors_have_one_message_and_no_traceback(skiprnn, adding_file, make_run
         assert message in done.stderr, arguments
         assert isinstance(done.exception, SystemExit)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_while_generating_leave_nothing(tmp_path, number, code):
+    out = tmp_path / "large.h5"
+    command = [sys.executable, "-m", "skiprnn_cli", "gen-data", "adding", "--train", "20000000", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(tmp_path.iterdir()):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_data_does_not_cost_the_old_run(skiprnn, make_run, tmp_path, adding_file):
+    run = make_run()
+    (tmp_path / "damaged.h5").write_bytes(adding_file.read_bytes()[:3000])
+    before = (run / "checkpoints" / "last.json").read_bytes()
+    for options in (("--out", run, "--overwrite"), ("--out", "new")):
+        assert skiprnn("train", "--data", "damaged.h5", *options, *SMALL).exit_code == 1
+    assert (run / "checkpoints" / "last.json").read_bytes() == before
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -42,12 +42,12 @@ def test_without_skipping_keeps_the_function_of_an_open_gate(cell):
 
 
 def test_baselines_use_what_they_should(make_run):
-    plain = evaluate_run(make_run("plain", skip=False))
+    plain = evaluate_run(make_run("plain", skip=False, lam=0.0))
     assert (plain.model, plain.used_mean, plain.used_std) == ("LSTM", 12, 0)
-    random = evaluate_run(make_run("random", skip=False, p_skip=0.5))
+    random = evaluate_run(make_run("random", skip=False, lam=0.0, p_skip=0.5))
     assert random.model == "LSTM p_skip=0.5"
     assert 4 < random.used_mean < 8
-    assert random.used_mean == evaluate_run(make_run("again", skip=False, p_skip=0.5)).used_mean
+    assert random.used_mean == evaluate_run(make_run("again", skip=False, lam=0.0, p_skip=0.5)).used_mean
 
 
 def test_other_data(make_run, sine_file, adding_file, tmp_path):

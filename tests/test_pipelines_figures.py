@@ -72,7 +72,7 @@ def test_curves_join_seeds(make_run, tmp_path, drawn):
 
 
 def test_curves_tell_configurations_apart(make_run, tmp_path, drawn):
-    runs = [make_run("a"), make_run("b", hidden_size=7), make_run("c", skip=False)]
+    runs = [make_run("a"), make_run("b", hidden_size=7), make_run("c", skip=False, lam=0.0)]
     plot_curves(runs, tmp_path / "curves.png")
     labels = [line.get_label() for line in drawn().axes[0].lines]
     assert labels == ["Skip LSTM, λ=0.001, hidden_size=6", "Skip LSTM, λ=0.001, hidden_size=7", "LSTM"]

@@ -1,5 +1,6 @@
 """Data files: schema, seeds, and what happens to files that are not as they should be."""
 
+import hashlib
 import shutil
 
 import h5py
@@ -49,7 +50,7 @@ def test_splits_differ_and_do_not_depend_on_each_others_size(tmp_path):
 
 
 def test_large_files_are_drawn_in_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.generation.CHUNK", 16)
+    monkeypatch.setattr("pipelines.generation.CHUNK", 16 * 50)
     counts = []
     path = generate(Adding(), tmp_path / "a.h5", SIZES, on_progress=counts.append)
     assert counts == [16, 16, 8, 10, 16, 4]
@@ -121,41 +122,79 @@ def test_foreign_hdf5(tmp_path):
         read_sequences(tmp_path / "a.h5")
 
 
-def test_other_schema_version(damaged):
-    with h5py.File(damaged, "a") as file:
-        file.attrs["schema_version"] = 2
-    with pytest.raises(SkipRNNError, match="has schema version 2, this skiprnn reads 1"):
-        read_sequences(damaged)
+def rewrite(path, change):
+    """Change a data file behind the back of its digests, and put them right."""
+    with h5py.File(path, "a") as file:
+        change(file)
+        for name in set(file) & {"train", "val", "test"}:
+            arrays = [file[name][key][()] for key in ("x", "y")]
+            file[name].attrs["digest"] = "".join(hashlib.sha256(a.tobytes()).hexdigest() for a in arrays)
 
 
-def test_nan_is_named(damaged):
+def put(name, array):
+    def change(file):
+        del file[name]
+        file[name] = array
+
+    return change
+
+
+def set_attribute(name, value):
+    def change(file):
+        file.attrs[name] = value
+
+    return change
+
+
+def set_nan(file):
+    file["val/x"][3, 2, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_attribute("schema_version", 2), "has schema version 2, this skiprnn reads 1"),
+        (set_attribute("task", "juggling"), "holds data for the task juggling, not adding"),
+        (set_attribute("length", "long"), "lacks a proper attribute"),
+        (set_attribute("length", [1, 2]), "truncated or damaged"),
+        (lambda file: file.attrs.pop("length"), "lacks a proper attribute 'length'"),
+        (lambda file: file.attrs.pop("digest"), "truncated or damaged"),
+        (lambda file: file.pop("val"), "truncated or damaged"),
+        (set_nan, "val/x of sequence 3 holds NaN"),
+        (put("val/x", np.zeros((16, 12), np.float32)), r"must have x \(N, T, D\) float32"),
+        (put("val/x", np.zeros((16, 12, 2))), r"got x \(16, 12, 2\) float64"),
+        (put("val/x", np.zeros((15, 12, 2), np.float32)), r"got x \(15, 12, 2\)"),
+        (put("val/x", np.zeros((16, 0, 2), np.float32)), "split val is empty"),
+        (put("val/x", np.zeros((16, 12, 3), np.float32)), "x has 3 features a step, adding has 2"),
+        (put("val/y", np.zeros((16, 1), np.float32)), r"y \(16, 1\) float32"),
+        (put("val/y", np.zeros(16, np.int64)), "y must hold floats"),
+    ],
+)
+def test_files_that_no_generator_made(damaged, change, message):
+    rewrite(damaged, change)
+    with pytest.raises(SkipRNNError, match=message):
+        load_data(damaged, "adding", ("train", "val"))
+
+
+def test_labels_must_be_classes(tmp_path, sine_file):
+    path = shutil.copy(sine_file, tmp_path / "sine.h5")
+    rewrite(path, put("val/y", np.full(16, 2)))
+    with pytest.raises(SkipRNNError, match="y must hold classes from 0 to 1"):
+        load_data(path, "sine", ("val",))
+
+
+def test_changed_arrays_are_noticed(damaged):
     with h5py.File(damaged, "a") as file:
-        file["val/x"][3, 2, 0] = np.nan
-    with pytest.raises(SkipRNNError, match="val/x of sequence 3 holds NaN"):
+        file["val/y"][0] += 1
+    with pytest.raises(SkipRNNError, match="split val was changed after it was made"):
         read_sequences(damaged)
     assert len(read_sequences(damaged, ("train",)).splits["train"]) == 96
 
 
-def test_missing_split_and_attribute(damaged):
-    with h5py.File(damaged, "a") as file:
-        del file["test"]
-        del file.attrs["length"]
-    with pytest.raises(SkipRNNError, match="damaged"):
-        read_sequences(damaged)
-    with pytest.raises(SkipRNNError, match="lacks the attribute 'length'"):
-        task_of_file(damaged)
-
-
-def test_wrong_task_and_wrong_shape(damaged):
+def test_wrong_task(damaged):
     with pytest.raises(SkipRNNError, match=r"holds data for the task adding, not sine; pass --task adding"):
         load_data(damaged, "sine", ("train",))
-    with h5py.File(damaged, "a") as file:
-        file.attrs["task"] = "sine"
-        file.attrs["sampling_period"], file.attrs["duration"] = 1.0, 12.0
-    with pytest.raises(SkipRNNError, match="train/x has 2 features a step, sine has 1"):
-        load_data(damaged, "sine", ("train",))
-    with h5py.File(damaged, "a") as file:
-        file.attrs["task"] = "juggling"
+    rewrite(damaged, set_attribute("task", "juggling"))
     with pytest.raises(SkipRNNError, match="unknown task juggling"):
         task_of_file(damaged)
 

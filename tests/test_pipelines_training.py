@@ -18,7 +18,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.evaluation import load_run
 from pipelines.presets import PRESETS, TrainConfig, configure
 from pipelines.runs import create_run, extend_run, lock_run, read_metrics
-from pipelines.training import train
+from pipelines.training import change_run, train
 
 
 def tensors(run, name="last"):
@@ -50,7 +50,7 @@ VARIANTS = {
     "file": {},
     "fresh": {"fresh_batches": True},
     "gru": {"cell": "gru", "num_layers": 2},
-    "random": {"skip": False, "p_skip": 0.5},
+    "random": {"skip": False, "p_skip": 0.5, "lam": 0.0},
     "cosine": {"lr_schedule": "cosine"},
     "epochs": {"steps": None, "epochs": 3},
 }
@@ -73,7 +73,7 @@ def test_killed_again_and_again(make_run, tmp_path):
     killed = make_run("killed", trained=False, **options)
     script = f"""
 from pathlib import Path
-from pipelines.training import train
+from pipelines.training import change_run, train
 print("go", flush=True)
 train(Path({str(killed)!r}))
 """
@@ -91,8 +91,8 @@ train(Path({str(killed)!r}))
     train(killed)
     assert_same_run(killed, whole)
     steps = {load_checkpoint(killed, name).numbers["step"] for name in ("best", "last")}
-    names = {path.name for path in (killed / "checkpoints").iterdir()}
-    assert names == {"best.json", "last.json", *(f"step-{step:08d}.safetensors" for step in steps)}
+    names = {path.name.rsplit("-", 1)[0] for path in (killed / "checkpoints").iterdir()}
+    assert names == {"best.json", "last.json", *(f"step-{step:08d}" for step in steps)}
 
 
 def test_a_finished_run_can_be_extended(make_run):
@@ -121,8 +121,10 @@ def test_what_is_logged(make_run, config):
     assert 1 <= record["val"]["used_mean"] <= 12
     objective = record["val"]["loss"] + config.lam * record["val"]["used_mean"]
     assert record["val"]["objective"] == pytest.approx(objective)
-    environment = json.loads((run / "environment.json").read_text())
-    assert environment["torch"] == torch.__version__
+    (session,) = json.loads((run / "environment.json").read_text())
+    assert (session["torch"], session["from_step"]) == (torch.__version__, 0)
+    train(run)
+    assert [s["from_step"] for s in json.loads((run / "environment.json").read_text())] == [0, 8]
 
 
 def test_best_has_the_lowest_objective(make_run):
@@ -138,7 +140,7 @@ def test_best_has_the_lowest_objective(make_run):
 def test_every_epoch_visits_every_sequence_once(config, adding_file):
     task, data = training.load_data(adding_file, "adding", ("train",))
     split = data.splits["train"]
-    batches = training._batches(replace(config, batch_size=40), task, split, 0, torch.device("cpu"))
+    batches = training._batches(replace(config, batch_size=40), task, data.splits, 0, torch.device("cpu"))
     epochs = [[next(batches) for _ in range(3)] for _ in range(2)]
     for epoch in epochs:
         assert [len(batch) for batch in epoch] == [40, 40, 16]
@@ -157,6 +159,43 @@ def test_patience_stops(make_run, monkeypatch):
 def test_a_larger_lambda_uses_fewer_samples(make_run):
     free, dear = (make_run(name, lam=lam, steps=60, lr=0.03) for name, lam in (("free", 0.0), ("dear", 0.1)))
     assert read_metrics(dear)[-1]["val"]["used_mean"] < 0.8 * read_metrics(free)[-1]["val"]["used_mean"]
+
+
+def test_a_run_that_lost_its_last_checkpoint_is_not_begun_again(make_run):
+    run = make_run()
+    (run / "checkpoints" / "last.json").unlink()
+    with pytest.raises(SkipRNNError, match=r"has lost its checkpoint last\.json"):
+        train(run)
+
+
+def test_a_damaged_best_checkpoint_does_not_stop_the_last(make_run):
+    run = make_run()
+    (run / "checkpoints" / "best.json").write_text("{")
+    extend_run(run, steps=9)
+    assert train(run).step == 9
+
+
+def test_a_checkpoint_of_another_configuration(make_run):
+    run = make_run()
+    extend_run(run, hidden_size=7)
+    with pytest.raises(SkipRNNError, match="does not fit its config"):
+        train(run)
+    with pytest.raises(SkipRNNError, match="does not fit its config"):
+        load_run(run)
+
+
+def test_impossible_changes_leave_the_run_as_it_was(make_run, sine_file):
+    run = make_run()
+    before = (run / "config.json").read_bytes()
+    for changes, message in (
+        ({"steps": 5}, "is at step 8 already, beyond the 5 asked for"),
+        ({"data": str(sine_file)}, "holds data for the task sine"),
+        ({"device": "cuda"}, "no CUDA device"),
+    ):
+        if changes != {"device": "cuda"} or not torch.cuda.is_available():
+            with pytest.raises(SkipRNNError, match=message):
+                change_run(run, **changes)
+    assert (run / "config.json").read_bytes() == before
 
 
 def test_bfloat16_trains(make_run):
@@ -208,7 +247,7 @@ def test_other_data_under_a_resumed_run(make_run, config, tmp_path):
             source.copy(name, other)
         other.attrs.update({**source.attrs, "digest": "0" * 64})
     extend_run(run, data=str(tmp_path / "other.h5"))
-    with pytest.raises(SkipRNNError, match="is not the data this run was trained on"):
+    with pytest.raises(SkipRNNError, match=r"is not the data .*run was trained on"):
         train(run)
 
 
@@ -267,8 +306,17 @@ def test_cannot_overwrite_a_run_in_use_or_a_foreign_folder(make_run, config, tmp
     with lock_run(run):
         pass
     (tmp_path / "precious").mkdir()
-    with pytest.raises(SkipRNNError, match="is not a run directory, so it is left alone"):
+    with pytest.raises(SkipRNNError, match="is no run to overwrite"):
         create_run(tmp_path / "precious", config, overwrite=True)
-    create_run(run, config, overwrite=True)
+    (tmp_path / "precious" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(SkipRNNError, match="is no run to overwrite"):
+        create_run(tmp_path / "precious", config, overwrite=True)
+    (run / "thesis.tex").write_text("")
+    with pytest.raises(SkipRNNError, match=r"holds more than its run \(thesis\.tex\)"):
+        create_run(run, config, overwrite=True)
+    (run / "thesis.tex").unlink()
+    (tmp_path / "link").symlink_to(run)
+    create_run(tmp_path / "link", config, overwrite=True)
+    assert (tmp_path / "link").is_symlink()
     assert not (run / "checkpoints").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

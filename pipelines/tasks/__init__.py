@@ -25,12 +25,12 @@ def task_of_file(path: Path, expected: str | None = None) -> Task:
         raise SkipRNNError(
             f"{path} holds data for the task {name}, not {expected}; pass --task {name} or another --data"
         )
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise SkipRNNError(f"{path} holds data for the unknown task {name}; this skiprnn knows {', '.join(TASKS)}")
     try:
         return TASKS[name].from_attributes(attributes)
-    except KeyError as error:
-        raise SkipRNNError(f"{path} lacks the attribute {error} of the task {name}; generate it again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise SkipRNNError(f"{path} lacks a proper attribute {error} of the task {name}; generate it again") from error
 
 
 def load_data(path: Path, expected: str, splits: tuple[str, ...]) -> tuple[Task, DataFile]:
@@ -42,9 +42,8 @@ def load_data(path: Path, expected: str, splits: tuple[str, ...]) -> tuple[Task,
     task = task_of_file(path, expected)
     data = read_sequences(path, splits)
     for name, sequences in data.splits.items():
-        if sequences.x.shape[2] != task.input_size:
-            found, wanted = sequences.x.shape[2], task.input_size
-            raise SkipRNNError(
-                f"{path}: {name}/x has {found} features a step, {task.name} has {wanted}; generate it again"
-            )
+        try:
+            task.check(sequences)
+        except SkipRNNError as error:
+            raise SkipRNNError(f"{path}, split {name}: {error}; generate it again with --overwrite") from error
     return task, data

@@ -44,6 +44,11 @@ class Adding(SyntheticTask):
         target = values.gather(1, first) + values.gather(1, second)
         return Sequences(torch.stack([values, markers], dim=-1), target[:, 0])
 
+    def check(self, sequences: Sequences) -> None:
+        super().check(sequences)
+        if not sequences.y.is_floating_point():
+            raise SkipRNNError("y must hold floats, the sums")
+
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return self.scores(prediction, target).mean() / 2
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pipelines.errors import SkipRNNError
 from pipelines.storage import Sequences
 
 
@@ -44,6 +45,15 @@ class Task(ABC):
         """Whether the metric counts as a solution; None where the paper has no such rule."""
         return None
 
+    def check(self, sequences: Sequences) -> None:
+        """Refuse sequences this task could not have made.
+
+        Raises:
+            SkipRNNError: saying what is wrong with them.
+        """
+        if sequences.x.shape[2] != self.input_size:
+            raise SkipRNNError(f"x has {sequences.x.shape[2]} features a step, {self.name} has {self.input_size}")
+
     @abstractmethod
     def signal(self, x: Tensor) -> Tensor:
         """What the usage figure draws over time: (T, D) -> (T,)."""
@@ -51,6 +61,11 @@ class Task(ABC):
 
 class SyntheticTask(Task):
     """A task whose sequences are drawn at random."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Steps of a sequence."""
 
     @abstractmethod
     def sample(self, size: int, generator: torch.Generator) -> Sequences:
@@ -62,6 +77,12 @@ class ClassificationTask(Task):
 
     metric_name = "accuracy"
     higher_is_better = True
+
+    def check(self, sequences: Sequences) -> None:
+        super().check(sequences)
+        y = sequences.y
+        if y.is_floating_point() or y.min() < 0 or y.max() >= self.output_size:
+            raise SkipRNNError(f"y must hold classes from 0 to {self.output_size - 1}")
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(prediction, target)

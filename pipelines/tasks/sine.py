@@ -15,8 +15,8 @@ from pipelines.tasks.base import ClassificationTask, SyntheticTask
 class Sine(ClassificationTask, SyntheticTask):
     """Samples of sin(2π (t + shift) / period), the shift from U(0, period).
 
-    Class 0 has its period from U(5, 6) ms, class 1 from U(1, 5) ∪ U(6, 100) ms, uniform over the union; the classes
-    take turns, so that each batch is half and half. Solved above 99 % accuracy.
+    Class 0 has its period from U(5, 6) ms, class 1 from U(1, 5) ∪ U(6, 100) ms, uniform over the union. The classes
+    take turns, so that fresh batches and files are half and half. Solved above 99 % accuracy.
 
     Source: Campos et al., ICLR 2018, section 4.2.
     """
