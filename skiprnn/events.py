@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from skiprnn import native
 from skiprnn.cells import Cell, LayerState, LayerWeights
 from skiprnn.reference import GateState, update_probability
 
@@ -33,9 +33,11 @@ def skip_rnn(
 ) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
     """The same function as ``reference.skip_rnn``, with the same arguments and results."""
     tensors = [tensor for group in (*states, *layers) for tensor in group]
-    output, update_gate, p, acc, *last = _Events.apply(
-        cell, len(layers), lengths, x, update_weight, update_bias, *gate, *tensors
-    )
+    arguments = (x, update_weight, update_bias, *gate, *tensors)
+    if native.applies(cell, len(layers), arguments):
+        output, update_gate, p, acc, *last = native.NativeEvents.apply(cell, lengths, *arguments)
+    else:
+        output, update_gate, p, acc, *last = _Events.apply(cell, len(layers), lengths, *arguments)
     return output, _grouped(last, cell.num_states), GateState(p, acc), update_gate
 
 
@@ -109,8 +111,8 @@ class _Events(torch.autograd.Function):
         return output, update_gate, p, acc, *(tensor for state in states for tensor in state)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        native.refuse_double_backward()
         x, *_, p, acc, ends = ctx.saved_tensors[:6]
         enabled, dtype = ctx.autocast
         with torch.autocast(x.device.type, dtype, enabled=enabled):

@@ -1,0 +1,231 @@
+"""The event-driven engine's compiled CPU path: native.cpp, one float32 layer, sequences shared out among threads.
+
+The extension is built when the package is installed, if there is a C++ compiler; without it, ``events.py`` runs in
+torch operations. The choice is ``applies``, never a failure.
+"""
+
+import ctypes
+import mmap
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from skiprnn.cells import GRU, LSTM, Cell, LayerWeights
+
+_UNITS = 16  # of a vector in native.cpp
+
+
+class _Problem(ctypes.Structure):
+    """``Problem`` of native.cpp, field by field."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("T", "B", "D", "H", "gru")),
+        *((name, ctypes.c_int64) for name in ("x_t", "x_b", "go_t", "go_b", "gg_t", "gg_b")),
+        *((name, ctypes.c_void_p) for name in ("x", "lengths", "w_x", "w_h", "bias_x", "bias_h", "w_p")),
+        ("b_p", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("h", "c", "p", "acc", "tape_h", "tape_c", "tape_p", "tape_a", "tape_t")),
+        *((name, ctypes.c_void_p) for name in ("counts", "output", "update_gate", "grad_output", "grad_gate")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("w_h_back", "w_x_back", "grad_h", "grad_c", "grad_p", "grad_acc", "grad_x")
+        ),
+    ]
+
+
+class _Sums(ctypes.Structure):
+    """``Sums`` of native.cpp."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("w_x", "w_h", "bias_x", "bias_h", "w_p", "b_p")]
+
+
+def _load() -> ctypes.CDLL | None:
+    spec = find_spec("skiprnn._native")
+    if spec is None or spec.origin is None:
+        return None
+    library = ctypes.CDLL(str(Path(spec.origin)))
+    library.skiprnn_block.restype = ctypes.c_int64
+    for function in (library.skiprnn_forward, library.skiprnn_backward):
+        function.restype = None
+    return library
+
+
+LIBRARY = _load()
+
+
+def applies(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
+    """Whether the compiled path computes this: one LSTM or GRU (reset_after) layer, float32, CPU, no autocast."""
+    return (
+        LIBRARY is not None
+        and num_layers == 1
+        and (cell is LSTM or cell is GRU)
+        and tensors[0].numel() > 0  # x
+        and not torch.is_autocast_enabled("cpu")
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    )
+
+
+def refuse_double_backward() -> None:
+    """Raise where autograd wants to differentiate a hand-written backward pass, by ``create_graph=True``."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the event-driven engine cannot be differentiated twice; make the module with engine='reference' for that"
+        )
+
+
+class NativeEvents(torch.autograd.Function):
+    """The function of ``events._Events``, for one layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        cell: Cell,
+        lengths: Tensor | None,
+        x: Tensor,
+        update_weight: Tensor,
+        update_bias: Tensor,
+        p: Tensor,
+        acc: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        x = x if x.stride(2) == 1 else x.contiguous()
+        T, B, _ = x.shape
+        H = len(update_weight)
+        ends = torch.full((B,), T) if lengths is None else lengths.long().contiguous()
+        states = [state.detach().contiguous().clone() for state in tensors[: cell.num_states]]
+        weights = LayerWeights(*tensors[cell.num_states :])
+        tape = _Tape(cell, T, B, H)
+        p, acc = p.detach().clone(), acc.detach().clone()
+        output, update_gate = _reserve(T * B * H, huge_pages=True).view(T, B, H), torch.zeros(T, B)
+        problem, _kept = _describe(cell, x, ends, weights, update_weight, update_bias, tape)
+        _point(problem, h=states[0], c=states[-1], p=p, acc=acc, output=output, update_gate=update_gate)
+        LIBRARY.skiprnn_forward(ctypes.byref(problem), ctypes.c_int64(_workers(B)))  # type: ignore[union-attr]
+        ctx.save_for_backward(x, update_weight, update_bias, ends, *tensors)
+        ctx.cell, ctx.tape = cell, tape
+        ctx.set_materialize_grads(False)
+        return output, update_gate, p, acc, *states
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
+        x, update_weight, update_bias, ends, *tensors = ctx.saved_tensors
+        cell: Cell = ctx.cell
+        T, B, D = x.shape
+        H = len(update_weight)
+        HP, DP = _padded(H), _padded(D)
+        GP = cell.num_gates * HP
+        grad_output, grad_gate, grad_p, grad_acc, *grad_states = grads
+        weights = LayerWeights(*tensors[cell.num_states :])
+        states = [torch.zeros(B, H) if g is None else g.contiguous().clone() for g in grad_states]
+        gp, ga = (torch.zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
+        grad_x = torch.zeros(T, B, D) if ctx.needs_input_grad[2] else None
+
+        problem, _kept = _describe(cell, x, ends, weights, update_weight, update_bias, ctx.tape)
+        w_h_back = _pad_gates(weights.weight_hh, cell.num_gates, HP).view(GP, HP // _UNITS, _UNITS).transpose(0, 1)
+        w_x_back = _pad_gates(weights.weight_ih, cell.num_gates, DP).view(GP, DP // _UNITS, _UNITS).transpose(0, 1)
+        w_h_back, w_x_back = w_h_back.contiguous(), w_x_back.contiguous()
+        _point(
+            problem, w_h_back=w_h_back, w_x_back=w_x_back, grad_h=states[0], grad_c=states[-1], grad_p=gp, grad_acc=ga
+        )
+        if grad_x is not None:
+            _point(problem, grad_x=grad_x)
+        if grad_output is not None:
+            grad_output = grad_output if grad_output.stride(2) == 1 else grad_output.contiguous()
+            problem.go_t, problem.go_b = grad_output.stride()[:2]
+            _point(problem, grad_output=grad_output)
+        if grad_gate is not None:
+            problem.gg_t, problem.gg_b = grad_gate.stride()
+            _point(problem, grad_gate=grad_gate)
+
+        workers = _workers(B)
+        shapes = {"w_x": (GP, DP), "w_h": (GP, HP), "bias_x": (GP,), "bias_h": (GP,), "w_p": (HP,), "b_p": (1,)}
+        sums = {name: torch.zeros(workers, *shape) for name, shape in shapes.items()}
+        parts = (_Sums * workers)()
+        for w in range(workers):
+            _point(parts[w], **{name: part[w] for name, part in sums.items()})
+        LIBRARY.skiprnn_backward(ctypes.byref(problem), parts, ctypes.c_int64(workers))  # type: ignore[union-attr]
+        total = {name: part.sum(0) for name, part in sums.items()}
+        unpadded = {
+            name: total[name].view(cell.num_gates, HP, -1)[:, :H, :size].reshape(cell.num_gates * H, -1)
+            for name, size in (("w_x", D), ("w_h", H), ("bias_x", 1), ("bias_h", 1))
+        }
+        grad_weights = (unpadded["w_x"], unpadded["w_h"], unpadded["bias_x"][:, 0], unpadded["bias_h"][:, 0])
+        return None, None, grad_x, total["w_p"][:H], total["b_p"], gp, ga, *states, *grad_weights
+
+
+class _Tape:
+    """What forward leaves for backward: memory for an update at every step, of which only what is used gets real."""
+
+    def __init__(self, cell: Cell, T: int, B: int, H: int) -> None:
+        rows, HP = B * (T + 1), _padded(H)
+        self.h = _reserve(rows * HP)
+        self.c = _reserve(rows * HP) if cell.num_states == 2 else self.h
+        self.p, self.a, self.t = _reserve(rows), _reserve(rows), _reserve(rows)
+        self.counts = torch.zeros(B, dtype=torch.int32)
+
+
+def _reserve(floats: int, *, huge_pages: bool = False) -> Tensor:
+    """Zeros that take memory only where they are touched, page by page."""
+    memory = mmap.mmap(-1, 4 * floats, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32)
+
+
+def _describe(
+    cell: Cell,
+    x: Tensor,
+    ends: Tensor,
+    weights: LayerWeights,
+    update_weight: Tensor,
+    update_bias: Tensor,
+    tape: _Tape,
+) -> tuple[_Problem, list[Tensor]]:
+    """The problem as both passes need it, and the tensors it points to."""
+    T, B, D = x.shape
+    H = len(update_weight)
+    HP, gates = _padded(H), cell.num_gates
+
+    def packed(weight: Tensor) -> Tensor:
+        columns = weight.shape[1]
+        return _pad_gates(weight, gates, columns).view(-1, _UNITS, columns).transpose(1, 2).contiguous()
+
+    tensors = {
+        "x": x,
+        "lengths": ends,
+        "w_x": packed(weights.weight_ih),
+        "w_h": packed(weights.weight_hh),
+        "bias_x": _pad_gates(weights.bias_ih[:, None], gates, 1),
+        "bias_h": _pad_gates(weights.bias_hh[:, None], gates, 1),
+        "w_p": pad(update_weight.detach(), (0, HP - H)),
+        "tape_h": tape.h, "tape_c": tape.c, "tape_p": tape.p, "tape_a": tape.a, "tape_t": tape.t, "counts": tape.counts,
+    }  # fmt: skip
+    problem = _Problem(
+        T=T, B=B, D=D, H=H, gru=int(cell is GRU), x_t=x.stride(0), x_b=x.stride(1), b_p=update_bias.item()
+    )
+    return _point(problem, **tensors), list(tensors.values())
+
+
+def _point(structure: Any, **tensors: Tensor) -> Any:
+    for name, tensor in tensors.items():
+        setattr(structure, name, tensor.data_ptr())
+    return structure
+
+
+def _pad_gates(weight: Tensor, gates: int, columns: int) -> Tensor:
+    """(G*H, N) -> (G*HP, columns), zeros added."""
+    H = weight.shape[0] // gates
+    shaped = weight.detach().view(gates, H, -1)
+    return pad(shaped, (0, columns - shaped.shape[2], 0, _padded(H) - H)).reshape(gates * _padded(H), columns)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _UNITS) * _UNITS
+
+
+def _workers(batch: int) -> int:
+    blocks = -(-batch // int(LIBRARY.skiprnn_block()))  # type: ignore[union-attr]
+    return min(torch.get_num_threads(), blocks)

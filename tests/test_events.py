@@ -1,0 +1,188 @@
+"""The event-driven engine against the definition: outputs, gates, states and every gradient."""
+
+import pytest
+import torch
+
+from skiprnn import SkipGRU, SkipLSTM, budget_loss, native
+
+MODULES = {
+    "lstm": SkipLSTM,
+    "gru": SkipGRU,
+    "gru_reset_before": lambda *sizes, **options: SkipGRU(*sizes, reset_after=False, **options),
+}
+SHAPES = {  # T, B, D, H, layers
+    "paper": (40, 6, 2, 11, 1),
+    "one_step": (1, 4, 3, 5, 1),
+    "one_sequence": (63, 1, 1, 8, 1),
+    "odd": (63, 3, 5, 100, 1),
+    "wide": (20, 70, 40, 16, 1),
+    "two_layers": (30, 5, 3, 7, 2),
+    "three_layers": (25, 4, 2, 6, 3),
+}
+BIASES = {"all": 100.0, "most": 0.0, "some": -1.5, "few": -4.0, "first_only": -50.0}
+compiled = pytest.mark.skipif(native.LIBRARY is None, reason="the compiled path was not built")
+
+
+def build(name, shape, bias, engine, dtype, seed=1):
+    torch.manual_seed(seed)
+    _, _, D, H, layers = shape
+    rnn = MODULES[name](D, H, layers, update_bias=bias, engine=engine, dtype=torch.float64)
+    with torch.no_grad():
+        rnn.update_weight.mul_(3)  # probabilities that differ
+    return rnn.to(dtype)
+
+
+def run(rnn, x, *, lengths=None, per_step=True, state=None, seed=2):
+    """Everything forward returns, and the gradient of a loss on all of it by every input and parameter."""
+    draws = torch.Generator().manual_seed(seed)
+    x = x.to(rnn.update_weight.dtype).requires_grad_()
+    start = rnn.initial_state(x.shape[1]) if state is None else state
+    start = type(start)(*(s.detach().to(x.dtype).requires_grad_() for s in start))
+    out = rnn(x, start, lengths)
+    weights = [torch.randn(t.shape, generator=draws, dtype=torch.float64).to(x.dtype) for t in (out.output, *out.state)]
+    shown = [out.output, *out.state] if per_step else list(out.state)
+    loss = sum((t * w).sum() for t, w in zip(shown, weights if per_step else weights[1:], strict=True))
+    gate_weight = torch.rand(out.update_gate.shape, generator=draws, dtype=torch.float64).to(x.dtype)
+    loss = loss + (out.update_gate * gate_weight).sum() if per_step else loss + budget_loss(out.update_gate, 0.1)
+    parameters = [p for n, p in rnn.named_parameters() if not n.startswith("initial")]
+    return out, torch.autograd.grad(loss, [x, *start, *parameters])
+
+
+def assert_same(ours, theirs, tolerance):
+    assert torch.equal(ours[0].update_gate.double(), theirs[0].update_gate.double())
+    values = [(ours[0].output, theirs[0].output), *zip(ours[0].state, theirs[0].state, strict=True)]
+    for mine, other in (*values, *zip(ours[1], theirs[1], strict=True)):
+        scale = other.abs().max().clamp(min=1e-3 if tolerance > 1e-9 else 1.0) if other.numel() else 1.0
+        assert mine.shape == other.shape
+        assert ((mine.double() - other.double()).abs().max() if other.numel() else 0.0) <= tolerance * scale
+
+
+@pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", MODULES)
+def test_equals_the_reference_in_float64(name, shape, bias, per_step):
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = [
+        run(build(name, shape, bias, engine, torch.float64), x, per_step=per_step) for engine in ("events", "reference")
+    ]
+    assert_same(*results, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("name", MODULES)
+def test_equals_the_reference_on_random_problems(name, seed):
+    draws = torch.Generator().manual_seed(seed)
+
+    def integer(low, high):
+        return int(torch.randint(low, high + 1, (), generator=draws))
+
+    shape = (integer(1, 40), integer(1, 9), integer(1, 6), integer(1, 12), integer(1, 3))
+    bias = float(torch.empty(()).uniform_(-5, 1, generator=draws))
+    x = torch.randn(shape[:3], generator=draws, dtype=torch.float64)
+    lengths = torch.randint(0, shape[0] + 1, (shape[1],), generator=draws)
+    state = build(name, shape, bias, "reference", torch.float64, seed)(x).state
+    results = [
+        run(build(name, shape, bias, engine, torch.float64, seed), x, lengths=lengths, state=state)
+        for engine in ("events", "reference")
+    ]
+    assert_same(*results, tolerance=1e-12)
+
+
+@compiled
+@pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize(
+    "shape", [s for s in SHAPES.values() if s[-1] == 1], ids=[n for n, s in SHAPES.items() if s[-1] == 1]
+)
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_the_compiled_path_equals_the_reference(name, shape, bias, per_step):
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lengths = torch.arange(shape[1]) * 7 % (shape[0] + 1) if per_step else None
+    reference = build(name, shape, bias, "reference", torch.float64)
+    state = reference(x).state
+    ours = build(name, shape, bias, "events", torch.float32)
+    assert native.applies(ours.cell, 1, (x.float(), *ours.parameters()))
+    assert_same(
+        run(ours, x, lengths=lengths, per_step=per_step, state=state),
+        run(reference, x, lengths=lengths, per_step=per_step, state=state),
+        tolerance=2e-5,
+    )
+
+
+@compiled
+def test_the_compiled_path_reads_any_layout_and_is_deterministic():
+    shape = (30, 70, 3, 12, 1)
+    rnn = build("lstm", shape, -1.0, "events", torch.float32)
+    x = torch.randn(70, 3, 30).permute(2, 0, 1)
+    first = run(rnn, x)
+    for other in (run(rnn, x.contiguous()), run(rnn, x)):
+        assert all(
+            torch.equal(a, b) for a, b in zip((first[0].output, *first[1]), (other[0].output, *other[1]), strict=True)
+        )
+    rnn.batch_first = True
+    assert torch.equal(rnn(x.transpose(0, 1)).output.transpose(0, 1), first[0].output)
+
+
+@compiled
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_without_the_compiled_path_torch_does_the_same(name, monkeypatch):
+    shape = SHAPES["odd"]
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0))
+    rnn = build(name, shape, -1.5, "events", torch.float32)
+    fast = run(rnn, x)
+    monkeypatch.setattr(native, "LIBRARY", None)
+    assert_same(fast, run(rnn, x), tolerance=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gate_sums_are_those_of_adding_step_by_step(dtype):
+    """Thousands of probabilities, ties among them: the gate of the events is bit for bit that of the reference."""
+    torch.manual_seed(0)
+    logits = torch.cat([torch.empty(4000).uniform_(-7, 1), torch.logit(0.5 ** torch.arange(1.0, 9))])
+    rnns = [SkipLSTM(1, 1, engine=engine, dtype=dtype) for engine in ("events", "reference")]
+    x = torch.zeros(400, len(logits), 1, dtype=dtype)
+    state = rnns[0].initial_state(len(logits))
+    p = torch.sigmoid(logits.to(dtype))
+    state = state._replace(update_prob=p, cum_update_prob=p * 0.37 * (p < 0.5))
+    with torch.no_grad():
+        for rnn in rnns:  # after its first update the gate stays shut, whatever the inputs
+            rnn.update_weight.zero_()
+            rnn.update_bias.fill_(-50)
+        ours, theirs = (rnn(x, state) for rnn in rnns)
+    assert torch.equal(ours.update_gate, theirs.update_gate)
+    assert torch.equal(ours.state.cum_update_prob, theirs.state.cum_update_prob)
+    assert ours.update_gate.argmax(0).unique().numel() > 1
+
+
+def test_double_backward_is_refused():
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    for dtype in (torch.float32, torch.float64):
+        rnn = SkipLSTM(3, 4, engine="events", dtype=dtype)
+        with pytest.raises(
+            RuntimeError, match="cannot be differentiated twice; make the module with engine='reference'"
+        ):
+            torch.autograd.grad(rnn(x.to(dtype)).output.sum(), x, create_graph=True)
+
+
+def test_bfloat16_autocast_trains():
+    for name in MODULES:
+        rnn = build(name, (20, 3, 2, 8, 2), 0.0, "events", torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            output, state, gate = rnn(torch.randn(20, 3, 2))
+            loss = output.float().square().mean() + budget_loss(gate, 0.1)
+        loss.backward()
+        assert gate.dtype == state.update_prob.dtype == torch.float32
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in rnn.parameters())
+
+
+def test_long_sequences_train_in_bounded_memory():
+    """20,000 steps of which some 1 % are used: the tape follows the updates."""
+    rnn = build("lstm", (20_000, 2, 1, 16, 1), -5.0, "events", torch.float64)
+    with torch.no_grad():
+        rnn.update_weight.zero_()
+    output, state, gate = rnn(torch.randn(20_000, 2, 1, dtype=torch.float64))
+    saved = output.grad_fn.updates
+    assert len(saved) == gate.sum(0).max() < 400
+    (state.h.sum() + budget_loss(gate, 0.1)).backward()
+    assert rnn.update_bias.grad.isfinite().all()
