@@ -48,7 +48,8 @@ Examples:
     type=click.Choice(CHOICES["preset"]),
     default="quick",
     show_default=True,
-    help="quick: minutes on two CPU cores. paper: the paper's protocol.",
+    help="quick: minutes on two CPU cores. paper: the paper's protocol. Other defaults below follow it; quick trains a "
+    "GRU on adding for 2500 steps at 0.002.",
 )
 @click.option("--data", type=options.PATH, help="Data file.  [default: data/TASK.h5, generated if missing]")
 @preset_option("--fresh-batches/--no-fresh-batches", "fresh_batches", bool, "Draw each batch anew, not from the file.")

@@ -294,6 +294,12 @@ def test_presets_follow_the_paper():
         assert paper.lr_schedule == "constant"
 
 
+def test_a_cell_may_have_its_own_defaults():
+    assert configure("adding", "quick").lr == configure("adding", "quick", cell="lstm").lr == 1e-3
+    assert configure("adding", "quick", cell="gru").lr == 2e-3
+    assert configure("adding", "quick", cell="gru", lr=1e-4).lr == 1e-4
+
+
 def test_given_options_replace_the_presets():
     config = configure("sine", "quick", lam=1e-4, lr=None, epochs=3)
     assert (config.lam, config.lr, config.epochs, config.steps) == (1e-4, PRESETS["sine"]["quick"].lr, 3, None)

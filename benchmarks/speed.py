@@ -1,0 +1,223 @@
+"""Time and memory of a Skip RNN against torch's own LSTM and GRU and against the step loop, same inputs, same run.
+
+    python benchmarks/speed.py --device cpu
+    python benchmarks/speed.py --shapes sine,mnist --cells lstm --out benchmarks/results/mine.json
+
+The loss is the mean square of the last state plus a budget. Usage is set through the gate's bias, its weight being
+zero; "mixed" has a random weight and inputs that differ in mean between sequences, so that sequences differ in usage.
+Times are medians; peak memory is what one forward and backward pass adds to the process (CPU) or allocator (CUDA). The
+columns x say how many times as good as torch's own cell.
+"""
+
+import argparse
+import gc
+import json
+import math
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from skiprnn import SkipGRU, SkipLSTM, budget_loss, native
+from skiprnn.modules import ENGINES
+
+SHAPES = {  # steps, features, units, layers
+    "adding": (50, 2, 110, 1),
+    "sine": (200, 1, 110, 1),
+    "mnist": (784, 1, 110, 1),
+    "imdb": (400, 300, 128, 1),
+    "ucf101": (250, 2048, 512, 2),
+}
+CELLS = {"lstm": (SkipLSTM, nn.LSTM), "gru": (SkipGRU, nn.GRU)}
+USAGES = {"100%": 1, "50%": 2, "25%": 4, "10%": 10, "5%": 20}  # a sample in n
+
+
+def main():
+    options = parse()
+    torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    setting = describe(options, device)
+    print(json.dumps(setting, indent=2), file=sys.stderr)
+    print("| shape | cell | usage | used | forward, ms | x | forward + backward, ms | x | peak memory, MB | x |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    rows = []
+    for shape in options.shapes:
+        steps, features, units, layers = SHAPES[shape]
+        torch.manual_seed(0)
+        x = torch.randn(steps, options.batch, features, device=device, dtype=dtype)
+        mixed = x + torch.linspace(-2, 2, options.batch, device=device, dtype=dtype)[:, None]
+        for cell in options.cells:
+            skip, plain = CELLS[cell]
+            sizes = {
+                "input_size": features,
+                "hidden_size": units,
+                "num_layers": layers,
+                "device": device,
+                "dtype": dtype,
+            }
+            rival = measure(plain(**sizes), x, options)
+            rows.append(show(shape, cell, f"nn.{cell.upper()}", rival, rival))
+            if options.step_loop:
+                loop = measure(skip(**sizes, engine="reference"), x, options)
+                rows.append(show(shape, cell, "step loop, 100%", loop, rival))
+            for usage in options.usage:
+                torch.manual_seed(1)
+                rnn = skip(**sizes, engine=options.engine)
+                set_usage(rnn, usage)
+                rows.append(show(shape, cell, usage, measure(rnn, mixed if usage == "mixed" else x, options), rival))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({**setting, "rows": rows}, indent=2) + "\n")
+
+
+def set_usage(rnn, usage):
+    with torch.no_grad():
+        if usage == "mixed":
+            rnn.update_weight.normal_(0, 8 / math.sqrt(rnn.hidden_size))
+            rnn.update_bias.fill_(-2)
+            return
+        n = USAGES[usage]
+        p = 0.9 if n == 1 else (0.5 / n + 0.5 / (n - 1)) / 2
+        rnn.update_weight.zero_()
+        rnn.update_bias.fill_(math.log(p / (1 - p)))
+
+
+def forward(rnn, x):
+    """A loss, and the gate where there is one."""
+    if isinstance(rnn, nn.LSTM | nn.GRU):
+        _, last = rnn(x)
+        return (last[0] if isinstance(last, tuple) else last)[-1].square().mean(), None
+    _, state, gate = rnn(x)
+    return state.h[-1].square().mean() + budget_loss(gate, 1e-4), gate
+
+
+def measure(rnn, x, options):
+    def run():
+        forward(rnn, x)[0].backward()
+
+    def run_forward():
+        with torch.no_grad():
+            forward(rnn, x)
+
+    result = {
+        "forward_ms": timed(run_forward, options),
+        "training_ms": timed(run, options),
+        "peak_mb": peak_memory(run, x),
+    }
+    gate = forward(rnn, x)[1]
+    if gate is not None:
+        used = gate.mean(0)
+        result["used"] = [used.mean().item(), used.min().item(), used.max().item()]
+    return result
+
+
+def timed(function, options):
+    times = []
+    for _ in range(options.warmup + options.repeats):
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[options.warmup :])
+
+
+def peak_memory(function, x):
+    gc.collect()
+    if x.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if not Path("/proc/self/clear_refs").exists():
+        return math.nan
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present size
+    before = status("VmRSS")
+    function()
+    return (status("VmHWM") - before) / 1024
+
+
+def status(field):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise KeyError(field)
+
+
+def show(shape, cell, what, result, rival):
+    used = result.get("used")
+    used_text = (
+        ""
+        if used is None
+        else f"{used[0]:.1%}" + (f" ({used[1]:.0%}-{used[2]:.0%})" if used[2] - used[1] > 0.01 else "")
+    )
+    ratios = {name: rival[name] / max(result[name], 1e-9) for name in ("forward_ms", "training_ms", "peak_mb")}
+    print(
+        f"| {shape} | {cell} | {what} | {used_text} | {result['forward_ms']:.1f} | {ratios['forward_ms']:.2f} "
+        f"| {result['training_ms']:.1f} | {ratios['training_ms']:.2f} "
+        f"| {result['peak_mb']:.0f} | {ratios['peak_mb']:.1f} |",
+        flush=True,
+    )
+    return {"shape": shape, "cell": cell, "what": what, **result, "times_as_good": ratios}
+
+
+def describe(options, device):
+    cpu = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), "unknown")
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
+        "threads": torch.get_num_threads(),
+        "dtype": options.dtype,
+        "tf32": options.tf32,
+        "batch": options.batch,
+        "engine": options.engine,
+        "compiled_cpu_path": native.LIBRARY is not None,
+        "torch": torch.__version__,
+        "repeats": options.repeats,
+    }
+
+
+def cpu_lines():
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*USAGES, "mixed"]
+
+    def choice(allowed):
+        def convert(text):
+            values = text.split(",")
+            if unknown := set(values) - set(allowed):
+                raise argparse.ArgumentTypeError(f"unknown {unknown}; choose from {', '.join(allowed)}")
+            return values
+
+        return convert
+
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--shapes", type=choice(SHAPES), default=list(SHAPES), help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--cells", type=choice(CELLS), default=list(CELLS), help=f"of {', '.join(CELLS)}")
+    parser.add_argument("--usage", type=choice(names), default=names, help=f"of {', '.join(names)}")
+    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto")
+    parser.add_argument("--no-step-loop", dest="step_loop", action="store_false", help="leave the reference out")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--tf32", action="store_true", help="TF32 matrix products on CUDA")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
