@@ -1,12 +1,14 @@
 """The paper's baselines: the plain cells, and the plain cells whose updates are skipped at random."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from skiprnn.cells import GRU, LSTM, LayerState
-from skiprnn.reference import GateState, forced_gate_rnn
+from skiprnn.reference import GateState
 from skiprnn.stack import RecurrentStack
 
 
@@ -24,19 +26,37 @@ class _RandomSkip(RecurrentStack):
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
     ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
         steps, batch, _ = x.shape
-        update_gate = torch.ones(steps, batch, device=x.device, dtype=gate.update_prob.dtype)
-        if self.p_skip == 0 and lengths is None and steps > 0:
-            output, states = self._run_fused(x, states)
-            return output, states, gate, update_gate
-        if self.p_skip:
-            update_gate = torch.bernoulli(update_gate * (1 - self.p_skip))
+        used = torch.rand(steps, batch, device=x.device) >= self.p_skip
         if lengths is not None:
-            valid = torch.arange(steps, device=x.device)[:, None] < lengths
-            x, update_gate = x.masked_fill(~valid[..., None], 0), update_gate * valid
-        output, states = forced_gate_rnn(self.cell, x, self.layers(), states, update_gate)
-        return output, states, gate, update_gate
+            used &= torch.arange(steps, device=x.device)[:, None] < lengths
+        update_gate = used.to(gate.update_prob.dtype)
+        start = tuple(torch.stack(tensors) for tensors in zip(*states, strict=True))  # (num_layers, B, H) each
+        if self.p_skip == 0 and lengths is None and x.numel():
+            output, last = self._plain(x.transpose(0, 1) if self.batch_first else x, start)
+            output = output.transpose(0, 1) if self.batch_first else output
+        else:
+            output, last = self._run_used(x, used, start)
+        last = tuple(new.to(old.dtype) for new, old in zip(last, start, strict=True))  # autocast gives bfloat16
+        return output, list(zip(*last, strict=True)), gate, update_gate
 
-    def _run_fused(self, x: Tensor, states: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
+    def _run_used(self, x: Tensor, used: Tensor, start: LayerState) -> tuple[Tensor, LayerState]:
+        """The plain cell over the samples used alone, packed, and its outputs repeated where samples were skipped."""
+        counts = used.sum(0)
+        longest = int(counts.max()) if counts.numel() else 0
+        shown = start[0][-1:]  # (1, B, H)
+        last = start
+        if longest:
+            order = used.int().argsort(dim=0, descending=True, stable=True)[:longest, :, None]
+            taken = x.gather(0, order.expand(-1, -1, x.shape[2]))
+            packed = pack_padded_sequence(taken, counts.clamp(min=1).cpu(), enforce_sorted=False)
+            output, last = self._plain(packed, start)
+            any_used = (counts > 0)[:, None]
+            last = tuple(torch.where(any_used, new, old) for new, old in zip(last, start, strict=True))
+            shown = torch.cat([shown, pad_packed_sequence(output)[0].to(shown.dtype)])
+        return shown.gather(0, used.cumsum(0)[..., None].expand(-1, -1, shown.shape[2])), last
+
+    def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
+        """torch's own cell over a batch or a packed sequence."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -74,11 +94,8 @@ class RandomSkipLSTM(_RandomSkip, nn.LSTM):  # type: ignore[misc]  # forward tak
         nn.LSTM.__init__(self, input_size, hidden_size, num_layers, batch_first=batch_first, device=device, dtype=dtype)
         self._setup(p_skip, learn_initial_state)
 
-    def _run_fused(self, x: Tensor, states: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
-        h, c = (torch.stack(tensors) for tensors in zip(*states, strict=True))
-        output, last = nn.LSTM.forward(self, x.transpose(0, 1) if self.batch_first else x, (h, c))
-        h, c = last[0].to(h.dtype), last[1].to(c.dtype)  # autocast gives bfloat16
-        return output.transpose(0, 1) if self.batch_first else output, list(zip(h, c, strict=True))
+    def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
+        return nn.LSTM.forward(self, x, (start[0], start[1]))
 
 
 class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes and returns more
@@ -112,7 +129,6 @@ class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes
         nn.GRU.__init__(self, input_size, hidden_size, num_layers, batch_first=batch_first, device=device, dtype=dtype)
         self._setup(p_skip, learn_initial_state)
 
-    def _run_fused(self, x: Tensor, states: list[LayerState]) -> tuple[Tensor, list[LayerState]]:
-        (h,) = (torch.stack(tensors) for tensors in zip(*states, strict=True))
-        output, last = nn.GRU.forward(self, x.transpose(0, 1) if self.batch_first else x, h)
-        return output.transpose(0, 1) if self.batch_first else output, [(layer,) for layer in last.to(h.dtype)]
+    def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
+        output, last = nn.GRU.forward(self, x, start[0])
+        return output, (last,)

@@ -72,19 +72,6 @@ def skip_rnn(
     return torch.stack(outputs), states, GateState(p, acc), torch.stack(gates)
 
 
-def forced_gate_rnn(
-    cell: Cell, x: Tensor, layers: Sequence[LayerWeights], states: Sequence[LayerState], update_gate: Tensor
-) -> tuple[Tensor, list[LayerState]]:
-    """Run a stack of cells behind a gate that is given, (T, B) of 0 and 1. Shapes as in ``skip_rnn``."""
-    step_gates = layers[0].input_gates(x).unbind()
-    states, outputs = list(states), []
-    for t, u in enumerate(update_gate):
-        candidates = candidate_states(cell, step_gates[t], states, layers)
-        states = [_select(u, candidate, state) for candidate, state in zip(candidates, states, strict=True)]
-        outputs.append(states[-1][0])
-    return torch.stack(outputs) if outputs else x.new_zeros(0, *states[-1][0].shape), states
-
-
 def binarize(a: Tensor) -> Tensor:
     """1 where a > 0.5, else 0 (a tie rounds to even), with the straight-through gradient du/da = 1."""
     hard = (a > 0.5).to(a.dtype)

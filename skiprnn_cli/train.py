@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import SkipRNNError
-from pipelines.presets import CHOICES, DATA, DEFAULT_SIZES, PRESETS, TASK_NAMES, TrainConfig, configure
+from pipelines.presets import CHOICES, DATA, DEFAULT_SIZES, FOR_CELL, PRESETS, TASK_NAMES, TrainConfig, configure
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
     from pipelines.training import Outcome
 
+FOR_CELL_NOTE = "".join(
+    f"; {preset} {cell} on {task}: {', '.join(f'{name} {value}' for name, value in changes.items())}"
+    for (task, preset, cell), changes in FOR_CELL.items()
+)
 CHANGEABLE_ON_RESUME = {"steps", "epochs", "patience", "device", "data"}
 
 
@@ -48,8 +52,7 @@ Examples:
     type=click.Choice(CHOICES["preset"]),
     default="quick",
     show_default=True,
-    help="quick: minutes on two CPU cores. paper: the paper's protocol. Other defaults below follow it; quick trains a "
-    "GRU on adding for 2500 steps at 0.002.",
+    help=f"quick: minutes on two CPU cores. paper: the paper's protocol. Options below default to it{FOR_CELL_NOTE}.",
 )
 @click.option("--data", type=options.PATH, help="Data file.  [default: data/TASK.h5, generated if missing]")
 @preset_option("--fresh-batches/--no-fresh-batches", "fresh_batches", bool, "Draw each batch anew, not from the file.")

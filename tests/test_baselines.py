@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM
+from skiprnn.reference import candidate_states
 
 BASELINES = [(RandomSkipLSTM, SkipLSTM), (RandomSkipGRU, SkipGRU)]
 
@@ -51,6 +52,34 @@ def test_always_skipping_keeps_the_initial_state(baseline, skip):
     output, _, gate = rnn(torch.randn(6, 2, 3))
     assert not gate.any()
     assert torch.equal(output, rnn.initial_h.expand(6, 2, 5))
+
+
+@pytest.mark.parametrize(("baseline", "skip"), BASELINES)
+@pytest.mark.parametrize("lengths", [None, [12, 1, 0, 7, 12]])
+def test_random_skipping_equals_the_cell_step_by_step(baseline, skip, lengths):
+    torch.manual_seed(3)
+    rnn = baseline(3, 5, 2, p_skip=0.6).double()
+    x = torch.randn(12, 5, 3, dtype=torch.float64, requires_grad=True)
+    start = rnn.initial_state(5)
+    output, state, gate = rnn(x, lengths=lengths)
+    if lengths is not None:
+        assert not any(gate[length:, b].any() for b, length in enumerate(lengths))
+    states = [tuple(s[k] for s in start[: rnn.cell.num_states]) for k in range(2)]
+    expected = []
+    for x_t, u in zip(x, gate, strict=True):
+        new = candidate_states(rnn.cell, rnn.layer(0).input_gates(x_t), states, rnn.layers())
+        states = [
+            tuple(torch.where(u[:, None] > 0, n, o) for n, o in zip(fresh, old, strict=True))
+            for fresh, old in zip(new, states, strict=True)
+        ]
+        expected.append(states[-1][0])
+    torch.testing.assert_close(output, torch.stack(expected))
+    for index, tensor in enumerate(state[: rnn.cell.num_states]):
+        torch.testing.assert_close(tensor, torch.stack([layer[index] for layer in states]))
+    weight = torch.randn_like(output)
+    ours = torch.autograd.grad((output * weight).sum(), [x, *rnn.parameters()], retain_graph=True)
+    theirs = torch.autograd.grad((torch.stack(expected) * weight).sum(), [x, *rnn.parameters()])
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_state_carries_over():
