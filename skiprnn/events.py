@@ -19,6 +19,7 @@ from skiprnn.cells import Cell, LayerState, LayerWeights
 from skiprnn.reference import GateState, update_probability
 
 CHUNK = 32_768  # skipped steps whose candidates are in memory at a time
+BLOCK = 16  # skipped steps whose effect on the gate's gradient is composed before it is applied
 
 
 def skip_rnn(
@@ -32,12 +33,15 @@ def skip_rnn(
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
     """The same function as ``reference.skip_rnn``, with the same arguments and results."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError("the event-driven engine cannot be traced; make the module with engine='reference' for that")
     tensors = [tensor for group in (*states, *layers) for tensor in group]
     arguments = (x, update_weight, update_bias, *gate, *tensors)
     if native.applies(cell, len(layers), arguments):
         output, update_gate, p, acc, *last = native.NativeEvents.apply(cell, lengths, *arguments)
     else:
-        output, update_gate, p, acc, *last = _Events.apply(cell, len(layers), lengths, *arguments)
+        differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments)
+        output, update_gate, p, acc, *last = _Events.apply(cell, len(layers), lengths, differentiable, *arguments)
     return output, _grouped(last, cell.num_states), GateState(p, acc), update_gate
 
 
@@ -62,6 +66,7 @@ class _Events(torch.autograd.Function):
         cell: Cell,
         num_layers: int,
         lengths: Tensor | None,
+        differentiable: bool,
         x: Tensor,
         update_weight: Tensor,
         update_bias: Tensor,
@@ -72,7 +77,7 @@ class _Events(torch.autograd.Function):
         T, B, _ = x.shape
         states = _grouped(tensors[: num_layers * cell.num_states], cell.num_states)
         layers = [LayerWeights(*weights) for weights in _grouped(tensors[num_layers * cell.num_states :], 4)]
-        ends = torch.full((B,), T, device=x.device) if lengths is None else lengths.long()
+        ends = torch.full((B,), T, device=x.device) if lengths is None else lengths.long().clamp(0, T)
         ctx.save_for_backward(x, update_weight, update_bias, p, acc, ends, *tensors)
 
         t, a, acc = _next_update(p, acc, torch.full_like(ends, -1), ends)
@@ -93,7 +98,8 @@ class _Events(torch.autograd.Function):
             next_t, next_a, next_acc = _next_update(p_after, torch.zeros_like(p_after), at, ends[rows])
 
             end = next_t.minimum(ends[rows])
-            updates.append(_Update(rows, at, end, before, after, saved, p_before, p_after, a[rows]))
+            if differentiable:
+                updates.append(_Update(rows, at, end, before, after, saved, p_before, p_after, a[rows]))
             update_gate[at, rows] = 1
             shown_at[at, rows] = sum(map(len, shown)) + torch.arange(len(rows), device=x.device)
             shown.append(after[-1][0])
@@ -122,7 +128,8 @@ class _Events(torch.autograd.Function):
                 walk.update(update)
             everyone = torch.arange(x.shape[1], device=x.device)
             walk.skip(everyone, torch.full_like(ends, -1), ctx.first, walk.start, p, acc)
-            return None, None, None, *walk.gradients()
+            walk.stop_at(native.saturated(p, acc, ends))
+            return None, None, None, None, *walk.gradients()
 
 
 class _BackwardWalk:
@@ -144,8 +151,8 @@ class _BackwardWalk:
         )
         if self.grad_output is not None:  # past its end a sequence's output repeats its last state
             past = torch.arange(len(self.x), device=self.x.device)[:, None] >= ends
-            self.G[-1][0].add_(torch.einsum("tbh,tb->bh", self.grad_output, past.to(self.grad_output.dtype)))
-        self.grad_x = torch.zeros_like(self.x) if ctx.needs_input_grad[3] else None
+            self.G[-1][0].add_(torch.where(past[..., None], self.grad_output, 0).sum(0))
+        self.grad_x = torch.zeros_like(self.x) if ctx.needs_input_grad[4] else None
         self.grad_w_p, self.grad_b_p = torch.zeros_like(self.w_p), torch.zeros_like(self.b_p)
         self.grad_weights = [LayerWeights(*map(torch.zeros_like, weights)) for weights in self.layers]
 
@@ -153,6 +160,10 @@ class _BackwardWalk:
         """In the order of the forward pass's arguments from x on."""
         groups = [tensor for group in (*self.G, *self.grad_weights) for tensor in group]
         return [self.grad_x, self.grad_w_p, self.grad_b_p, self.gp, self.ga, *groups]
+
+    def stop_at(self, rows: Tensor) -> None:
+        """Let no gradient reach the gate's state of the rows in a (B,) mask."""
+        self.gp, self.ga = self.gp.masked_fill(rows, 0), self.ga.masked_fill(rows, 0)
 
     def update(self, update: _Update) -> None:
         """Walk back over one update of each of its sequences."""
@@ -240,23 +251,26 @@ class _BackwardWalk:
 def _walk_gate(keep: Tensor, d: Tensor, e: Tensor, valid: Tensor, ga: Tensor, gp: Tensor) -> tuple[Tensor, Tensor]:
     """Apply ga = keep·ga + d·gp + e, then gp = gp + ga, for each row of the (W, A) arguments where valid.
 
-    The rows are affine maps of (ga, gp), composed pairwise until one is left.
+    The rows are affine maps of (ga, gp). Blocks of them are composed pairwise, all blocks at once, and the blocks
+    applied one after the other: longer products could overflow where the gradients they act on are zero.
     """
     on = valid.to(keep.dtype)
     maps = torch.stack([keep, d, e, on * keep, 1 + on * d, on * e])  # ga from (ga, gp, 1), then gp
-    while maps.shape[1] > 1:
-        if maps.shape[1] % 2:
-            identity = maps.new_tensor([1, 0, 0, 0, 1, 0])[:, None, None].expand(-1, 1, maps.shape[2])
-            maps = torch.cat([maps, identity], dim=1)
-        (a1, a2, a3, a4, a5, a6), (b1, b2, b3, b4, b5, b6) = maps[:, 0::2], maps[:, 1::2]  # first a, then b
+    if missing := -maps.shape[1] % BLOCK:
+        identity = maps.new_tensor([1, 0, 0, 0, 1, 0])[:, None, None]
+        maps = torch.cat([maps, identity.expand(-1, missing, maps.shape[2])], dim=1)
+    maps = maps.reshape(len(maps), -1, BLOCK, maps.shape[2])
+    while maps.shape[2] > 1:
+        (a1, a2, a3, a4, a5, a6), (b1, b2, b3, b4, b5, b6) = maps[:, :, 0::2], maps[:, :, 1::2]  # first a, then b
         maps = torch.stack(
             [
                 b1 * a1 + b2 * a4, b1 * a2 + b2 * a5, b1 * a3 + b2 * a6 + b3,
                 b4 * a1 + b5 * a4, b4 * a2 + b5 * a5, b4 * a3 + b5 * a6 + b6,
             ]
         )  # fmt: skip
-    m1, m2, m3, m4, m5, m6 = maps[:, 0]
-    return m1 * ga + m2 * gp + m3, m4 * ga + m5 * gp + m6
+    for m1, m2, m3, m4, m5, m6 in maps[:, :, 0].unbind(1):
+        ga, gp = m1 * ga + m2 * gp + m3, m4 * ga + m5 * gp + m6
+    return ga, gp
 
 
 def _next_update(p: Tensor, acc: Tensor, t: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,10 +292,11 @@ def _next_update(p: Tensor, acc: Tensor, t: Tensor, end: Tensor) -> tuple[Tensor
     opened = np.zeros_like(acc_np)
     todo, done = np.flatnonzero(room > 0), 0
     while len(todo):
-        width = int(min(0.5 / max(p_np[todo].min(), 1e-9) + 2, room[todo].max() - done, max(CHUNK // len(todo), 1)))
+        slowest = np.nan_to_num(p_np[todo], nan=1.0).min()
+        width = int(min(0.5 / max(slowest, 1e-9) + 2, room[todo].max() - done, max(CHUNK // len(todo), 1)))
         sums = np.repeat(p_np[todo][None], width + 1, axis=0)
         sums[0] = total[todo]
-        sums[1] = np.minimum(sums[1], 1 - sums[0])
+        sums[1] = np.where(sums[1] <= 1 - sums[0], sums[1], 1 - sums[0])
         np.add.accumulate(sums, axis=0, out=sums)
         over = sums[1:] > 0.5
         step = np.where(over.any(0), over.argmax(0) + 1, width + 1)

@@ -53,6 +53,10 @@ INLINE int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 INLINE v16 load(const float *p) { return *(const u16 *)p; }
 INLINE void store(float *p, v16 v) { *(u16 *)p = v; }
 INLINE v16 splat(float s) { return s - v16{}; }
+INLINE v16 first_lanes(v16 v, int64_t n) {
+    const i16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lane < (int32_t)n ? v : v16{};
+}
 INLINE float total(v16 v) {
     union { v16 whole; v8 half[2]; } a = {v};
     union { v8 whole; v4 half[2]; } b = {a.half[0] + a.half[1]};
@@ -237,6 +241,7 @@ INLINE void forward_block(const Problem &q, int64_t first, int64_t last) {
             for (int64_t u = 0; u < HP; u += 16) {
                 v16 c = GRU ? v16{} : load(q.tape_c + k * HP + u);
                 Gates s = candidate<GRU>(&zx[r * GP], &zh[r * GP], HP, u, load(&hs[r * HP + u]), c);
+                if (u + 16 > H) s.h = first_lanes(s.h, H - u), s.c = first_lanes(s.c, H - u);  // were inputs infinite
                 store(q.tape_h + (k + 1) * HP + u, s.h);
                 if (!GRU) store(q.tape_c + (k + 1) * HP + u, s.c);
                 dot += s.c * load(q.w_p + u);
@@ -483,4 +488,5 @@ void skiprnn_backward(const Problem *q, Sums *sums, int64_t workers) {
 }
 
 int64_t skiprnn_block() { return ROWS; }
+int64_t skiprnn_layout() { return 1000 * sizeof(Problem) + sizeof(Sums); }
 }

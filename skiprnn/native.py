@@ -6,15 +6,16 @@ torch operations. The choice is ``applies``, never a failure.
 
 import ctypes
 import mmap
+import warnings
+from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from skiprnn.cells import GRU, LSTM, Cell, LayerWeights
+from skiprnn.cells import Cell, GRUCell, LayerWeights, LSTMCell
 
 _UNITS = 16  # of a vector in native.cpp
 
@@ -46,10 +47,16 @@ def _load() -> ctypes.CDLL | None:
     spec = find_spec("skiprnn._native")
     if spec is None or spec.origin is None:
         return None
-    library = ctypes.CDLL(str(Path(spec.origin)))
-    library.skiprnn_block.restype = ctypes.c_int64
-    for function in (library.skiprnn_forward, library.skiprnn_backward):
-        function.restype = None
+    try:
+        library = ctypes.CDLL(spec.origin)
+        library.skiprnn_layout.restype = library.skiprnn_block.restype = ctypes.c_int64
+        built_for = library.skiprnn_layout()
+    except (OSError, AttributeError) as error:
+        warnings.warn(f"skiprnn's compiled CPU path cannot be loaded, torch runs in its place: {error}", stacklevel=2)
+        return None
+    if built_for != 1000 * ctypes.sizeof(_Problem) + ctypes.sizeof(_Sums):
+        warnings.warn("skiprnn's compiled CPU path is of another version; install skiprnn again", stacklevel=2)
+        return None
     return library
 
 
@@ -61,7 +68,7 @@ def applies(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
     return (
         LIBRARY is not None
         and num_layers == 1
-        and (cell is LSTM or cell is GRU)
+        and type(cell) in (LSTMCell, GRUCell)
         and tensors[0].numel() > 0  # x
         and not torch.is_autocast_enabled("cpu")
         and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
@@ -94,17 +101,17 @@ class NativeEvents(torch.autograd.Function):
         x = x if x.stride(2) == 1 else x.contiguous()
         T, B, _ = x.shape
         H = len(update_weight)
-        ends = torch.full((B,), T) if lengths is None else lengths.long().contiguous()
+        ends = x.new_full((B,), T, dtype=torch.int64) if lengths is None else lengths.long().clamp(0, T).contiguous()
         states = [state.detach().contiguous().clone() for state in tensors[: cell.num_states]]
         weights = LayerWeights(*tensors[cell.num_states :])
-        tape = _Tape(cell, T, B, H)
+        tape = _Tape.blank(cell, x, H)
         p, acc = p.detach().clone(), acc.detach().clone()
-        output, update_gate = _reserve(T * B * H, huge_pages=True).view(T, B, H), torch.zeros(T, B)
+        output, update_gate = _reserve(T * B * H, huge_pages=True).view(T, B, H), x.new_zeros(T, B)
         problem, _kept = _describe(cell, x, ends, weights, update_weight, update_bias, tape)
         _point(problem, h=states[0], c=states[-1], p=p, acc=acc, output=output, update_gate=update_gate)
         LIBRARY.skiprnn_forward(ctypes.byref(problem), ctypes.c_int64(_workers(B)))  # type: ignore[union-attr]
-        ctx.save_for_backward(x, update_weight, update_bias, ends, *tensors)
-        ctx.cell, ctx.tape = cell, tape
+        ctx.save_for_backward(x, update_weight, update_bias, ends, *weights, *tape)
+        ctx.cell = cell
         ctx.set_materialize_grads(False)
         return output, update_gate, p, acc, *states
 
@@ -113,17 +120,17 @@ class NativeEvents(torch.autograd.Function):
         refuse_double_backward()
         x, update_weight, update_bias, ends, *tensors = ctx.saved_tensors
         cell: Cell = ctx.cell
+        weights, tape = LayerWeights(*tensors[:4]), _Tape(*tensors[4:])
         T, B, D = x.shape
         H = len(update_weight)
         HP, DP = _padded(H), _padded(D)
         GP = cell.num_gates * HP
         grad_output, grad_gate, grad_p, grad_acc, *grad_states = grads
-        weights = LayerWeights(*tensors[cell.num_states :])
-        states = [torch.zeros(B, H) if g is None else g.contiguous().clone() for g in grad_states]
-        gp, ga = (torch.zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
-        grad_x = torch.zeros(T, B, D) if ctx.needs_input_grad[2] else None
+        states = [x.new_zeros(B, H) if g is None else g.contiguous().clone() for g in grad_states]
+        gp, ga = (x.new_zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
+        grad_x = x.new_zeros(T, B, D) if ctx.needs_input_grad[2] else None
 
-        problem, _kept = _describe(cell, x, ends, weights, update_weight, update_bias, ctx.tape)
+        problem, _kept = _describe(cell, x, ends, weights, update_weight, update_bias, tape)
         w_h_back = _pad_gates(weights.weight_hh, cell.num_gates, HP).view(GP, HP // _UNITS, _UNITS).transpose(0, 1)
         w_x_back = _pad_gates(weights.weight_ih, cell.num_gates, DP).view(GP, DP // _UNITS, _UNITS).transpose(0, 1)
         w_h_back, w_x_back = w_h_back.contiguous(), w_x_back.contiguous()
@@ -142,11 +149,13 @@ class NativeEvents(torch.autograd.Function):
 
         workers = _workers(B)
         shapes = {"w_x": (GP, DP), "w_h": (GP, HP), "bias_x": (GP,), "bias_h": (GP,), "w_p": (HP,), "b_p": (1,)}
-        sums = {name: torch.zeros(workers, *shape) for name, shape in shapes.items()}
+        sums = {name: x.new_zeros(workers, *shape) for name, shape in shapes.items()}
         parts = (_Sums * workers)()
         for w in range(workers):
             _point(parts[w], **{name: part[w] for name, part in sums.items()})
         LIBRARY.skiprnn_backward(ctypes.byref(problem), parts, ctypes.c_int64(workers))  # type: ignore[union-attr]
+        shut = saturated(tape.p.view(B, -1)[:, 0], tape.a.view(B, -1)[:, 0], ends)
+        gp, ga = gp.masked_fill(shut, 0), ga.masked_fill(shut, 0)
         total = {name: part.sum(0) for name, part in sums.items()}
         unpadded = {
             name: total[name].view(cell.num_gates, HP, -1)[:, :H, :size].reshape(cell.num_gates * H, -1)
@@ -156,22 +165,38 @@ class NativeEvents(torch.autograd.Function):
         return None, None, grad_x, total["w_p"][:H], total["b_p"], gp, ga, *states, *grad_weights
 
 
-class _Tape:
+def saturated(p: Tensor, acc: Tensor, ends: Tensor) -> Tensor:
+    """Whether the first sum is 1 whatever p and acc, so that they get no gradient: only states made by hand are so."""
+    return (p > 1 - acc) & (ends > 0)
+
+
+class _Tape(NamedTuple):
     """What forward leaves for backward: memory for an update at every step, of which only what is used gets real."""
 
-    def __init__(self, cell: Cell, T: int, B: int, H: int) -> None:
+    h: Tensor
+    c: Tensor
+    p: Tensor
+    a: Tensor
+    t: Tensor
+    counts: Tensor
+
+    @classmethod
+    def blank(cls, cell: Cell, x: Tensor, H: int) -> Self:
+        T, B, _ = x.shape
         rows, HP = B * (T + 1), _padded(H)
-        self.h = _reserve(rows * HP)
-        self.c = _reserve(rows * HP) if cell.num_states == 2 else self.h
-        self.p, self.a, self.t = _reserve(rows), _reserve(rows), _reserve(rows)
-        self.counts = torch.zeros(B, dtype=torch.int32)
+        h = _reserve(rows * HP)
+        c = _reserve(rows * HP) if cell.num_states == 2 else h
+        return cls(h, c, _reserve(rows), _reserve(rows), _reserve(rows), x.new_zeros(B, dtype=torch.int32))
 
 
 def _reserve(floats: int, *, huge_pages: bool = False) -> Tensor:
-    """Zeros that take memory only where they are touched, page by page."""
+    """Zeros that, where they are many, take memory only where they are touched, page by page."""
+    if floats < 2**18:
+        return torch.zeros(floats, dtype=torch.float32, device="cpu")
     memory = mmap.mmap(-1, 4 * floats, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
     if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a hint, which not every kernel takes
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32)
 
 
@@ -204,7 +229,7 @@ def _describe(
         "tape_h": tape.h, "tape_c": tape.c, "tape_p": tape.p, "tape_a": tape.a, "tape_t": tape.t, "counts": tape.counts,
     }  # fmt: skip
     problem = _Problem(
-        T=T, B=B, D=D, H=H, gru=int(cell is GRU), x_t=x.stride(0), x_b=x.stride(1), b_p=update_bias.item()
+        T=T, B=B, D=D, H=H, gru=int(type(cell) is GRUCell), x_t=x.stride(0), x_b=x.stride(1), b_p=update_bias.item()
     )
     return _point(problem, **tensors), list(tensors.values())
 

@@ -1,5 +1,8 @@
 """The event-driven engine against the definition: outputs, gates, states and every gradient."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -153,6 +156,80 @@ def test_gate_sums_are_those_of_adding_step_by_step(dtype):
     assert torch.equal(ours.update_gate, theirs.update_gate)
     assert torch.equal(ours.state.cum_update_prob, theirs.state.cum_update_prob)
     assert ours.update_gate.argmax(0).unique().numel() > 1
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_gate_state_made_by_hand_may_be_saturated(name, layers):
+    shape = (12, 4, 2, 6, layers)
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+        rnns = [build(name, shape, -1.0, "events", dtype), build(name, shape, -1.0, "reference", torch.float64)]
+        state = (
+            rnns[1]
+            .initial_state(4)
+            ._replace(
+                update_prob=torch.tensor([0.3, 0.7, 0.2, 1.0], dtype=torch.float64),
+                cum_update_prob=torch.tensor([0.9, 0.45, 0.1, 0.0], dtype=torch.float64),
+            )
+        )
+        assert_same(*(run(rnn, x, state=state, lengths=[12, 12, 3, 0]) for rnn in rnns), tolerance=tolerance)
+
+
+def test_rows_without_gradient_do_not_poison_the_others():
+    rnns = [build("gru", (300, 2, 1, 6, 2), -4.0, engine, torch.float32) for engine in ("events", "reference")]
+    x = torch.randn(300, 2, 1, generator=torch.Generator().manual_seed(0)) * 30
+    gradients = []
+    for rnn in rnns:
+        with torch.no_grad():
+            rnn.update_weight.mul_(20)
+        gradients.append(torch.autograd.grad(rnn(x).output[:, 0].sum(), list(rnn.parameters())))
+    assert all(g.isfinite().all() for g in gradients[1])
+    assert all(g.isfinite().all() for g in gradients[0])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_inputs_that_are_not_finite_give_what_the_reference_gives(layers):
+    for bad in (torch.nan, torch.inf):
+        x = torch.randn(10, 3, 2, generator=torch.Generator().manual_seed(0))
+        x[0, 1] = bad  # used; a skipped sample is not even read
+        ours, theirs = (
+            build("gru", (10, 3, 2, 11, layers), -0.5, engine, torch.float32)(x) for engine in ("events", "reference")
+        )
+        assert torch.equal(ours.update_gate, theirs.update_gate)
+        assert torch.equal(ours.output.isfinite(), theirs.output.isfinite())
+
+
+@compiled
+def test_defaults_of_torch_do_not_reach_the_compiled_path():
+    shape = SHAPES["paper"]
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0))
+    rnn = build("lstm", shape, -1.0, "events", torch.float32)
+    expected = run(rnn, x, per_step=False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            out = rnn(x)
+            gradients = torch.autograd.grad(out.state.h.sum(), list(rnn.parameters()), allow_unused=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(out.output, expected[0].output)
+    assert torch.equal(out.update_gate, expected[0].update_gate)
+    assert all(g is None or (g.device.type == "cpu" and g.dtype == torch.float32) for g in gradients)
+
+
+@compiled
+def test_copies_take_the_compiled_path():
+    rnn = SkipGRU(3, 5)
+    for copied in (copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn))):
+        assert type(copied(torch.randn(4, 2, 3)).output.grad_fn) is type(rnn(torch.randn(4, 2, 3)).output.grad_fn)
+
+
+def test_inference_keeps_no_tape():
+    rnn = build("lstm", (20, 3, 2, 8, 2), 0.0, "events", torch.float32)
+    for parameter in rnn.parameters():
+        parameter.requires_grad_(False)
+    assert rnn(torch.randn(20, 3, 2)).output.grad_fn is None
 
 
 def test_double_backward_is_refused():
