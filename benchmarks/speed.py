@@ -81,7 +81,7 @@ def set_usage(rnn, usage):
     with torch.no_grad():
         if usage == "mixed":
             rnn.update_weight.normal_(0, 8 / math.sqrt(rnn.hidden_size))
-            rnn.update_bias.fill_(-2)
+            rnn.update_bias.fill_(-1)
             return
         n = USAGES[usage]
         p = 0.9 if n == 1 else (0.5 / n + 0.5 / (n - 1)) / 2

@@ -47,6 +47,7 @@ struct Sums {                                      // one worker's gradients of 
 namespace {
 
 const int ROWS = 32;      // sequences of a block
+const int SKIPS = 64;     // skipped steps whose inputs go through one product
 const int PENDING = 256;  // updates whose weight gradients are summed in one product
 
 INLINE int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
@@ -296,10 +297,10 @@ INLINE void flush(Pending &w, Sums &sums) {
 template <bool GRU>
 INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Sums &sums, Pending &w) {
     const int64_t D = q.D, H = q.H, HP = padded(H), DP = padded(D), GP = (GRU ? 3 : 4) * HP, S = q.T + 1;
-    Memory memory(ROWS * (4 * HP + 2 * GP + D + DP) + DP);
+    Memory memory(ROWS * (4 * HP + GP + DP) + SKIPS * (GP + D) + DP);
     float *Gh = memory.take(ROWS * HP), *Gc = memory.take(ROWS * HP), *hs = memory.take(ROWS * HP);
-    float *back = memory.take(ROWS * HP), *zh = memory.take(ROWS * GP), *z = memory.take(ROWS * GP);
-    float *xs = memory.take(ROWS * D), *dx = memory.take(ROWS * DP), *no_bias = memory.take(DP);
+    float *back = memory.take(ROWS * HP), *zh = memory.take(ROWS * GP), *z = memory.take(SKIPS * GP);
+    float *xs = memory.take(SKIPS * D), *dx = memory.take(ROWS * DP), *no_bias = memory.take(DP);
     int64_t active[ROWS], most = 0;
     for (int64_t b = first; b < last; b++) {
         const int64_t r = b - first;
@@ -321,37 +322,46 @@ INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Sums &
         if (n) product(hs, HP, n, H, q.w_h, GP, z, GP, q.bias_h);
         for (int64_t i = 0; i < n; i++) memcpy(&zh[active[i] * GP], &z[i * GP], GP * sizeof(float));
 
-        // back over the steps skipped after update k
-        for (int64_t b = first; b < last; b++) {
-            if (q.counts[b] < k) continue;
-            const int64_t r = b - first, row = b * S + k, begin = k ? q.tape_t[row] : -1;
-            const int64_t end = k < q.counts[b] ? q.tape_t[row + 1] : q.lengths[b];
-            const float p = q.tape_p[row], acc = k ? 0 : q.tape_a[row];
-            float gp = q.grad_p[b], ga = q.grad_acc[b];
-            for (int64_t t = end - 1; t > begin;) {
-                int64_t m = 0;
-                for (; m < ROWS && t - m > begin; m++)
-                    memcpy(&xs[m * D], q.x + (t - m) * q.x_t + b * q.x_b, D * sizeof(float));
-                product(xs, D, m, D, q.w_x, GP, z, GP, q.bias_x);
-                for (int64_t i = 0; i < m; i++, t--) {
-                    if (q.grad_output)
-                        for (int64_t u = 0; u < H; u++) Gh[r * HP + u] += q.grad_output[t * q.go_t + b * q.go_b + u];
-                    v16 gain{}, dot{};
-                    for (int64_t u = 0; u < HP; u += 16) {
-                        v16 h = load(q.tape_h + row * HP + u), c = GRU ? v16{} : load(q.tape_c + row * HP + u);
-                        Skipped s = skipped_candidate<GRU>(&z[i * GP], &zh[r * GP], HP, u, h, c);
-                        gain += (s.h - h) * load(&Gh[r * HP + u]);
-                        if (!GRU) gain += (s.c - c) * load(&Gc[r * HP + u]);
-                        dot += s.c * load(q.w_p + u);
-                    }
-                    float gu = total(gain) + gp * (probability(total(dot) + q.b_p) - p) - ga * (acc + (t - begin) * p);
-                    if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
-                    ga += gu;
-                    gp += ga;
+        // back over the steps skipped after update k, of one sequence after the other, several a product
+        int64_t b = first, t = 0, at[SKIPS], of[SKIPS];
+        for (bool entered = false;;) {
+            int64_t m = 0;
+            while (m < SKIPS && b < last) {
+                const int64_t row = b * S + k, begin = k ? q.tape_t[row] : -1;
+                if (q.counts[b] >= k && !entered) {
+                    t = (k < q.counts[b] ? q.tape_t[row + 1] : q.lengths[b]) - 1;
+                    entered = true;
                 }
+                if (q.counts[b] < k || t <= begin) {
+                    b++;
+                    entered = false;
+                    continue;
+                }
+                memcpy(xs + m * D, q.x + t * q.x_t + b * q.x_b, D * sizeof(float));
+                of[m] = b;
+                at[m++] = t--;
             }
-            q.grad_p[b] = gp;
-            q.grad_acc[b] = ga;
+            if (m == 0) break;
+            product(xs, D, m, D, q.w_x, GP, z, GP, q.bias_x);
+            for (int64_t i = 0; i < m; i++) {
+                const int64_t b = of[i], t = at[i], r = b - first, row = b * S + k, begin = k ? q.tape_t[row] : -1;
+                const float p = q.tape_p[row], acc = k ? 0 : q.tape_a[row];
+                if (q.grad_output)
+                    for (int64_t u = 0; u < H; u++) Gh[r * HP + u] += q.grad_output[t * q.go_t + b * q.go_b + u];
+                v16 gain{}, dot{};
+                for (int64_t u = 0; u < HP; u += 16) {
+                    v16 h = load(q.tape_h + row * HP + u), c = GRU ? v16{} : load(q.tape_c + row * HP + u);
+                    Skipped s = skipped_candidate<GRU>(z + i * GP, zh + r * GP, HP, u, h, c);
+                    gain += (s.h - h) * load(Gh + r * HP + u);
+                    if (!GRU) gain += (s.c - c) * load(Gc + r * HP + u);
+                    dot += s.c * load(q.w_p + u);
+                }
+                const float p_skipped = probability(total(dot) + q.b_p);
+                float gu = total(gain) + q.grad_p[b] * (p_skipped - p) - q.grad_acc[b] * (acc + (t - begin) * p);
+                if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
+                q.grad_acc[b] += gu;
+                q.grad_p[b] += q.grad_acc[b];
+            }
         }
         if (k == 0) break;
 
