@@ -5,12 +5,16 @@ sequence of the batch keeps its own clock: iteration k performs the k-th update 
 back, it walks the updates in reverse. The skipped steps between them need their candidates (the gate's gradient is
 literal there too); these share one hidden product and do not depend on each other. Gradients are those of
 ``reference.py``.
+
+The clocks are kept on the host, so that a GPU is waited for once an iteration forward, for the probabilities that say
+when to go on, and never backward.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -45,12 +49,17 @@ def skip_rnn(
     return output, _grouped(last, cell.num_states), GateState(p, acc), update_gate
 
 
+Clock = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating[Any]]
+
+
 class _Update(NamedTuple):
     """Iteration k of the forward pass: an update of each sequence in ``rows``."""
 
     rows: Tensor  # (A,), their numbers in the batch
-    t: Tensor  # (A,), when
-    end: Tensor  # (A,), the step of the next update, or the sequence's length
+    at: Tensor  # (A,), when
+    t: Clock  # (A,), the same on the host
+    end: Clock  # (A,), the step of the next update, or the sequence's length
     before: list[LayerState]
     after: list[LayerState]
     saved: list[tuple[Tensor, ...]]
@@ -80,13 +89,15 @@ class _Events(torch.autograd.Function):
         ends = torch.full((B,), T, device=x.device) if lengths is None else lengths.long().clamp(0, T)
         ctx.save_for_backward(x, update_weight, update_bias, p, acc, ends, *tensors)
 
-        t, a, acc = _next_update(p, acc, torch.full_like(ends, -1), ends)
-        first, updates = t.minimum(ends), []
+        lasts = ends.cpu().numpy()
+        t, a, sums = _next_update(p.cpu().numpy(), acc.cpu().numpy(), np.full_like(lasts, -1), lasts)
+        first, updates = np.minimum(t, lasts), []
         update_gate = torch.zeros(T, B, device=x.device, dtype=p.dtype)
         shown = [states[-1][0]]  # what output shows: the initial states, then those after each update
         shown_at = torch.arange(B, device=x.device).repeat(T, 1)  # (T, B), rows of it
-        while len(rows := (t < ends).nonzero()[:, 0]):
-            at, before, p_before = t[rows], [tuple(s[rows] for s in state) for state in states], p[rows]
+        while len(active := np.flatnonzero(t < lasts)):
+            rows, at, opened = (torch.from_numpy(v).to(x.device) for v in (active, t[active], a[active]))
+            before, p_before = [tuple(s[rows] for s in state) for state in states], p[rows]
             after, saved, below = [], [], x[at, rows]
             for weights, state in zip(layers, before, strict=True):
                 hidden_gates = cell.hidden_gates(state[0], weights)
@@ -95,11 +106,13 @@ class _Events(torch.autograd.Function):
                 saved.append(kept)
                 below = new[0]
             p_after = update_probability(after[-1][-1], update_weight, update_bias)
-            next_t, next_a, next_acc = _next_update(p_after, torch.zeros_like(p_after), at, ends[rows])
+            p_host = p_after.cpu().numpy()
+            went = t[active]
+            t[active], a[active], sums[active] = _next_update(p_host, np.zeros_like(p_host), went, lasts[active])
 
-            end = next_t.minimum(ends[rows])
             if differentiable:
-                updates.append(_Update(rows, at, end, before, after, saved, p_before, p_after, a[rows]))
+                end = np.minimum(t, lasts)[active]
+                updates.append(_Update(rows, at, went, end, before, after, saved, p_before, p_after, opened))
             update_gate[at, rows] = 1
             shown_at[at, rows] = sum(map(len, shown)) + torch.arange(len(rows), device=x.device)
             shown.append(after[-1][0])
@@ -107,14 +120,13 @@ class _Events(torch.autograd.Function):
                 tuple(s.index_copy(0, rows, new) for s, new in zip(*pair, strict=True))
                 for pair in zip(states, after, strict=True)
             ]
-            p, acc = p.index_copy(0, rows, p_after), acc.index_copy(0, rows, next_acc)
-            t, a = t.index_copy(0, rows, next_t), a.index_copy(0, rows, next_a)
+            p = p.index_copy(0, rows, p_after)
 
         output = torch.cat(shown)[shown_at.cummax(0).values] if T else states[-1][0].new_zeros(0, *states[-1][0].shape)
         ctx.cell, ctx.num_layers, ctx.first, ctx.updates = cell, num_layers, first, updates
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
         ctx.set_materialize_grads(False)
-        return output, update_gate, p, acc, *(tensor for state in states for tensor in state)
+        return output, update_gate, p, torch.from_numpy(sums).to(p), *(s for state in states for s in state)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -127,7 +139,7 @@ class _Events(torch.autograd.Function):
                 walk.skip(update.rows, update.t, update.end, update.after, update.p, torch.zeros_like(update.p))
                 walk.update(update)
             everyone = torch.arange(x.shape[1], device=x.device)
-            walk.skip(everyone, torch.full_like(ends, -1), ctx.first, walk.start, p, acc)
+            walk.skip(everyone, np.full_like(ctx.first, -1), ctx.first, walk.start, p, acc)
             walk.stop_at(native.saturated(p, acc, ends))
             return None, None, None, None, *walk.gradients()
 
@@ -167,7 +179,7 @@ class _BackwardWalk:
 
     def update(self, update: _Update) -> None:
         """Walk back over one update of each of its sequences."""
-        rows, t = update.rows, update.t
+        rows, t = update.rows, update.at
         G = [[g[rows] for g in layer] for layer in self.G]
         if self.grad_output is not None:
             G[-1][0] = G[-1][0] + self.grad_output[t, rows]
@@ -202,26 +214,38 @@ class _BackwardWalk:
         self.gp[rows] = gu
         self.ga[rows] = gu
 
-    def skip(self, rows: Tensor, t: Tensor, end: Tensor, states: list[LayerState], p: Tensor, acc: Tensor) -> None:
+    def skip(self, rows: Tensor, t: Clock, end: Clock, states: list[LayerState], p: Tensor, acc: Tensor) -> None:
         """Walk back over the steps between t and ``end``, both exclusive, in which the rows kept a state.
 
         Steps go in windows of bounded size, counted backwards from ``end``.
         """
         done = 0
-        while len(kept := (end - t - 1 > done).nonzero()[:, 0]):
+        while len(kept := np.flatnonzero(end - t - 1 > done)):
             if len(kept) < len(rows):
-                rows, t, end, p, acc = (v[kept] for v in (rows, t, end, p, acc))
-                states = [tuple(s[kept] for s in state) for state in states]
+                t, end, index = t[kept], end[kept], torch.from_numpy(kept).to(rows.device)
+                rows, p, acc = rows[index], p[index], acc[index]
+                states = [tuple(s[index] for s in state) for state in states]
             width = min(int((end - t).max()) - 1 - done, max(CHUNK // len(rows), 1))
-            steps = end - 1 - torch.arange(done, done + width, device=end.device)[:, None]  # (width, A), falling
-            self._skip_window(rows, steps, steps > t, states, p, acc + (steps - t) * p)
+            steps = end - 1 - np.arange(done, done + width)[:, None]  # (width, A), falling
+            valid = steps > t
+            places = (*np.nonzero(valid), steps[valid])
+            j, i, at, on, since = (torch.from_numpy(v).to(rows.device) for v in (*places, valid, steps - t))
+            self._skip_window(rows, at, j, i, on, states, p, acc + since * p)
             done += width
 
     def _skip_window(
-        self, rows: Tensor, steps: Tensor, valid: Tensor, states: list[LayerState], p: Tensor, a: Tensor
+        self,
+        rows: Tensor,
+        at: Tensor,
+        j: Tensor,
+        i: Tensor,
+        valid: Tensor,
+        states: list[LayerState],
+        p: Tensor,
+        a: Tensor,
     ) -> None:
-        j, i = valid.nonzero().unbind(1)
-        at, batch = steps[j, i], rows[i]
+        """The valid places of the (W, A) window, in which ``a`` are the sums, are (j, i), and their steps ``at``."""
+        batch = rows[i]
         G = [[g[batch] for g in layer] for layer in self.G]
         if self.grad_output is not None:  # the gradient of the state grows by each step's, going back
             arriving = self.grad_output.new_zeros(*valid.shape, self.grad_output.shape[-1])
@@ -273,7 +297,7 @@ def _walk_gate(keep: Tensor, d: Tensor, e: Tensor, valid: Tensor, ga: Tensor, gp
     return ga, gp
 
 
-def _next_update(p: Tensor, acc: Tensor, t: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _next_update(p: Floats, acc: Floats, t: Clock, end: Clock) -> tuple[Clock, Floats, Floats]:
     """When the gate opens next, adding p up step by step as the reference does, to the last bit.
 
     Args:
@@ -285,16 +309,13 @@ def _next_update(p: Tensor, acc: Tensor, t: Tensor, end: Tensor) -> tuple[Tensor
         The step of the next update, at least ``end`` if there is none; the sum at that step; and the sum after the
         sequence's last step if there is none, else 0.
     """
-    if bool((p > 0.5).all()) and not acc.any():  # nothing to add up: the gate opens at once
-        return t + 1, p, torch.where(t + 1 < end, 0, acc)
-    room, p_np, acc_np = (end - t - 1).cpu().numpy(), p.cpu().numpy(), acc.cpu().numpy()
-    n, total = room + 1, acc_np.copy()  # n: steps to the next update
-    opened = np.zeros_like(acc_np)
+    room = end - t - 1
+    n, opened, total = room + 1, np.zeros_like(acc), acc.copy()  # n: steps to the next update
     todo, done = np.flatnonzero(room > 0), 0
     while len(todo):
-        slowest = np.nan_to_num(p_np[todo], nan=1.0).min()
+        slowest = np.nan_to_num(p[todo], nan=1.0).min()
         width = int(min(0.5 / max(slowest, 1e-9) + 2, room[todo].max() - done, max(CHUNK // len(todo), 1)))
-        sums = np.repeat(p_np[todo][None], width + 1, axis=0)
+        sums = np.repeat(p[todo][None], width + 1, axis=0)
         sums[0] = total[todo]
         sums[1] = np.where(sums[1] <= 1 - sums[0], sums[1], 1 - sums[0])
         np.add.accumulate(sums, axis=0, out=sums)
@@ -309,7 +330,7 @@ def _next_update(p: Tensor, acc: Tensor, t: Tensor, end: Tensor) -> tuple[Tensor
         total[hit] = 0
         done += width
         todo = todo[~reached & (room[todo] > done)]
-    return t + torch.from_numpy(n).to(t), torch.from_numpy(opened).to(acc), torch.from_numpy(total).to(acc)
+    return t + n, opened, total
 
 
 def _grouped(tensors: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:
