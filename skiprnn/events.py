@@ -93,7 +93,7 @@ class _Events(torch.autograd.Function):
         t, a, sums = _next_update(p.cpu().numpy(), acc.cpu().numpy(), np.full_like(lasts, -1), lasts)
         first, updates = np.minimum(t, lasts), []
         update_gate = torch.zeros(T, B, device=x.device, dtype=p.dtype)
-        shown = [states[-1][0]]  # what output shows: the initial states, then those after each update
+        shown, count = [states[-1][0]], B  # what output shows: the initial states, then those after each update
         shown_at = torch.arange(B, device=x.device).repeat(T, 1)  # (T, B), rows of it
         while len(active := np.flatnonzero(t < lasts)):
             rows, at, opened = (torch.from_numpy(v).to(x.device) for v in (active, t[active], a[active]))
@@ -114,8 +114,9 @@ class _Events(torch.autograd.Function):
                 end = np.minimum(t, lasts)[active]
                 updates.append(_Update(rows, at, went, end, before, after, saved, p_before, p_after, opened))
             update_gate[at, rows] = 1
-            shown_at[at, rows] = sum(map(len, shown)) + torch.arange(len(rows), device=x.device)
+            shown_at[at, rows] = count + torch.arange(len(rows), device=x.device)
             shown.append(after[-1][0])
+            count += len(rows)
             states = [
                 tuple(s.index_copy(0, rows, new) for s, new in zip(*pair, strict=True))
                 for pair in zip(states, after, strict=True)
