@@ -1,7 +1,7 @@
 """The event-driven engine's compiled CPU path: native.cpp, one float32 layer, sequences shared out among threads.
 
 The extension is built when the package is installed, if there is a C++ compiler; without it, ``events.py`` runs in
-torch operations. The choice is ``applies``, never a failure.
+torch operations. ``applies`` says which it is; a library that was built but cannot be loaded is named in a warning.
 """
 
 import ctypes

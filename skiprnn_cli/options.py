@@ -1,7 +1,6 @@
 """Options and types that commands share."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,6 @@ device = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="auto: CUDA where there is one.  [default: the run's]"
 )
 data_of_run = click.option("--data", type=PATH, help="Data file.  [default: the run's]")
-
-
-def seed(text: str) -> Callable[[Any], Any]:
-    return click.option("--seed", type=click.IntRange(min=0), help=text)
 
 
 def chosen_run(run: Path | None) -> Path:
