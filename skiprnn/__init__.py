@@ -2,8 +2,9 @@
 
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
 from skiprnn.budget import budget_loss, growing_budget_loss, target_budget_loss, used_samples
-from skiprnn.modules import SkipGRU, SkipLSTM
+from skiprnn.modules import SkipGRU, SkipLSTM, StepOutput
 from skiprnn.stack import GRUState, LSTMState, SkipRNNOutput
+from skiprnn.streaming import Stream
 
 __all__ = [
     "GRUState",
@@ -13,6 +14,8 @@ __all__ = [
     "SkipGRU",
     "SkipLSTM",
     "SkipRNNOutput",
+    "StepOutput",
+    "Stream",
     "budget_loss",
     "growing_budget_loss",
     "target_budget_loss",

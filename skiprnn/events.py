@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from skiprnn import native
 from skiprnn.cells import Cell, LayerState, LayerWeights
+from skiprnn.clock import Clock, next_update
 from skiprnn.reference import GateState, update_probability
 
 CHUNK = 32_768  # skipped steps whose candidates are in memory at a time
@@ -41,16 +41,17 @@ def skip_rnn(
         raise RuntimeError("the event-driven engine cannot be traced; make the module with engine='reference' for that")
     tensors = [tensor for group in (*states, *layers) for tensor in group]
     arguments = (x, update_weight, update_bias, *gate, *tensors)
-    if native.applies(cell, len(layers), arguments):
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments)
+    if not differentiable and native.infers(cell, len(layers), arguments):
+        state_tensors = [tensor for state in states for tensor in state]
+        output, update_gate, p, acc, last = native.infer(
+            cell, layers, lengths, x, update_weight, update_bias, *gate, state_tensors
+        )
+    elif native.trains(cell, len(layers), arguments):
         output, update_gate, p, acc, *last = native.NativeEvents.apply(cell, lengths, *arguments)
     else:
-        differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments)
         output, update_gate, p, acc, *last = _Events.apply(cell, len(layers), lengths, differentiable, *arguments)
     return output, _grouped(last, cell.num_states), GateState(p, acc), update_gate
-
-
-Clock = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.floating[Any]]
 
 
 class _Update(NamedTuple):
@@ -90,7 +91,7 @@ class _Events(torch.autograd.Function):
         ctx.save_for_backward(x, update_weight, update_bias, p, acc, ends, *tensors)
 
         lasts = ends.cpu().numpy()
-        t, a, sums = _next_update(p.cpu().numpy(), acc.cpu().numpy(), np.full_like(lasts, -1), lasts)
+        t, a, sums = next_update(p.cpu().numpy(), acc.cpu().numpy(), np.full_like(lasts, -1), lasts)
         first, updates = np.minimum(t, lasts), []
         update_gate = torch.zeros(T, B, device=x.device, dtype=p.dtype)
         shown, count = [states[-1][0]], B  # what output shows: the initial states, then those after each update
@@ -108,7 +109,7 @@ class _Events(torch.autograd.Function):
             p_after = update_probability(after[-1][-1], update_weight, update_bias)
             p_host = p_after.cpu().numpy()
             went = t[active]
-            t[active], a[active], sums[active] = _next_update(p_host, np.zeros_like(p_host), went, lasts[active])
+            t[active], a[active], sums[active] = next_update(p_host, np.zeros_like(p_host), went, lasts[active])
 
             if differentiable:
                 end = np.minimum(t, lasts)[active]
@@ -296,42 +297,6 @@ def _walk_gate(keep: Tensor, d: Tensor, e: Tensor, valid: Tensor, ga: Tensor, gp
     for m1, m2, m3, m4, m5, m6 in maps[:, :, 0].unbind(1):
         ga, gp = m1 * ga + m2 * gp + m3, m4 * ga + m5 * gp + m6
     return ga, gp
-
-
-def _next_update(p: Floats, acc: Floats, t: Clock, end: Clock) -> tuple[Clock, Floats, Floats]:
-    """When the gate opens next, adding p up step by step as the reference does, to the last bit.
-
-    Args:
-        p, acc: (A,) update probability and its sum after step t.
-        t: (A,) the current step.
-        end: (A,) the length of each sequence.
-
-    Returns:
-        The step of the next update, at least ``end`` if there is none; the sum at that step; and the sum after the
-        sequence's last step if there is none, else 0.
-    """
-    room = end - t - 1
-    n, opened, total = room + 1, np.zeros_like(acc), acc.copy()  # n: steps to the next update
-    todo, done = np.flatnonzero(room > 0), 0
-    while len(todo):
-        slowest = np.nan_to_num(p[todo], nan=1.0).min()
-        width = int(min(0.5 / max(slowest, 1e-9) + 2, room[todo].max() - done, max(CHUNK // len(todo), 1)))
-        sums = np.repeat(p[todo][None], width + 1, axis=0)
-        sums[0] = total[todo]
-        sums[1] = np.where(sums[1] <= 1 - sums[0], sums[1], 1 - sums[0])
-        np.add.accumulate(sums, axis=0, out=sums)
-        over = sums[1:] > 0.5
-        step = np.where(over.any(0), over.argmax(0) + 1, width + 1)
-        reached = step <= np.minimum(width, room[todo] - done)
-        columns = np.arange(len(todo))
-        hit = todo[reached]
-        n[hit] = done + step[reached]
-        opened[hit] = sums[step[reached], columns[reached]]
-        total[todo] = sums[np.minimum(width, room[todo] - done), columns]
-        total[hit] = 0
-        done += width
-        todo = todo[~reached & (room[todo] > done)]
-    return t + n, opened, total
 
 
 def _grouped(tensors: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:

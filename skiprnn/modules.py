@@ -1,16 +1,25 @@
 """SkipLSTM and SkipGRU: their parameters and the choice of engine."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from skiprnn import events, reference
+from skiprnn import clock, events, reference
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerState
 from skiprnn.reference import GateState
-from skiprnn.stack import RecurrentStack
+from skiprnn.stack import RecurrentStack, State
 
 ENGINES = {"reference": reference.skip_rnn, "events": events.skip_rnn}
+
+
+class StepOutput(NamedTuple):
+    """What ``step`` returns."""
+
+    output: Tensor  # (B, H)
+    state: Any  # LSTMState or GRUState
+    skip_next: Tensor  # (B,) int64; skiprnn.clock.NEVER where no sample will be used any more
 
 
 class _SkipRNN(RecurrentStack):
@@ -63,6 +72,39 @@ class _SkipRNN(RecurrentStack):
         return ENGINES[self._choose_engine()](
             self.cell, x, self.layers(), self.update_weight, self.update_bias, states, gate, lengths
         )
+
+    def step(self, x: Tensor, state: State | None = None) -> StepOutput:
+        """Run one step of each sequence of a batch, as ``forward`` would.
+
+        Args:
+            x: (B, D), the next samples.
+            state: what the last step returned; None starts from the initial state.
+
+        Returns:
+            ``(output, state, skip_next)``: the last layer's h, (B, H); the state to go on from; and how many of the
+            following samples each sequence will not use, (B,) int64, so that nobody need fetch them: ``advance`` lets
+            them pass. For one sequence on the CPU, ``Stream`` does all of this in compiled code.
+
+        Raises:
+            ValueError: an argument has the wrong shape or type.
+        """
+        if x.dim() != 2:
+            raise ValueError(f"x must be (B, D) with D = {self.input_size}, got shape {tuple(x.shape)}")
+        output, state, _ = self(x[:, None] if self.batch_first else x[None], state)
+        skip_next = clock.skipped_steps(state.update_prob, state.cum_update_prob)
+        return StepOutput(output.squeeze(1 if self.batch_first else 0), state, skip_next)
+
+    def advance(self, state: State, n: int) -> State:
+        """The state after ``n`` more steps, in all of which every sequence skips its sample.
+
+        Raises:
+            ValueError: a sequence needs one of the samples.
+        """
+        skips = clock.skipped_steps(state.update_prob, state.cum_update_prob)
+        most = int(skips.min()) if len(skips) else n
+        if not 0 <= n <= most:
+            raise ValueError(f"cannot advance by {n} steps: the samples of the next {most} are all that is skipped")
+        return state._replace(cum_update_prob=clock.advance(state.update_prob, state.cum_update_prob, n))
 
     def _choose_engine(self) -> str:
         """ "auto" is events, but for ``torch.export`` and ``torch.compile``, which cannot trace its clocks."""

@@ -1,4 +1,5 @@
-// The event-driven engine of events.py for one float32 layer on the CPU, a few sequences at a time (see native.py).
+// The event-driven engine on the CPU in float32 (see native.py): forward and backward of one layer, a few sequences at a
+// time, and at the end of the file inference of a stack, one sequence at a time.
 //
 // A block of sequences runs its whole event loop here, so that weights stay in the cache and nothing but products and
 // gates is left to do. Gates are padded to a multiple of 16 units; padded units stay zero. The tape of a sequence holds
@@ -42,6 +43,36 @@ struct Sums {                                      // one worker's gradients of 
     float *w_x, *w_h;                              // (GP, DP), (GP, HP)
     float *bias_x, *bias_h;                        // (GP,)
     float *w_p, *b_p;                              // (HP,), (1,)
+};
+
+struct Layer {                                     // weights and biases as in Problem
+    int64_t D;
+    const float *w_x, *w_h, *bias_x, *bias_h;
+};
+
+struct Stack {
+    int64_t kind, layers, H;                       // kind: 0 LSTM, 1 GRU (reset after), 2 GRU (reset before)
+    const Layer *layer;
+    const float *w_p;                              // (HP,)
+    float b_p;
+};
+
+struct Inference {
+    const Stack *stack;
+    int64_t T, B, x_t, x_b;
+    const float *x;                                // (T, B, D), strided
+    const int64_t *lengths;                        // (B,)
+    float *h, *c;                                  // (layers, B, H): initial states in, final states out
+    float *p, *acc;                                // (B,): likewise
+    float *output, *update_gate;                   // (T, B, H), (T, B)
+};
+
+struct Follower {                                  // one sequence, whose samples come bit by bit
+    const Stack *stack;
+    float *h, *c;                                  // (layers, HP)
+    float *p;
+    int64_t skips;                                 // of the next samples, not read; INT64_MAX: all
+    int64_t used, last;                            // of the samples just taken: how many were, and which was the last
 };
 
 namespace {
@@ -92,6 +123,19 @@ INLINE v16 hyperbolic(v16 x) {
     return z < 0.390625f ? y * z * x + x : 1.0f - 2.0f / (1.0f + exponential(2.0f * clamped(x, 10.0f)));
 }
 
+// One of the four steps (8, 4, 2, 1) of transposing 16 rows: exchanges lanes between rows whose numbers differ by S.
+template <int S>
+INLINE void transpose_step(const v16 *a, v16 *b) {
+    i16 low, high;
+    for (int l = 0; l < 16; l++) low[l] = (l & ~S) + (l & S ? 16 : 0), high[l] = (l | S) + (l & S ? 16 : 0);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+        if (!(i & S)) {
+            b[i] = __builtin_shuffle(a[i], a[i + S], low);
+            b[i + S] = __builtin_shuffle(a[i], a[i + S], high);
+        }
+}
+
 // C[MR, 16] (+)= A[MR, K] · W[K, 16]
 template <int MR>
 INLINE void tile(const float *A, int64_t lda, int64_t K, const float *W, float *C, int64_t ldc, const float *bias) {
@@ -107,15 +151,34 @@ INLINE void tile(const float *A, int64_t lda, int64_t K, const float *W, float *
     for (int m = 0; m < MR; m++) store(C + m * ldc, sum[m]);
 }
 
+// C[16 NB] (+)= A[K] · W, for one row: several sums at a time, because each waits for its own last addition
+template <int NB>
+INLINE void row(const float *A, int64_t K, const float *W, float *C, const float *bias) {
+    v16 sum[NB];
+#pragma GCC unroll 4
+    for (int m = 0; m < NB; m++) sum[m] = load((bias ? bias : C) + 16 * m);
+    for (int64_t k = 0; k < K; k++) {
+#pragma GCC unroll 4
+        for (int m = 0; m < NB; m++) sum[m] += A[k] * load(W + 16 * (m * K + k));
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < NB; m++) store(C + 16 * m, sum[m]);
+}
+
 // C[n, N] = bias + A[n, K] · W, or C += A · W where bias is null; W packed [N/16][K][16]
 INLINE void product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, float *C, int64_t ldc,
                     const float *bias) {
-    for (int64_t j = 0; j < N; j += 16, W += 16 * K) {
+    const int64_t tiled = n / 4 * 4;
+    for (int64_t j = 0; tiled && j < N; j += 16) {
         const float *b = bias ? bias + j : nullptr;
         int64_t i = 0;
-        for (; i + 8 <= n; i += 8) tile<8>(A + i * lda, lda, K, W, C + i * ldc + j, ldc, b);
-        for (; i + 4 <= n; i += 4) tile<4>(A + i * lda, lda, K, W, C + i * ldc + j, ldc, b);
-        for (; i < n; i++) tile<1>(A + i * lda, lda, K, W, C + i * ldc + j, ldc, b);
+        for (; i + 8 <= tiled; i += 8) tile<8>(A + i * lda, lda, K, W + j * K, C + i * ldc + j, ldc, b);
+        for (; i < tiled; i += 4) tile<4>(A + i * lda, lda, K, W + j * K, C + i * ldc + j, ldc, b);
+    }
+    for (int64_t i = tiled; i < n; i++) {
+        int64_t j = 0;
+        for (; j + 64 <= N; j += 64) row<4>(A + i * lda, K, W + j * K, C + i * ldc + j, bias ? bias + j : nullptr);
+        for (; j < N; j += 16) row<1>(A + i * lda, K, W + j * K, C + i * ldc + j, bias ? bias + j : nullptr);
     }
 }
 
@@ -198,14 +261,15 @@ INLINE Skipped skipped_candidate(const float *zx, const float *zh, int64_t HP, i
     return {(g - 1.0f) / ((1.0f + o) * (1.0f + g)), c};
 }
 
-INLINE float probability(float logit) { return total(sigmoid(splat(logit))) / 16; }
+INLINE float probability(float logit) { return sigmoid(v16{logit})[0]; }
 
 // The step at which the gate opens next, or at least end; p is added up step by step as the reference does.
 INLINE int64_t next_update(float p, float &acc, int64_t t, int64_t end) {
     for (t++; t < end; t++) {
-        float room = 1 - acc;
+        const float room = 1 - acc, before = acc;
         acc += p <= room ? p : room;
         if (acc > 0.5f) return t;
+        if (acc == before) return end;  // p is too small to be added any more
     }
     return end;
 }
@@ -434,6 +498,111 @@ INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Sums &
     }
 }
 
+// One update of a stack whose states are h and c, (layers, HP); returns the update probability.
+template <int KIND>
+INLINE float update(const Stack &q, const float *x, float *h, float *c, float *zx, float *zh) {
+    const int64_t H = q.H, HP = padded(H), GP = (KIND ? 3 : 4) * HP;
+    v16 dot{};
+    for (int64_t l = 0; l < q.layers; x = h, h += HP, c += HP, l++) {
+        const Layer &w = q.layer[l];
+        product(x, w.D, 1, w.D, w.w_x, GP, zx, GP, w.bias_x);
+        product(h, HP, 1, H, w.w_h, KIND == 2 ? 2 * HP : GP, zh, GP, w.bias_h);
+        if (KIND == 2) {  // the candidate reads r⊙h
+            float *n = zh + 2 * HP, *reset = zh;
+            memcpy(n, w.bias_h + 2 * HP, HP * sizeof(float));
+            for (int64_t u = 0; u < HP; u += 16)
+                store(reset + u, sigmoid(load(zx + u) + load(zh + u)) * load(h + u));
+            product(reset, HP, 1, H, w.w_h + 2 * HP * H, HP, n, HP, nullptr);
+        }
+        dot = v16{};
+        for (int64_t u = 0; u < HP; u += 16) {
+            Gates s;
+            if (KIND == 2) {
+                v16 z = sigmoid(load(zx + HP + u) + load(zh + HP + u));
+                s.h = (1.0f - z) * hyperbolic(load(zx + 2 * HP + u) + load(zh + 2 * HP + u)) + z * load(h + u);
+                s.c = s.h;
+            } else
+                s = candidate<KIND == 1>(zx, zh, HP, u, load(h + u), load(c + u));
+            if (u + 16 > H) s.h = first_lanes(s.h, H - u), s.c = first_lanes(s.c, H - u);  // were inputs infinite
+            store(h + u, s.h);
+            store(c + u, s.c);
+            dot += s.c * load(q.w_p + u);
+        }
+    }
+    return probability(total(dot) + q.b_p);
+}
+
+INLINE float update(const Stack &q, const float *x, float *h, float *c, float *zx, float *zh) {
+    return q.kind == 0   ? update<0>(q, x, h, c, zx, zh)
+           : q.kind == 1 ? update<1>(q, x, h, c, zx, zh)
+                         : update<2>(q, x, h, c, zx, zh);
+}
+
+// Worker `worker` of `workers` runs every workers-th sequence.
+INLINE void infer(const Inference &q, int64_t worker, int64_t workers) {
+    const Stack &stack = *q.stack;
+    const int64_t H = stack.H, HP = padded(H), L = stack.layers;
+    Memory memory(2 * L * HP + 8 * HP);
+    float *h = memory.take(L * HP), *c = memory.take(L * HP), *zx = memory.take(4 * HP), *zh = memory.take(4 * HP);
+    for (int64_t b = worker; b < q.B; b += workers) {
+        for (int64_t l = 0; l < L; l++) {
+            memcpy(h + l * HP, q.h + (l * q.B + b) * H, H * sizeof(float));
+            memcpy(c + l * HP, q.c + (l * q.B + b) * H, H * sizeof(float));
+        }
+        int64_t shown = 0;
+        for (int64_t t = -1;;) {
+            const int64_t next = next_update(q.p[b], q.acc[b], t, q.lengths[b]);
+            t = next < q.lengths[b] ? next : q.T;
+            for (; shown < t; shown++) memcpy(q.output + (shown * q.B + b) * H, h + (L - 1) * HP, H * sizeof(float));
+            if (t == q.T) break;
+            q.p[b] = update(stack, q.x + t * q.x_t + b * q.x_b, h, c, zx, zh);
+            q.acc[b] = 0;
+            q.update_gate[t * q.B + b] = 1;
+        }
+        for (int64_t l = 0; l < L; l++) {
+            memcpy(q.h + (l * q.B + b) * H, h + l * HP, H * sizeof(float));
+            if (stack.kind == 0) memcpy(q.c + (l * q.B + b) * H, c + l * HP, H * sizeof(float));
+        }
+    }
+}
+
+// Takes T samples, of which one at least is used.
+INLINE void follow(Follower &q, const float *x, int64_t x_t, int64_t T) {
+    const int64_t HP = padded(q.stack->H);
+    Memory memory(8 * HP);
+    float *zx = memory.take(4 * HP), *zh = memory.take(4 * HP);
+    int64_t t = q.skips;
+    for (q.used = 0; t < T; q.used++) {
+        float acc = 0;
+        *q.p = update(*q.stack, x + t * x_t, q.h, q.c, zx, zh);
+        q.last = t;
+        t = next_update(*q.p, acc, t, INT64_MAX);
+    }
+    q.skips = t == INT64_MAX ? t : t - T;
+}
+
+// out, (gates * HP / 16, K, 16) = w, (gates * H, K), with its units padded
+INLINE void pack(const float *w, int64_t gates, int64_t H, int64_t K, float *out) {
+    for (int64_t g = 0; g < gates; g++, w += H * K)
+        for (int64_t u = 0; u < H; u += 16, out += 16 * K) {
+            const int64_t rows = H - u < 16 ? H - u : 16;
+            int64_t k = 0;
+            for (; rows == 16 && k + 16 <= K; k += 16) {
+                v16 a[16], b[16];
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++) a[i] = load(w + (u + i) * K + k);
+                transpose_step<8>(a, b);
+                transpose_step<4>(b, a);
+                transpose_step<2>(a, b);
+                transpose_step<1>(b, a);
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++) store(out + 16 * (k + i), a[i]);
+            }
+            for (; k < K; k++)
+                for (int64_t i = 0; i < 16; i++) out[16 * k + i] = i < rows ? w[(u + i) * K + k] : 0;
+        }
+}
+
 // Worker `worker` of `workers` runs every workers-th block.
 INLINE void forward(const Problem &q, int64_t worker, int64_t workers) {
     for (int64_t first = worker * ROWS; first < q.B; first += workers * ROWS) {
@@ -468,6 +637,11 @@ INLINE void backward(const Problem &q, Sums &sums, int64_t worker, int64_t worke
     }                                                                                                             \
     attribute void backward_##suffix(const Problem &q, Sums &sums, int64_t worker, int64_t workers) {              \
         backward(q, sums, worker, workers);                                                                       \
+    }                                                                                                             \
+    attribute void infer_##suffix(const Inference &q, int64_t worker, int64_t workers) { infer(q, worker, workers); } \
+    attribute void follow_##suffix(Follower &q, const float *x, int64_t x_t, int64_t T) { follow(q, x, x_t, T); }  \
+    attribute void pack_##suffix(const float *w, int64_t gates, int64_t H, int64_t K, float *out) {                \
+        pack(w, gates, H, K, out);                                                                                \
     }
 #if defined(__x86_64__) && defined(__GNUC__)
 FOR_INSTRUCTIONS(avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
@@ -497,6 +671,29 @@ void skiprnn_backward(const Problem *q, Sums *sums, int64_t workers) {
     for (int64_t worker = 0; worker < workers; worker++) CALL(backward, *q, sums[worker], worker, workers);
 }
 
+void skiprnn_infer(const Inference *q, int64_t workers) {
+#pragma omp parallel for schedule(static, 1) num_threads(workers)
+    for (int64_t worker = 0; worker < workers; worker++) CALL(infer, *q, worker, workers);
+}
+
+void skiprnn_follow(Follower *q, const float *x, int64_t x_t, int64_t T) { CALL(follow, *q, x, x_t, T); }
+
+void skiprnn_skipped_steps(const float *p, const float *acc, int64_t B, int64_t *steps) {
+    for (int64_t b = 0; b < B; b++) {
+        float sum = acc[b];
+        steps[b] = next_update(p[b], sum, -1, INT64_MAX);
+    }
+}
+
+void skiprnn_pack(const float *w, int64_t gates, int64_t H, int64_t K, float *out) {
+    CALL(pack, w, gates, H, K, out);
+}
+
 int64_t skiprnn_block() { return ROWS; }
-int64_t skiprnn_layout() { return 1000 * sizeof(Problem) + sizeof(Sums); }
+int64_t skiprnn_layout() {  // for Python to compare with its own
+    int64_t layout = 0;
+    for (size_t size : {sizeof(Problem), sizeof(Sums), sizeof(Layer), sizeof(Stack), sizeof(Inference), sizeof(Follower)})
+        layout = layout * 1009 + size;
+    return layout;
+}
 }

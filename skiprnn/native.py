@@ -1,12 +1,14 @@
-"""The event-driven engine's compiled CPU path: native.cpp, one float32 layer, sequences shared out among threads.
+"""The compiled CPU path, native.cpp in float32: training of one layer, and inference of stacks.
 
 The extension is built when the package is installed, if there is a C++ compiler; without it, ``events.py`` runs in
-torch operations. ``applies`` says which it is; a library that was built but cannot be loaded is named in a warning.
+torch operations. ``trains`` and ``infers`` say which it is; a library that was built but cannot be loaded is named in a
+warning. Forward passes share sequences out among torch's threads.
 """
 
 import ctypes
 import mmap
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Self
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from skiprnn.cells import Cell, GRUCell, LayerWeights, LSTMCell
+from skiprnn.cells import Cell, GRUCell, GRUResetBeforeCell, LayerWeights, LSTMCell
 
+KINDS: dict[type[Cell], int] = {LSTMCell: 0, GRUCell: 1, GRUResetBeforeCell: 2}
 _UNITS = 16  # of a vector in native.cpp
 
 
@@ -43,6 +46,43 @@ class _Sums(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("w_x", "w_h", "bias_x", "bias_h", "w_p", "b_p")]
 
 
+class _Layer(ctypes.Structure):
+    """``Layer`` of native.cpp."""
+
+    _fields_ = [("D", ctypes.c_int64), *((name, ctypes.c_void_p) for name in ("w_x", "w_h", "bias_x", "bias_h"))]
+
+
+class _Stack(ctypes.Structure):
+    """``Stack`` of native.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("kind", "layers", "H")),
+        ("layer", ctypes.POINTER(_Layer)),
+        ("w_p", ctypes.c_void_p),
+        ("b_p", ctypes.c_float),
+    ]
+
+
+class _Inference(ctypes.Structure):
+    """``Inference`` of native.cpp."""
+
+    _fields_ = [
+        ("stack", ctypes.POINTER(_Stack)),
+        *((name, ctypes.c_int64) for name in ("T", "B", "x_t", "x_b")),
+        *((name, ctypes.c_void_p) for name in ("x", "lengths", "h", "c", "p", "acc", "output", "update_gate")),
+    ]
+
+
+class _Follower(ctypes.Structure):
+    """``Follower`` of native.cpp."""
+
+    _fields_ = [
+        ("stack", ctypes.POINTER(_Stack)),
+        *((name, ctypes.c_void_p) for name in ("h", "c", "p")),
+        *((name, ctypes.c_int64) for name in ("skips", "used", "last")),
+    ]
+
+
 def _load() -> ctypes.CDLL | None:
     spec = find_spec("skiprnn._native")
     if spec is None or spec.origin is None:
@@ -50,11 +90,18 @@ def _load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(spec.origin)
         library.skiprnn_layout.restype = library.skiprnn_block.restype = ctypes.c_int64
+        integer, pointer = ctypes.c_int64, ctypes.c_void_p
+        library.skiprnn_pack.argtypes = [pointer, integer, integer, integer, pointer]
+        library.skiprnn_skipped_steps.argtypes = [pointer, pointer, integer, pointer]
+        library.skiprnn_follow.argtypes = [pointer, pointer, integer, integer]
         built_for = library.skiprnn_layout()
     except (OSError, AttributeError) as error:
         warnings.warn(f"skiprnn's compiled CPU path cannot be loaded, torch runs in its place: {error}", stacklevel=2)
         return None
-    if built_for != 1000 * ctypes.sizeof(_Problem) + ctypes.sizeof(_Sums):
+    layout = 0
+    for structure in (_Problem, _Sums, _Layer, _Stack, _Inference, _Follower):
+        layout = layout * 1009 + ctypes.sizeof(structure)
+    if built_for != layout:
         warnings.warn("skiprnn's compiled CPU path is of another version; install skiprnn again", stacklevel=2)
         return None
     return library
@@ -63,16 +110,118 @@ def _load() -> ctypes.CDLL | None:
 LIBRARY = _load()
 
 
-def applies(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
-    """Whether the compiled path computes this: one LSTM or GRU (reset_after) layer, float32, CPU, no autocast."""
+def trains(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
+    """Whether ``NativeEvents`` computes this: one LSTM or GRU (reset_after) layer, float32, CPU, no autocast."""
+    return num_layers == 1 and type(cell) in (LSTMCell, GRUCell) and _computes(tensors)
+
+
+def infers(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
+    """Whether ``infer``, which runs one sequence after the other, is the fastest way to do without gradients."""
+    most = 3 if trains(cell, num_layers, tensors) else 8  # as measured on 1 to 8 sequences a thread
+    return tensors[0].shape[1] <= most * torch.get_num_threads() and type(cell) in KINDS and _computes(tensors)
+
+
+def streams(cell: Cell, parameters: tuple[Tensor, ...]) -> bool:
+    """Whether a ``Follower`` runs a stack with these parameters."""
+    return type(cell) in KINDS and _computes(parameters)
+
+
+def counts(p: Tensor) -> bool:
+    """Whether ``skipped_steps`` counts for these probabilities."""
+    return LIBRARY is not None and p.dtype == torch.float32 and p.device.type == "cpu"
+
+
+def _computes(tensors: tuple[Tensor, ...]) -> bool:
     return (
         LIBRARY is not None
-        and num_layers == 1
-        and type(cell) in (LSTMCell, GRUCell)
-        and tensors[0].numel() > 0  # x
+        and tensors[0].numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
     )
+
+
+class PackedStack:
+    """A stack's weights as native.cpp wants them, copied when this is made."""
+
+    def __init__(self, cell: Cell, layers: Sequence[LayerWeights], update_weight: Tensor, update_bias: Tensor) -> None:
+        self.num_layers, self.hidden_size = len(layers), len(update_weight)
+        self.units = _padded(self.hidden_size)
+        gates = cell.num_gates
+        self._kept: list[Any] = []  # what the structure points to
+        described = (_Layer * len(layers))()
+        for layer, weights in zip(described, layers, strict=True):
+            layer.D = weights.weight_ih.shape[1]
+            tensors = {
+                "w_x": _packed(weights.weight_ih, gates),
+                "w_h": _packed(weights.weight_hh, gates),
+                "bias_x": _packed(weights.bias_ih[:, None], gates),
+                "bias_h": _packed(weights.bias_hh[:, None], gates),
+            }
+            _point(layer, **tensors)
+            self._kept += tensors.values()
+        w_p = _packed(update_weight[:, None], 1)
+        self._kept += [described, w_p]
+        self.structure = _Stack(
+            kind=KINDS[type(cell)], layers=len(layers), H=self.hidden_size, layer=described, w_p=w_p.data_ptr(),
+            b_p=update_bias.item(),
+        )  # fmt: skip
+
+
+class Follower:
+    """One sequence through a packed stack, its samples coming bit by bit."""
+
+    def __init__(self, stack: PackedStack, states: list[Tensor], p: Tensor, skips: int) -> None:
+        """Go on from ``states``, (num_layers, stack.units) each, and ``p``, (1,), which are updated in place."""
+        self._kept = stack, states, p
+        self._structure = _Follower(stack=ctypes.pointer(stack.structure), skips=skips)
+        self._address = ctypes.addressof(self._structure)
+        _point(self._structure, h=states[0], c=states[-1], p=p)
+        self._follow = LIBRARY.skiprnn_follow  # type: ignore[union-attr]
+
+    def take(self, samples: Tensor, skips: int) -> tuple[int, int, int]:
+        """Take samples (n, D), one at least being used; the first ``skips`` and those the gate skips are not read.
+
+        Returns:
+            How many were used, which was the last, and how many after all of them will be skipped.
+        """
+        samples = samples if samples.stride(1) == 1 else samples.contiguous()
+        structure = self._structure
+        structure.skips = skips
+        self._follow(self._address, samples.data_ptr(), samples.stride(0), len(samples))
+        return structure.used, structure.last, structure.skips
+
+
+def skipped_steps(p: Tensor, acc: Tensor) -> Tensor:
+    """``clock.skipped_steps`` in float32 on the CPU."""
+    p, acc, steps = p.contiguous(), acc.contiguous(), p.new_empty(p.shape, dtype=torch.int64)
+    LIBRARY.skiprnn_skipped_steps(p.data_ptr(), acc.data_ptr(), len(p), steps.data_ptr())  # type: ignore[union-attr]
+    return steps
+
+
+def infer(
+    cell: Cell,
+    layers: Sequence[LayerWeights],
+    lengths: Tensor | None,
+    x: Tensor,
+    update_weight: Tensor,
+    update_bias: Tensor,
+    p: Tensor,
+    acc: Tensor,
+    states: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """The forward pass for inference: output, update_gate, p, acc and states, shaped as they came."""
+    x = x if x.stride(2) == 1 else x.contiguous()
+    T, B, _ = x.shape
+    ends = x.new_full((B,), T, dtype=torch.int64) if lengths is None else lengths.long().clamp(0, T).contiguous()
+    p, acc = p.detach().clone(), acc.detach().clone()
+    last = [torch.stack(list(states[k :: cell.num_states])).detach() for k in range(cell.num_states)]  # (L, B, H) each
+    output, update_gate = x.new_empty(T, B, len(update_weight)), x.new_zeros(T, B)
+    stack = PackedStack(cell, layers, update_weight, update_bias)
+    problem = _Inference(stack=ctypes.pointer(stack.structure), T=T, B=B, x_t=x.stride(0), x_b=x.stride(1))
+    tensors = {"x": x, "lengths": ends, "h": last[0], "c": last[-1], "p": p, "acc": acc, "output": output}
+    _point(problem, **tensors, update_gate=update_gate)
+    LIBRARY.skiprnn_infer(ctypes.byref(problem), ctypes.c_int64(min(torch.get_num_threads(), B)))  # type: ignore[union-attr]
+    return output, update_gate, p, acc, [tensor[k] for k in range(len(layers)) for tensor in last]
 
 
 def refuse_double_backward() -> None:
@@ -212,20 +361,15 @@ def _describe(
     """The problem as both passes need it, and the tensors it points to."""
     T, B, D = x.shape
     H = len(update_weight)
-    HP, gates = _padded(H), cell.num_gates
-
-    def packed(weight: Tensor) -> Tensor:
-        columns = weight.shape[1]
-        return _pad_gates(weight, gates, columns).view(-1, _UNITS, columns).transpose(1, 2).contiguous()
-
+    gates = cell.num_gates
     tensors = {
         "x": x,
         "lengths": ends,
-        "w_x": packed(weights.weight_ih),
-        "w_h": packed(weights.weight_hh),
-        "bias_x": _pad_gates(weights.bias_ih[:, None], gates, 1),
-        "bias_h": _pad_gates(weights.bias_hh[:, None], gates, 1),
-        "w_p": pad(update_weight.detach(), (0, HP - H)),
+        "w_x": _packed(weights.weight_ih, gates),
+        "w_h": _packed(weights.weight_hh, gates),
+        "bias_x": _packed(weights.bias_ih[:, None], gates),
+        "bias_h": _packed(weights.bias_hh[:, None], gates),
+        "w_p": _packed(update_weight[:, None], 1),
         "tape_h": tape.h, "tape_c": tape.c, "tape_p": tape.p, "tape_a": tape.a, "tape_t": tape.t, "counts": tape.counts,
     }  # fmt: skip
     problem = _Problem(
@@ -238,6 +382,15 @@ def _point(structure: Any, **tensors: Tensor) -> Any:
     for name, tensor in tensors.items():
         setattr(structure, name, tensor.data_ptr())
     return structure
+
+
+def _packed(weight: Tensor, gates: int) -> Tensor:
+    """(G*H, K) -> (G*HP/16, K, 16)."""
+    weight = weight.detach().contiguous()
+    H, K = weight.shape[0] // gates, weight.shape[1]
+    out = weight.new_empty(gates * _padded(H) // _UNITS, K, _UNITS)
+    LIBRARY.skiprnn_pack(weight.data_ptr(), gates, H, K, out.data_ptr())  # type: ignore[union-attr]
+    return out
 
 
 def _pad_gates(weight: Tensor, gates: int, columns: int) -> Tensor:

@@ -1,0 +1,201 @@
+"""One sequence at a time: samples come one by one, and those the gate will skip are never asked for."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from skiprnn import clock, native
+from skiprnn.modules import SkipGRU, SkipLSTM
+from skiprnn.reference import GateState
+from skiprnn.stack import State
+
+
+class Stream:
+    """A trained Skip RNN that follows one sequence.
+
+    After each sample it uses, the network knows how many of the following ones it will skip. ``pull`` fetches only
+    those it needs; ``push`` and ``advance`` are for callers with a clock of their own; ``feed`` takes many at a time.
+    Gates and outputs are those of ``rnn(...)`` over the whole sequence; nothing is differentiated. In float32 on the
+    CPU the steps are compiled, where the extension was built; weights are then copied when the stream is made. A stream
+    belongs to one thread, but several streams run in parallel: ``feed`` lets other threads run.
+
+    Args:
+        rnn: a ``SkipLSTM`` or ``SkipGRU``, of any number of layers.
+        head: maps the last layer's h, (1, H), to a prediction, (1, ...); None predicts h itself.
+        embed: maps a sample, whatever it is, to (D,) numbers; called for used samples only. None: samples are numbers.
+        state: a state of batch size 1 to go on from; None is the initial state.
+
+    Raises:
+        TypeError: ``rnn`` is not a Skip RNN.
+        ValueError: ``state`` is not one of batch size 1.
+    """
+
+    def __init__(
+        self,
+        rnn: SkipLSTM | SkipGRU,
+        head: Callable[[Tensor], Tensor] | None = None,
+        embed: Callable[[Any], Any] | None = None,
+        state: State | None = None,
+    ) -> None:
+        if not isinstance(rnn, SkipLSTM | SkipGRU):
+            raise TypeError(f"a stream needs a SkipLSTM or SkipGRU, got {type(rnn).__name__}")
+        self.rnn = rnn
+        self.head = head
+        self.embed = embed
+        self._stack = (
+            native.PackedStack(rnn.cell, rnn.layers(), rnn.update_weight, rnn.update_bias)
+            if native.streams(rnn.cell, tuple(rnn.parameters()))
+            else None
+        )
+        self.reset(state)
+
+    @torch.no_grad()
+    def reset(self, state: State | None = None) -> None:
+        """Start a new sequence, or go on from a state of batch size 1."""
+        state = self.rnn.initial_state(1) if state is None else state
+        self.rnn._unpack(state, 1)  # refuses other shapes
+        padding = self._stack.units - self.rnn.hidden_size if self._stack else 0
+        states = state[: self.rnn.cell.num_states]
+        self._states = [pad(s[:, 0], (0, padding)).clone() for s in states]  # (num_layers, units) each
+        self._p, self._acc = state.update_prob.clone(), state.cum_update_prob.clone()
+        self._zero = torch.zeros_like(self._acc)
+        self._since = 0  # samples that passed since the sum was _acc
+        self._skips = int(clock.skipped_steps(self._p, self._acc))
+        self._follower = native.Follower(self._stack, self._states, self._p, self._skips) if self._stack else None
+        self._position = self._used = 0
+
+    @property
+    def position(self) -> int:
+        """Samples that have passed, used or skipped: the number of the next one."""
+        return self._position
+
+    @property
+    def used(self) -> int:
+        """Samples that were used."""
+        return self._used
+
+    @property
+    def skip_next(self) -> int:
+        """How many of the next samples will be skipped; ``skiprnn.clock.NEVER`` if all will."""
+        return self._skips
+
+    @property
+    def output(self) -> Tensor:
+        """The last layer's h, (H,)."""
+        return self._states[0][-1, : self.rnn.hidden_size].clone()
+
+    @property
+    @torch.no_grad()
+    def prediction(self) -> Tensor:
+        """What the head says at present; without a head, the last layer's h."""
+        return self.output if self.head is None else self.head(self.output[None])[0]
+
+    @property
+    def state(self) -> State:
+        """The state to go on from, as ``rnn(...)`` returns it for a batch of one."""
+        states = [s[:, None, : self.rnn.hidden_size].clone() for s in self._states]
+        acc = clock.advance(self._p, self._acc, self._since)  # brought up to date only where it is asked for
+        return self.rnn._state(states, GateState(self._p.clone(), acc))
+
+    def advance(self, n: int) -> None:
+        """Let ``n`` samples pass, all of which are skipped.
+
+        Raises:
+            ValueError: one of them is needed.
+        """
+        if not 0 <= n <= self._skips:
+            raise ValueError(f"cannot let {n} samples pass: of the next ones {self._skips} are skipped")
+        self._pass(n)
+
+    def push(self, sample: Any) -> bool:
+        """Take the next sample, (D,) numbers or what ``embed`` takes; one that is skipped is not looked at.
+
+        Returns:
+            Whether it was used.
+
+        Raises:
+            ValueError: a used sample has not D numbers.
+        """
+        if self._skips:
+            self._pass(1)
+            return False
+        numbers = self._numbers(sample if self.embed is None else self.embed(sample))
+        size = self.rnn.input_size
+        if numbers.shape != (size,) and not (size == 1 and numbers.dim() == 0):
+            raise ValueError(f"sample {self._position} must have {size} numbers, got shape {tuple(numbers.shape)}")
+        self._go_on(numbers.view(1, size))
+        return True
+
+    def feed(self, samples: Tensor) -> int:
+        """Take several samples, (n, D) numbers, such as ``embed`` returns.
+
+        Returns:
+            How many of them were used.
+
+        Raises:
+            ValueError: the samples have not D numbers each.
+        """
+        numbers, before = self._numbers(samples), self._used
+        if numbers.dim() != 2 or numbers.shape[1] != self.rnn.input_size:
+            raise ValueError(f"samples must be (n, {self.rnn.input_size}), got shape {tuple(numbers.shape)}")
+        if len(numbers) > self._skips:
+            self._go_on(numbers)
+        else:
+            self._pass(len(numbers))
+        return self._used - before
+
+    def pull(self, read: Callable[[int], Any], length: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Fetch the samples that are needed, by ``read(t)``, and yield t and the prediction after each.
+
+        Args:
+            read: returns sample t, t counted from the last reset; None ends the sequence.
+            length: samples in the sequence; None goes on until ``read`` ends it, or no more are needed.
+        """
+        for t in self._used_samples(read, length):
+            yield t, self.prediction
+
+    def run(self, read: Callable[[int], Any], length: int | None = None) -> Tensor:
+        """As ``pull``, to the end; returns the last prediction."""
+        for _ in self._used_samples(read, length):
+            pass
+        return self.prediction
+
+    def _used_samples(self, read: Callable[[int], Any], length: int | None) -> Iterator[int]:
+        while self._skips != clock.NEVER and (length is None or self._position + self._skips < length):
+            t = self._position + self._skips
+            sample = read(t)
+            if sample is None:
+                return
+            self._pass(self._skips)
+            self.push(sample)
+            yield t
+        if length is not None:
+            self._pass(max(length - self._position, 0))
+
+    def _pass(self, n: int) -> None:
+        self._position += n
+        self._since += n
+        if self._skips != clock.NEVER:
+            self._skips -= n
+
+    def _go_on(self, samples: Tensor) -> None:
+        """Take samples (n, D), of which one at least is used."""
+        if self._follower is not None:
+            used, last, self._skips = self._follower.take(samples, self._skips)
+            self._acc, self._since = self._zero, len(samples) - 1 - last
+        else:
+            with torch.no_grad():
+                _, state, update_gate = self.rnn(
+                    samples[None] if self.rnn.batch_first else samples[:, None], self.state
+                )
+            self._states = [s[:, 0] for s in state[: len(self._states)]]
+            self._p, self._acc, self._since = state.update_prob, state.cum_update_prob, 0
+            used, self._skips = int(update_gate.sum()), int(clock.skipped_steps(self._p, self._acc))
+        self._position += len(samples)
+        self._used += used
+
+    def _numbers(self, samples: Any) -> Tensor:
+        return torch.as_tensor(samples, dtype=self._p.dtype, device=self._p.device)
