@@ -1,5 +1,6 @@
 """When the gate opens next: the update probability added up step by step, to the last bit as the reference does."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,58 +49,61 @@ def next_update(p: Floats, acc: Floats, t: Clock, end: Clock) -> tuple[Clock, Fl
         total[todo] = sums[np.minimum(width, room[todo] - done), columns]
         total[hit] = 0
         done += width
-        growing = sums[-1] != sums[-2]  # p may be too small to be added any more
-        todo = todo[~reached & growing & (room[todo] > done)]
+        todo = todo[~reached & (room[todo] > done)]
     return t + n, opened, total
 
 
 def skipped_steps(p: Tensor, acc: Tensor) -> Tensor:
     """How many of the following steps do not open the gate, (B,), (B,) -> (B,) int64; ``NEVER`` if none will."""
     p, acc = p.detach(), acc.detach()
-    if torch.compiler.is_compiling():
-        return _traced_skipped_steps(p, acc)
-    if native.counts(p):
+    if native.counts(p) and not torch.compiler.is_compiling():
         return native.skipped_steps(p, acc)
-    end = np.full(p.shape, NEVER - 1)
-    steps, _, _ = next_update(p.cpu().numpy(), acc.cpu().numpy(), np.zeros_like(end), end)
-    return torch.from_numpy(np.where(steps < end, steps - 1, NEVER)).to(p.device)
+    return _add_up(p, acc, NEVER)[0]
 
 
 def advance(p: Tensor, acc: Tensor, steps: int) -> Tensor:
     """The sum after ``steps`` more steps in all of which the gate is shut, (B,), (B,) -> (B,)."""
-    start = np.full(p.shape, -1)
-    _, _, sums = next_update(p.detach().cpu().numpy(), acc.detach().cpu().numpy(), start, np.full(p.shape, steps))
-    return torch.from_numpy(sums).to(p)
+    return _add_up(p.detach(), acc.detach(), steps)[1]
 
 
-def _traced_skipped_steps(p: Tensor, acc: Tensor) -> Tensor:
-    """The same as a loop of torch operations that ``torch.export`` can trace.
+def _add_up(p: Tensor, acc: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Add p until the gate would open, or ``limit`` times: how often, (B,) int64, and the sum, (B,).
 
-    While the sum stays between two powers of 2, every addition of p adds the same. So all but one of the additions up
-    to the next power are done at once, and a few dozen rounds are enough for any p.
+    A loop of torch operations that ``torch.export`` can trace. While the sum stays between two powers of 2, every
+    addition of p adds the same, after one in which a tie may have been rounded. So most of the additions up to the next
+    power are done at once, and a few rounds for each power are enough for any p.
     """
-    never = p <= torch.finfo(p.dtype).eps / 8  # a sum between 0.25 and 0.5 would be rounded to itself
-    powers = torch.exp2(torch.arange(-64.0, 1.0)).to(p)
+    finfo = torch.finfo(p.dtype)
+    powers = p.new_tensor([2.0**k for k in range(round(math.log2(finfo.tiny)), 1)])
 
-    def shut(acc: Tensor, p: Tensor, never: Tensor) -> Tensor:
-        return (_added(acc, p) <= 0.5) & ~never
+    def shut(steps: Tensor, acc: Tensor, p: Tensor) -> Tensor:
+        return (_added(acc, p) <= 0.5) & (steps < limit)
 
-    def any_shut(steps: Tensor, acc: Tensor, p: Tensor, never: Tensor, powers: Tensor) -> Tensor:
-        return shut(acc, p, never).any()
+    def any_shut(steps: Tensor, acc: Tensor, p: Tensor, powers: Tensor) -> Tensor:
+        return shut(steps, acc, p).any()
 
-    def add(steps: Tensor, acc: Tensor, p: Tensor, never: Tensor, powers: Tensor) -> tuple[Tensor, ...]:
+    def add(steps: Tensor, acc: Tensor, p: Tensor, powers: Tensor) -> tuple[Tensor, ...]:
         first = _added(acc, p)
         gain = _added(first, p) - first
-        before, after = ((v[:, None] >= powers).sum(-1) for v in (acc, first))
-        room = powers[after.clamp(max=len(powers) - 2)].clamp(max=0.5) - first
-        many = torch.where((before == after) & (gain > 0), (room / gain).floor() - 1, 0).clamp(min=0)
-        many = torch.where(shut(acc, p, never), many, -1)  # -1: leave the sum as it is
-        acc = torch.where(many < 0, acc, first + many * gain)
-        return steps + 1 + many.long(), acc, p.clone(), never.clone(), powers.clone()
+        before, after = ((v[:, None] >= powers).sum(-1) for v in (acc, first))  # between which powers
+        room = powers[after.clamp(max=len(powers) - 1)].clamp(max=0.5) - first
+        more = torch.where((before == after) & (gain > 0), (room / gain).floor() - 1, 0).clamp(min=0).long()
+        more = torch.where((gain <= 0) | (p < finfo.tiny), limit, more)  # p is too small to be added any more
+        more = torch.minimum(more, limit - steps - 1)
+        going = shut(steps, acc, p)
+        acc = torch.where(going, first + more * gain, acc)
+        return steps + torch.where(going, 1 + more, 0), acc, p.clone(), powers.clone()
 
-    start = (torch.zeros_like(p, dtype=torch.int64), acc.clone(), p.clone(), never, powers)
-    steps, acc, *_ = torch.while_loop(any_shut, add, start)  # type: ignore[no-untyped-call]
-    return torch.where(shut(acc, p, torch.zeros_like(never)), NEVER, steps)
+    start = (torch.zeros_like(p, dtype=torch.int64), acc.clone(), p.clone(), powers)
+    loop = torch.while_loop if torch.compiler.is_compiling() else _while_loop
+    steps, acc, *_ = loop(any_shut, add, start)
+    return steps, acc
+
+
+def _while_loop(go_on: Any, body: Any, carried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    while go_on(*carried):
+        carried = body(*carried)
+    return carried
 
 
 def _added(acc: Tensor, p: Tensor) -> Tensor:

@@ -1,0 +1,78 @@
+"""When the gate opens next, however it is computed, against adding step by step."""
+
+import pytest
+import torch
+
+from skiprnn import clock, native
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def problems(dtype):
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.empty(500).uniform_(-8, 3, generator=draws)
+    p = torch.cat([torch.sigmoid(logits), 0.5 ** torch.arange(1.0, 14), 1 / torch.arange(2.0, 60)]).to(dtype)
+    acc = torch.empty(len(p)).uniform_(0, 0.5, generator=draws).to(dtype)
+    acc[::2] = 0
+    return p, acc
+
+
+def add_step_by_step(p, acc):
+    """Steps until the gate opens, by the definition, for one sequence."""
+    one, half = p.dtype.type(1), p.dtype.type(0.5)
+    for skipped in range(10_000):
+        acc = acc + (p if p <= one - acc else one - acc)
+        if acc > half:
+            return skipped
+    raise AssertionError("p is too small for this")
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def skipped_steps(request, monkeypatch):
+    """``clock.skipped_steps`` in each of its ways."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "LIBRARY", None)
+    elif native.LIBRARY is None:
+        pytest.skip("the compiled path was not built")
+    return clock.skipped_steps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_skipped_steps(skipped_steps, dtype):
+    p, acc = problems(dtype)
+    expected = [add_step_by_step(*pair) for pair in zip(p.numpy(), acc.numpy(), strict=True)]
+    assert skipped_steps(p, acc).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_some_gates_open_no_more(skipped_steps, dtype):
+    eps = torch.finfo(dtype).eps
+    p = torch.tensor([0.0, 1e-30, eps / 64, 0.25, torch.nan], dtype=dtype)
+    steps = skipped_steps(p, torch.tensor([0.0, 0.3, 0.4, 0.0, 0.2], dtype=dtype))
+    assert steps.tolist() == [clock.NEVER] * 3 + [2, 0]
+
+
+def test_a_saturated_sum_opens_the_gate_whatever_p(skipped_steps):
+    assert skipped_steps(torch.tensor([0.0, 1e-9, 0.3]), torch.tensor([0.9, 0.6, 0.51])).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_advance_adds_step_by_step(dtype):
+    p, acc = problems(dtype)
+    p = p / 64
+    expected = acc.clone()
+    for _ in range(int(clock.skipped_steps(p, acc).min())):
+        expected = expected + p
+    steps = int(clock.skipped_steps(p, acc).min())
+    assert torch.equal(clock.advance(p, acc, steps), expected)
+    assert torch.equal(clock.advance(p, acc, 0), acc)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_advance_ends_for_any_number_of_steps(dtype):
+    p, acc = torch.tensor([1e-30, 1e-9, 0.0, 1e-44], dtype=dtype), torch.tensor([0.25, 0.0, 0.4, 0.0], dtype=dtype)
+    sums = clock.advance(p, acc, 10**8)
+    assert sums[0] == 0.25
+    assert sums[1] == pytest.approx(0.1, rel=1e-6) if dtype == torch.float64 else sums[1] <= 0.25
+    assert sums[2] == acc[2]
+    assert sums[3] <= 1e-30
