@@ -34,7 +34,7 @@ SHAPES = {  # steps, features, units, layers
     "ucf101": (250, 2048, 512, 2),
 }
 CELLS = {"lstm": (SkipLSTM, nn.LSTM), "gru": (SkipGRU, nn.GRU)}
-USAGES = {"100%": 1, "50%": 2, "25%": 4, "10%": 10, "5%": 20}  # a sample in n
+USAGES = {"100%": 1, "50%": 2, "25%": 4, "10%": 10, "5%": 20, "3%": 33}  # a sample in n
 
 
 def main():

@@ -11,15 +11,24 @@ from torch import Tensor
 
 from pipelines.checkpoints import load_checkpoint
 from pipelines.errors import SkipRNNError
-from pipelines.model import Prediction, SequenceModel, autocast, build_model, choose_device, without_skipping
+from pipelines.model import (
+    Prediction,
+    SequenceModel,
+    autocast,
+    build_model,
+    choose_device,
+    stream,
+    without_skipping,
+)
 from pipelines.presets import TrainConfig
 from pipelines.randomness import derive_seed
-from pipelines.runs import load_config
+from pipelines.runs import load_config, load_task
 from pipelines.storage import Sequences
-from pipelines.tasks import Task, load_data
+from pipelines.tasks import Task, load_data, task_of_attributes
 from skiprnn import used_samples
 
 TIMED_REPEATS = 5
+TIMED_SEQUENCES = 32  # one at a time
 
 
 @dataclass(frozen=True)
@@ -56,18 +65,34 @@ class Report:
     batch_size: int
     seconds_per_sequence: float  # at that batch size
     seconds_per_sequence_without_skipping: float
+    seconds_alone: (
+        float | None
+    )  # one sequence at a time, reading what it uses; None where samples are skipped at random
+    seconds_alone_without_skipping: float
 
 
 @dataclass(frozen=True)
-class TrainedRun:
+class TrainedModel:
     """A run's network with the weights of one of its checkpoints."""
 
     config: TrainConfig
     task: Task
     model: SequenceModel
     device: torch.device
-    sequences: Sequences  # on the device
     step: int
+
+
+@dataclass(frozen=True)
+class TrainedRun(TrainedModel):
+    """The same with a split of its data."""
+
+    sequences: Sequences  # on the device
+
+
+def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None) -> TrainedModel:
+    """Load a trained network, without its data. Arguments and errors as for ``load_run``."""
+    load_config(run)  # first of all, is it a run?
+    return _load_model(run, checkpoint, device, task_of_attributes(load_task(run), Path(run) / "task.json"))
 
 
 def load_run(
@@ -91,8 +116,14 @@ def load_run(
         SkipRNNError: the run, its checkpoint or its data cannot be read.
     """
     config = load_config(run)
-    saved = load_checkpoint(run, checkpoint)
     task, file = load_data(Path(data or config.data), config.task, (split,))
+    loaded = _load_model(run, checkpoint, device, task)
+    return TrainedRun(**vars(loaded), sequences=file.splits[split].to(loaded.device))
+
+
+def _load_model(run: Path, checkpoint: str, device: str | None, task: Task) -> TrainedModel:
+    config = load_config(run)
+    saved = load_checkpoint(run, checkpoint)
     where = choose_device(device or config.device)
     model = build_model(config, task)
     weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
@@ -102,7 +133,7 @@ def load_run(
         raise SkipRNNError(
             f"the checkpoint {checkpoint!r} of {run} does not fit its config.json; restore it"
         ) from error
-    return TrainedRun(config, task, model.to(where).eval(), where, file.splits[split].to(where), saved.numbers["step"])
+    return TrainedModel(config, task, model.to(where).eval(), where, saved.numbers["step"])
 
 
 def evaluate_run(
@@ -116,6 +147,8 @@ def evaluate_run(
     result = evaluate(model, task, sequences, config)
     batch = sequences.x[: config.batch_size]
     steps = sequences.x.shape[1]
+    plain = without_skipping(model).eval()
+    alone, plain_alone = _seconds_alone(model, plain, sequences.x[:TIMED_SEQUENCES], config)
     return Report(
         run=str(run),
         model=config.model_name,
@@ -136,7 +169,9 @@ def evaluate_run(
         device=str(trained.device),
         batch_size=len(batch),
         seconds_per_sequence=_seconds(model, batch, config) / len(batch),
-        seconds_per_sequence_without_skipping=_seconds(without_skipping(model).eval(), batch, config) / len(batch),
+        seconds_per_sequence_without_skipping=_seconds(plain, batch, config) / len(batch),
+        seconds_alone=alone,
+        seconds_alone_without_skipping=plain_alone,
     )
 
 
@@ -178,3 +213,22 @@ def _seconds(model: SequenceModel, x: Tensor, config: TrainConfig) -> float:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
+
+
+@torch.inference_mode()
+def _seconds_alone(
+    model: SequenceModel, plain: SequenceModel, x: Tensor, config: TrainConfig
+) -> tuple[float | None, float]:
+    """Median wall-clock of one sequence: through a stream, and of the plain cell over all of it."""
+    plain_seconds = statistics.median(_seconds(plain, sequence, config) for sequence in x[:, None])
+    if config.p_skip:
+        return None, plain_seconds
+    follower, seconds = stream(model), []
+    for _ in range(1 + TIMED_REPEATS):
+        for sequence in x:
+            start = time.perf_counter()
+            follower.reset()
+            follower.feed(sequence)
+            follower.prediction.cpu()
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[len(x) :]), plain_seconds

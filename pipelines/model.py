@@ -1,6 +1,7 @@
 """The network of every task: a recurrent stack and a linear head on its last state."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from pipelines.errors import SkipRNNError
 from pipelines.presets import TrainConfig
 from pipelines.tasks import Task
-from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM
+from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, Stream
 from skiprnn.stack import RecurrentStack
 
 
@@ -63,6 +64,35 @@ def without_skipping(model: SequenceModel) -> SequenceModel:
     )
     plain.load_state_dict(model.state_dict(), strict=False)
     return plain.to(next(model.parameters()).device)
+
+
+def with_gate(model: SequenceModel) -> SequenceModel:
+    """The same function with a Skip RNN inside: of a plain cell, one whose gate is open at every step.
+
+    Raises:
+        SkipRNNError: the model skips at random.
+    """
+    rnn = model.rnn
+    if isinstance(rnn, SkipLSTM | SkipGRU):
+        return model
+    if getattr(rnn, "p_skip", 0):
+        raise SkipRNNError("this model skips at random, so nobody can say which samples it needs; use another run")
+    cell = SkipLSTM if rnn.cell.num_states == 2 else SkipGRU
+    gated_rnn = cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True, update_bias=100)
+    gated = SequenceModel(gated_rnn, model.head.out_features)
+    gated.load_state_dict(model.state_dict(), strict=False)
+    nn.init.zeros_(gated_rnn.update_weight)
+    return gated.to(next(model.parameters()).device).train(model.training)
+
+
+def stream(model: SequenceModel, embed: Callable[[Any], Any] | None = None) -> Stream:
+    """The model following one sequence; ``embed`` as for ``skiprnn.Stream``.
+
+    Raises:
+        SkipRNNError: the model skips at random.
+    """
+    gated = with_gate(model)
+    return Stream(gated.rnn, lambda h: gated.head(h).float(), embed)  # type: ignore[arg-type]
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

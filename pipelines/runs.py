@@ -1,6 +1,7 @@
 """The run directory: who holds it, what it was asked to do, on what machine, and how it went.
 
 config.json       the TrainConfig
+task.json         the task, with the parameters of the data it was trained on
 environment.json  versions, device and command of each session of training
 metrics.jsonl     a line an evaluation
 checkpoints/      see checkpoints.py
@@ -28,7 +29,10 @@ from pipelines.presets import TrainConfig
 from pipelines.storage import write_text
 
 CONFIG_SCHEMA = 1
-CONTENTS = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard", "usage.png", ".lock"}
+CONTENTS = {
+    "config.json", "task.json", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard", "usage.png",
+    "model.onnx", ".lock",
+}  # fmt: skip
 
 
 def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> Path:
@@ -126,6 +130,29 @@ def load_config(run: Path) -> TrainConfig:
         return TrainConfig(**options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SkipRNNError(f"cannot read {path}: damaged or not a run's configuration ({error})") from error
+
+
+def record_task(run: Path, name: str, parameters: dict[str, Any]) -> None:
+    """Write ``task.json``, so that the run can be used without its data."""
+    _write_json(Path(run) / "task.json", {"task": name, **parameters})
+
+
+def load_task(run: Path) -> dict[str, Any]:
+    """The contents of ``task.json``, in the shape of a data file's attributes.
+
+    Raises:
+        SkipRNNError: there is none, or it is damaged.
+    """
+    path = Path(run) / "task.json"
+    try:
+        attributes = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(attributes, dict):
+            raise ValueError("it holds no object")
+        return attributes
+    except (OSError, ValueError) as error:
+        raise SkipRNNError(
+            f"cannot read {path}: missing or damaged ({error}); `skiprnn train --resume {run}` writes it"
+        ) from error
 
 
 def extend_run(run: Path, **options: Any) -> TrainConfig:

@@ -24,6 +24,7 @@ from pipelines.runs import (
     load_config,
     lock_run,
     record_environment,
+    record_task,
     remove_leftovers,
     rewind_metrics,
 )
@@ -113,6 +114,7 @@ def train(
             raise SkipRNNError(f"{run} has lost its checkpoint last.json; train the run again")
         else:
             save_checkpoint(run, ("last",), _checkpoint(progress, model, optimizer))
+        record_task(run, task.name, task.parameters())
         rewind_metrics(run, progress.step)
         record_environment(run, config, progress.step)
         log = _tensorboard(run, progress.step) if tensorboard else None

@@ -63,7 +63,8 @@ def skipped_steps(p: Tensor, acc: Tensor) -> Tensor:
 
 def advance(p: Tensor, acc: Tensor, steps: int) -> Tensor:
     """The sum after ``steps`` more steps in all of which the gate is shut, (B,), (B,) -> (B,)."""
-    return _add_up(p.detach(), acc.detach(), steps)[1]
+    p, acc = p.detach(), acc.detach()
+    return native.advance(p, acc, steps) if native.counts(p) else _add_up(p, acc, steps)[1]
 
 
 def _add_up(p: Tensor, acc: Tensor, limit: int) -> tuple[Tensor, Tensor]:

@@ -263,13 +263,32 @@ INLINE Skipped skipped_candidate(const float *zx, const float *zh, int64_t HP, i
 
 INLINE float probability(float logit) { return sigmoid(v16{logit})[0]; }
 
+// Between two powers of 2 every addition of p adds the same, after one in which a tie may have been rounded: after the
+// addition that made `before` into `acc`, all but one of those up to the next power are done at once, `most` at the most.
+INLINE int64_t skip_additions(float p, float before, float &acc, int64_t most) {
+    const float gain = acc + p - acc;
+    if (gain == 0) return most;  // p is too small to be added any more
+    uint32_t bits[2];
+    memcpy(&bits[0], &before, 4), memcpy(&bits[1], &acc, 4);
+    if (bits[0] >> 23 != bits[1] >> 23) return 0;
+    const uint32_t next = ((bits[1] >> 23) + 1) << 23;
+    float power;
+    memcpy(&power, &next, 4);
+    const float room = (power < 0.5f ? power : 0.5f) - acc;
+    int64_t n = (int64_t)(room / gain) - 1;
+    if (n > most) n = most;
+    if (n <= 0) return 0;
+    acc += n * gain;
+    return n;
+}
+
 // The step at which the gate opens next, or at least end; p is added up step by step as the reference does.
 INLINE int64_t next_update(float p, float &acc, int64_t t, int64_t end) {
     for (t++; t < end; t++) {
         const float room = 1 - acc, before = acc;
         acc += p <= room ? p : room;
         if (acc > 0.5f) return t;
-        if (acc == before) return end;  // p is too small to be added any more
+        if (p < 1e-3f) t += skip_additions(p, before, acc, end - 1 - t);
     }
     return end;
 }
@@ -678,6 +697,10 @@ void skiprnn_infer(const Inference *q, int64_t workers) {
 
 void skiprnn_follow(Follower *q, const float *x, int64_t x_t, int64_t T) { CALL(follow, *q, x, x_t, T); }
 
+void skiprnn_advance(const float *p, float *acc, int64_t B, int64_t steps) {
+    for (int64_t b = 0; b < B; b++) next_update(p[b], acc[b], -1, steps);
+}
+
 void skiprnn_skipped_steps(const float *p, const float *acc, int64_t B, int64_t *steps) {
     for (int64_t b = 0; b < B; b++) {
         float sum = acc[b];
@@ -687,6 +710,24 @@ void skiprnn_skipped_steps(const float *p, const float *acc, int64_t B, int64_t 
 
 void skiprnn_pack(const float *w, int64_t gates, int64_t H, int64_t K, float *out) {
     CALL(pack, w, gates, H, K, out);
+}
+
+// Copies a stack's weights, shaped as torch has them, into `memory`, as Stack describes them.
+void skiprnn_pack_stack(const Stack *raw, Stack *packed, float *memory) {
+    const int64_t H = raw->H, HP = padded(H), gates = raw->kind ? 3 : 4;
+    Layer *layer = const_cast<Layer *>(packed->layer);
+    const auto copy = [&memory, H](const float *w, int64_t gates, int64_t K) {
+        float *const out = memory;
+        skiprnn_pack(w, gates, H, K, out);
+        memory += gates * padded(H) * K;
+        return out;
+    };
+    for (int64_t l = 0; l < raw->layers; l++) {
+        const Layer &w = raw->layer[l];
+        layer[l] = {w.D, copy(w.w_x, gates, w.D), copy(w.w_h, gates, H), copy(w.bias_x, gates, 1),
+                    copy(w.bias_h, gates, 1)};
+    }
+    *packed = {raw->kind, raw->layers, H, layer, copy(raw->w_p, 1, 1), raw->b_p};
 }
 
 int64_t skiprnn_block() { return ROWS; }

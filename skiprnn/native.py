@@ -93,6 +93,7 @@ def _load() -> ctypes.CDLL | None:
         integer, pointer = ctypes.c_int64, ctypes.c_void_p
         library.skiprnn_pack.argtypes = [pointer, integer, integer, integer, pointer]
         library.skiprnn_skipped_steps.argtypes = [pointer, pointer, integer, pointer]
+        library.skiprnn_advance.argtypes = [pointer, pointer, integer, integer]
         library.skiprnn_follow.argtypes = [pointer, pointer, integer, integer]
         built_for = library.skiprnn_layout()
     except (OSError, AttributeError) as error:
@@ -112,12 +113,12 @@ LIBRARY = _load()
 
 def trains(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
     """Whether ``NativeEvents`` computes this: one LSTM or GRU (reset_after) layer, float32, CPU, no autocast."""
-    return num_layers == 1 and type(cell) in (LSTMCell, GRUCell) and _computes(tensors)
+    return _has_backward(cell, num_layers) and _computes(tensors)
 
 
 def infers(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
     """Whether ``infer``, which runs one sequence after the other, is the fastest way to do without gradients."""
-    most = 3 if trains(cell, num_layers, tensors) else 8  # as measured on 1 to 8 sequences a thread
+    most = 3 if _has_backward(cell, num_layers) else 8  # as measured on 1 to 8 sequences a thread
     return tensors[0].shape[1] <= most * torch.get_num_threads() and type(cell) in KINDS and _computes(tensors)
 
 
@@ -127,8 +128,12 @@ def streams(cell: Cell, parameters: tuple[Tensor, ...]) -> bool:
 
 
 def counts(p: Tensor) -> bool:
-    """Whether ``skipped_steps`` counts for these probabilities."""
+    """Whether ``skipped_steps`` and ``advance`` count for these probabilities."""
     return LIBRARY is not None and p.dtype == torch.float32 and p.device.type == "cpu"
+
+
+def _has_backward(cell: Cell, num_layers: int) -> bool:
+    return num_layers == 1 and type(cell) in (LSTMCell, GRUCell)
 
 
 def _computes(tensors: tuple[Tensor, ...]) -> bool:
@@ -136,7 +141,7 @@ def _computes(tensors: tuple[Tensor, ...]) -> bool:
         LIBRARY is not None
         and tensors[0].numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and all(t.dtype is torch.float32 and t.is_cpu for t in tensors)
     )
 
 
@@ -144,27 +149,24 @@ class PackedStack:
     """A stack's weights as native.cpp wants them, copied when this is made."""
 
     def __init__(self, cell: Cell, layers: Sequence[LayerWeights], update_weight: Tensor, update_bias: Tensor) -> None:
-        self.num_layers, self.hidden_size = len(layers), len(update_weight)
-        self.units = _padded(self.hidden_size)
-        gates = cell.num_gates
-        self._kept: list[Any] = []  # what the structure points to
-        described = (_Layer * len(layers))()
-        for layer, weights in zip(described, layers, strict=True):
-            layer.D = weights.weight_ih.shape[1]
-            tensors = {
-                "w_x": _packed(weights.weight_ih, gates),
-                "w_h": _packed(weights.weight_hh, gates),
-                "bias_x": _packed(weights.bias_ih[:, None], gates),
-                "bias_h": _packed(weights.bias_hh[:, None], gates),
-            }
-            _point(layer, **tensors)
-            self._kept += tensors.values()
-        w_p = _packed(update_weight[:, None], 1)
-        self._kept += [described, w_p]
-        self.structure = _Stack(
-            kind=KINDS[type(cell)], layers=len(layers), H=self.hidden_size, layer=described, w_p=w_p.data_ptr(),
-            b_p=update_bias.item(),
-        )  # fmt: skip
+        self.hidden_size = H = len(update_weight)
+        self.units = HP = _padded(H)
+        weights = [LayerWeights(*(tensor.contiguous() for tensor in layer)) for layer in layers]
+        w_p = update_weight.contiguous()
+        raw_layers, packed_layers = (_Layer * len(layers))(), (_Layer * len(layers))()
+        floats = HP
+        for raw, layer in zip(raw_layers, weights, strict=True):
+            raw.D = D = layer.weight_ih.shape[1]
+            _point(raw, w_x=layer.weight_ih, w_h=layer.weight_hh, bias_x=layer.bias_ih, bias_h=layer.bias_hh)
+            floats += cell.num_gates * HP * (D + H + 2)
+        sizes = {"kind": KINDS[type(cell)], "layers": len(layers), "H": H}
+        raw_stack = _Stack(**sizes, layer=raw_layers, w_p=w_p.data_ptr(), b_p=update_bias.item())
+        self.structure = _Stack(layer=packed_layers)
+        memory = w_p.new_empty(floats)
+        LIBRARY.skiprnn_pack_stack(  # type: ignore[union-attr]
+            ctypes.byref(raw_stack), ctypes.byref(self.structure), ctypes.c_void_p(memory.data_ptr())
+        )
+        self._kept = packed_layers, memory  # what the structure points to
 
 
 class Follower:
@@ -196,6 +198,13 @@ def skipped_steps(p: Tensor, acc: Tensor) -> Tensor:
     p, acc, steps = p.contiguous(), acc.contiguous(), p.new_empty(p.shape, dtype=torch.int64)
     LIBRARY.skiprnn_skipped_steps(p.data_ptr(), acc.data_ptr(), len(p), steps.data_ptr())  # type: ignore[union-attr]
     return steps
+
+
+def advance(p: Tensor, acc: Tensor, steps: int) -> Tensor:
+    """``clock.advance`` in float32 on the CPU."""
+    p, acc = p.contiguous(), acc.clone(memory_format=torch.contiguous_format)
+    LIBRARY.skiprnn_advance(p.data_ptr(), acc.data_ptr(), len(p), steps)  # type: ignore[union-attr]
+    return acc
 
 
 def infer(

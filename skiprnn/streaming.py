@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -198,4 +199,6 @@ class Stream:
         self._used += used
 
     def _numbers(self, samples: Any) -> Tensor:
+        if isinstance(samples, np.ndarray) and not samples.flags.writeable:
+            samples = samples.copy()  # torch warns of arrays that are not
         return torch.as_tensor(samples, dtype=self._p.dtype, device=self._p.device)

@@ -24,7 +24,8 @@ def command(
     """Evaluate RUN, or the run under runs/ trained last: metric, used samples, cost and time per sequence.
 
     Cost counts one multiply-accumulate per input and recurrent weight used, as the paper does. Time is the median of
-    several forward passes of one batch, beside the same weights with skipping off (torch's own LSTM or GRU).
+    several forward passes of one batch, beside the same weights with skipping off (torch's own LSTM or GRU); and of
+    single sequences, read by a stream that takes only the samples it uses.
     """
     from pipelines.evaluation import evaluate_run
 
@@ -51,4 +52,10 @@ def _text(r: "Report") -> str:
         "time": f"{milliseconds:.3f} ms a sequence; without skipping {plain_milliseconds:.3f} ms: skipping is "
         f"{plain_milliseconds / milliseconds:.2f}x as fast ({r.device}, batch {r.batch_size})",
     }
+    if r.seconds_alone is not None:
+        alone, plain_alone = 1e3 * r.seconds_alone, 1e3 * r.seconds_alone_without_skipping
+        lines["time alone"] = (
+            f"{alone:.3f} ms a sequence, one at a time; without skipping {plain_alone:.3f} ms: "
+            f"{plain_alone / alone:.2f}x as fast"
+        )
     return "\n".join(f"{name:<14}{value}" for name, value in lines.items())

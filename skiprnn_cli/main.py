@@ -13,6 +13,8 @@ COMMANDS = {
     "gen-data": "Generate a synthetic data set: adding or sine.",
     "train": "Train a model, or continue a run.",
     "evaluate": "Evaluate a trained run: metric, used samples, cost, time.",
+    "predict": "Predict on a sequence, reading only the samples used.",
+    "export": "Write a trained run's step as an ONNX graph.",
     "plot-usage": "Draw which samples a trained model used and skipped.",
     "plot-curves": "Draw metric and used samples against training.",
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from click.testing import CliRunner
 
 from pipelines.runs import read_metrics
 from skiprnn_cli.main import COMMANDS, cli
@@ -82,6 +83,11 @@ def test_from_data_to_figure(skiprnn, tmp_path, task, cell):
     record = json.loads(skiprnn("evaluate", run, "--json", "--split", "val").stdout)
     assert record["task"] == task
     assert record["sequences"] == 16
+
+    assert "one at a time" in skiprnn("evaluate").stdout
+    done = skiprnn("predict", run, f"data/{task}.h5", "--index", 2)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"data/{task}.h5:test/x[2]: {'sum' if task == 'adding' else 'class'} ")
 
     done = skiprnn("plot-usage", "--examples", 2)
     assert done.exit_code == 0, done.output
@@ -209,6 +215,14 @@ def test_errors_have_one_message_and_no_traceback(skiprnn, adding_file, make_run
         (("gen-data", "sine", "--out", "pickle", "--overwrite"), "cannot write pickle: it is a folder"),
         (("train", "--resume", run, "--steps", "5"), "is at step 8 already, beyond the 5 asked for"),
         (("plot-usage", run, "--out", "usage.gif"), "must end in .png, .pdf, .svg"),
+        (("predict", "nowhere", adding_file), "nowhere is not a run directory"),
+        (("predict", run, "missing.csv"), "no file missing.csv to predict on"),
+        (("predict", run, "blocked"), "blocked holds no rows of numbers"),
+        (("predict", run, "damaged.h5"), "cannot read damaged.h5"),
+        (("predict", run, "pickle"), "cannot read pickle: Is a directory"),
+        (("predict", run, "-", "--index", 1), "standard input holds one sequence; drop --dataset and --index"),
+        (("predict", run, "-"), "standard input holds no rows of numbers"),
+        (("export", run, "--out", "model.pt"), "its name must end in .onnx"),
     ]
     if not torch.cuda.is_available():
         cases.append((("train", "--data", adding_file, "--device", "cuda"), "no CUDA device is available to torch"))
@@ -219,6 +233,53 @@ def test_errors_have_one_message_and_no_traceback(skiprnn, adding_file, make_run
         assert message in done.stderr, arguments
         assert isinstance(done.exception, SystemExit)
     assert not (tmp_path / "runs").exists()
+
+
+def test_predict_answers_rows_on_standard_input(make_run, tmp_path):
+    """Row by row through a pipe: an answer is there before the next row is sent."""
+    run = make_run()
+    command = [sys.executable, "-m", "skiprnn_cli", "predict", str(run), "-", "--json"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    for t in range(3):
+        process.stdin.write(f"0.{t},{t % 2}\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        assert answer["step"] == t
+    process.stdin.close()
+    last = json.loads(process.stdout.readline())
+    assert process.wait(timeout=30) == 0
+    assert (last["sequence"], last["used"], last["given"]) == ("standard input", 3, 3)
+    assert last["answer"] == answer["answer"]
+
+
+def test_predict_on_a_file_of_rows(skiprnn, make_run, tmp_path):
+    run = make_run()
+    (tmp_path / "rows.csv").write_text("value,marker\n" + "0.25,1\n" * 1000)
+    done = skiprnn("predict", run, "rows.csv")
+    assert done.exit_code == 0, done.output
+    assert " of 1,000 samples (" in done.stdout
+    record = json.loads(skiprnn("predict", run, "rows.csv", "--json").stdout)
+    assert (record["sequence"], record["given"]) == ("rows.csv", 1000)
+    done = CliRunner().invoke(cli, ["predict", str(run), "-"], input="0.25,1\n" * 5)
+    assert done.stdout.splitlines()[0].split() == ["0", "sum", done.stdout.split()[2]]
+    assert done.stdout.splitlines()[-1].startswith("standard input: sum ")
+
+
+def test_export(skiprnn, make_run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    run = make_run()
+    done = skiprnn("export", run)
+    assert done.exit_code == 0, done.output
+    assert f"{run}/model.onnx (float32, " in done.stdout
+    assert "equal gates   192 of 192 (100.0000%)" in done.stdout
+    assert json.loads(skiprnn("export", run, "--int8", "--out", "small.onnx", "--json").stdout)["int8"]
+
+
+def test_export_names_the_extra_that_is_missing(skiprnn, make_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    done = skiprnn("export", make_run())
+    assert done.exit_code == 1
+    assert "install the extra with `pip install 'skiprnn[export]'`" in done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,5 +1,6 @@
 """When the gate opens next, however it is computed, against adding step by step."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,21 @@ def test_skipped_steps(skipped_steps, dtype):
     p, acc = problems(dtype)
     expected = [add_step_by_step(*pair) for pair in zip(p.numpy(), acc.numpy(), strict=True)]
     assert skipped_steps(p, acc).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("start", [0.0, 0.1234567])
+def test_millions_of_additions(skipped_steps, dtype, start):
+    """Small probabilities, powers of 2 and odd multiples of what rounding halves among them."""
+    smallest = torch.finfo(dtype).eps if dtype == torch.float32 else 1e-6
+    p = torch.tensor([3e-4, 1e-6, 2**-12, 2**-19, 5 * 2**-23, 13 * 2**-26, 2 * smallest], dtype=dtype)
+    expected = []
+    for value in p.numpy():
+        sums = np.full(6_000_000, value)
+        sums[0] = start
+        expected.append(int((np.add.accumulate(sums) > 0.5).argmax()) - 1)
+    assert min(expected) > 0
+    assert skipped_steps(p, torch.full_like(p, start)).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

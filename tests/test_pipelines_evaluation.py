@@ -25,6 +25,8 @@ def test_report(make_run):
     assert report.cost == pytest.approx(report.used_mean * 4 * 6 * (6 + 2))
     assert report.seconds_per_sequence > 0
     assert report.seconds_per_sequence_without_skipping > 0
+    assert report.seconds_alone > 0
+    assert report.seconds_alone_without_skipping > 0
 
 
 @pytest.mark.parametrize(("cell", "cost"), [("lstm", 2.46e6), ("gru", 1.85e6)])
@@ -47,6 +49,8 @@ def test_baselines_use_what_they_should(make_run):
     random = evaluate_run(make_run("random", skip=False, lam=0.0, p_skip=0.5))
     assert random.model == "LSTM p_skip=0.5"
     assert 4 < random.used_mean < 8
+    assert plain.seconds_alone > 0
+    assert random.seconds_alone is None
     assert random.used_mean == evaluate_run(make_run("again", skip=False, lam=0.0, p_skip=0.5)).used_mean
 
 

@@ -200,6 +200,19 @@ def test_head_and_embedding_see_used_samples_only(either_path):
     assert not stream.prediction.requires_grad
 
 
+def test_samples_may_be_anything_that_holds_numbers(either_path):
+    rnn = build("lstm", (9, 1, 1, 4, 1), 50.0, "auto", torch.float32)
+    values = np.linspace(-1, 1, 9, dtype=np.float64)
+    frozen = values[:, None].copy()
+    frozen.flags.writeable = False
+    expected = rnn(torch.from_numpy(values).float()[:, None, None]).state.h[0, 0]
+    for samples in (values, values.tolist(), values[:, None], values[:, None].tolist(), frozen, torch.tensor(values)):
+        stream = Stream(rnn)
+        for sample in samples:
+            assert stream.push(sample)
+        torch.testing.assert_close(stream.output, expected.detach())
+
+
 def test_a_stream_ends_where_its_source_ends():
     rnn = build("lstm", (80, 1, 1, 7, 1), -2.0, "auto", torch.float32)
     values = torch.randn(80).tolist()

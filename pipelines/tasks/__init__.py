@@ -1,6 +1,7 @@
 """The tasks, by name."""
 
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import SkipRNNError
 from pipelines.storage import DataFile, read_attributes, read_sequences
@@ -10,7 +11,7 @@ from pipelines.tasks.sine import Sine
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Adding, Sine)}
 
-__all__ = ["TASKS", "Adding", "Sine", "SyntheticTask", "Task", "load_data", "task_of_file"]
+__all__ = ["TASKS", "Adding", "Sine", "SyntheticTask", "Task", "load_data", "task_of_attributes", "task_of_file"]
 
 
 def task_of_file(path: Path, expected: str | None = None) -> Task:
@@ -19,7 +20,15 @@ def task_of_file(path: Path, expected: str | None = None) -> Task:
     Raises:
         SkipRNNError: the file cannot be read, or is not of the ``expected`` task.
     """
-    attributes = read_attributes(path)
+    return task_of_attributes(read_attributes(path), path, expected)
+
+
+def task_of_attributes(attributes: dict[str, Any], path: Path, expected: str | None = None) -> Task:
+    """The task that the attributes found in ``path`` describe.
+
+    Raises:
+        SkipRNNError: they describe none, or not the ``expected`` one.
+    """
     name = attributes.get("task")
     if expected is not None and name != expected:
         raise SkipRNNError(

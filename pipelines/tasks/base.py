@@ -55,6 +55,10 @@ class Task(ABC):
             raise SkipRNNError(f"x has {sequences.x.shape[2]} features a step, {self.name} has {self.input_size}")
 
     @abstractmethod
+    def answer(self, prediction: Tensor) -> dict[str, Any]:
+        """What a prediction says, by name: (output_size,) -> numbers, strings and lists of them."""
+
+    @abstractmethod
     def signal(self, x: Tensor) -> Tensor:
         """What the usage figure draws over time: (T, D) -> (T,)."""
 
@@ -86,6 +90,11 @@ class ClassificationTask(Task):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(prediction, target)
+
+    def answer(self, prediction: Tensor) -> dict[str, Any]:
+        probabilities = prediction.softmax(0)
+        best = int(probabilities.argmax())
+        return {"class": best, "probability": float(probabilities[best]), "probabilities": probabilities.tolist()}
 
     def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction.argmax(1) == target).to(prediction.dtype)

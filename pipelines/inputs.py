@@ -1,0 +1,216 @@
+"""Sequences to predict on: CSV, NPY, NPZ and HDF5 files, and CSV rows that arrive on a stream.
+
+A source hands out single samples, so that what a model skips is neither parsed nor, where the format allows, read.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.errors import SkipRNNError
+
+ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
+LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass
+class Source:
+    """One sequence."""
+
+    read: Callable[[int], Floats | None]
+    """Sample t, (D,); None past the end. Asked for ever later samples."""
+    count: Callable[[], int]
+    """Samples of the sequence; where it comes from a stream, those that came."""
+    name: str
+
+
+@contextmanager
+def open_sources(path: Path, input_size: int, dataset: str | None = None) -> Iterator[list[Source]]:
+    """The sequences of a file.
+
+    Args:
+        path: a .npy, .npz, .h5 or .hdf5 file with numbers (T, D) or, for several sequences, (N, T, D), where D may be
+            left out if it is 1; any other file is read as CSV, one sample a row.
+        input_size: D.
+        dataset: the array's name in an .npz or HDF5 file; None takes the only one, ``x`` or ``test/x``.
+
+    Raises:
+        SkipRNNError: the file cannot be read, or does not hold what it should.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise SkipRNNError(f"no file {path} to predict on; name a CSV, NPY, NPZ or HDF5 file, or - for standard input")
+    if path.suffix.lower() not in ARRAYS:
+        if dataset is not None:
+            raise SkipRNNError(f"{path} is read as CSV, which has no datasets; drop --dataset")
+        try:
+            with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+                yield [csv_source(file, input_size, str(path))]
+        except OSError as error:
+            raise SkipRNNError(f"cannot read {path}: {error.strerror}") from error
+        return
+    try:
+        arrays = _open_arrays(path)
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise SkipRNNError(f"cannot read {path}: truncated, damaged or not {path.suffix} ({error})") from error
+    try:
+        name, array = _choose(arrays, dataset, path)
+        yield _array_sources(array, input_size, f"{path}:{name}" if name else str(path))
+    finally:
+        if isinstance(arrays, h5py.File | np.lib.npyio.NpzFile):
+            arrays.close()
+
+
+def csv_source(lines: IO[str], input_size: int, name: str) -> Source:
+    """A sequence from rows of numbers, separated by commas, semicolons, tabs or blanks, after at most one header.
+
+    Rows that are not asked for are passed over without being parsed. Empty lines do not count.
+
+    Raises:
+        SkipRNNError: there is no row; or, when it is asked for, a row that is not ``input_size`` finite numbers.
+    """
+    line_number, rows = 0, 0  # rows: how many have been taken from the file
+    ahead: list[str] = []
+
+    def next_line() -> str | None:
+        nonlocal line_number
+        if ahead:
+            return ahead.pop()
+        for line in lines:
+            line_number += 1
+            if line.strip():
+                return line
+        return None
+
+    first = next_line()
+    if first is not None and not any(_is_number(cell) for cell in _cells(first)):
+        first = next_line()  # after a header
+    if first is None:
+        raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
+    ahead.append(first)
+
+    def read(t: int) -> Floats | None:
+        nonlocal rows
+        while (line := next_line()) is not None:
+            rows += 1
+            if rows == t + 1:
+                return _parse(line, input_size, f"{name}, line {line_number}")
+        return None
+
+    def count() -> int:
+        nonlocal rows
+        while next_line() is not None:
+            rows += 1
+        return rows
+
+    return Source(read, count, name)
+
+
+def _cells(line: str) -> list[str]:
+    for separator in (",", ";", "\t"):
+        if separator in line:
+            return [cell.strip().strip('"') for cell in line.split(separator)]
+    return line.split()
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse(line: str, input_size: int, where: str) -> Floats:
+    cells = _cells(line)
+    if len(cells) != input_size:
+        raise SkipRNNError(f"{where}: the model takes {input_size} numbers a row, this has {len(cells)}")
+    for cell in cells:
+        if not _is_number(cell):
+            raise SkipRNNError(f"{where}: {cell!r} is not a number; mend the row")
+    return check_sample(np.array(cells, dtype=np.float32), where)
+
+
+def check_sample(sample: Floats, where: str) -> Floats:
+    """Refuse a sample that holds NaN or infinity."""
+    if not np.isfinite(sample).all():
+        raise SkipRNNError(f"{where}: NaN or infinity, of which no prediction follows; drop or fill it")
+    return sample
+
+
+def _open_arrays(path: Path) -> Any:
+    if path.suffix.lower() == ".npy":
+        return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
+    if path.suffix.lower() == ".npz":
+        return np.load(path, allow_pickle=False)
+    return h5py.File(path, "r", rdcc_nbytes=CACHE)
+
+
+def _choose(arrays: Any, dataset: str | None, path: Path) -> tuple[str, Any]:
+    names: list[str] = []
+    if isinstance(arrays, h5py.File):
+        arrays.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    else:
+        names = list(arrays)
+    if dataset is None:
+        likely = names if len(names) == 1 else [name for name in LIKELY if name in names][:1]
+    else:
+        likely = [name for name in names if name == dataset.strip("/")]
+    if not likely:
+        listed = ", ".join(names[:20]) or "none"
+        raise SkipRNNError(
+            f"{path} has no dataset {dataset}; it has {listed}" if dataset else
+            f"which dataset of {path} shall be read? Name one of {listed} with --dataset"
+        )  # fmt: skip
+    try:
+        return likely[0], arrays[likely[0]]
+    except (OSError, ValueError, EOFError) as error:
+        raise SkipRNNError(f"cannot read {likely[0]} in {path}: {error}") from error
+
+
+def _array_sources(array: Any, input_size: int, name: str) -> list[Source]:
+    shape = array.shape
+    if array.dtype.kind not in "fiub":
+        raise SkipRNNError(f"{name} holds {array.dtype}, not numbers")
+    if 0 in shape:
+        raise SkipRNNError(f"{name} is empty, its shape being {shape}")
+    if len(shape) == 1 and input_size == 1:
+        return [_array_source(lambda t: array[t : t + 1], shape[0], name)]
+    if len(shape) == 2 and shape[1] == input_size:
+        return [_array_source(lambda t: array[t], shape[0], name)]
+    if len(shape) == 2 and input_size == 1:
+        return [
+            _array_source(lambda t, i=i: array[i, t : t + 1], shape[1], f"{name}[{i}]")  # type: ignore[misc]
+            for i in range(shape[0])
+        ]
+    if len(shape) == 3 and shape[2] == input_size:
+        return [
+            _array_source(lambda t, i=i: array[i, t], shape[1], f"{name}[{i}]")  # type: ignore[misc]
+            for i in range(shape[0])
+        ]
+    raise SkipRNNError(
+        f"{name} has shape {shape}; the model takes {input_size} numbers a step: (T, {input_size}), or "
+        f"(N, T, {input_size}) for several sequences"
+    )
+
+
+def _array_source(sample: Callable[[int], Any], length: int, name: str) -> Source:
+    def read(t: int) -> Floats | None:
+        if t >= length:
+            return None
+        try:
+            values = np.array(sample(t), dtype=np.float32)
+        except OSError as error:
+            raise SkipRNNError(f"cannot read {name} at step {t}: truncated or damaged ({error})") from error
+        return check_sample(values, f"{name}, step {t}")
+
+    return Source(read, lambda: length, name)

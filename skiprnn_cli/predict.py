@@ -1,0 +1,68 @@
+"""``skiprnn predict``."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from skiprnn_cli import options
+
+if TYPE_CHECKING:
+    from pipelines.prediction import Answer, Prediction
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  skiprnn predict runs/NAME data/adding.h5 --index 3
+  skiprnn predict runs/NAME recording.csv --json
+  sensor | skiprnn predict runs/NAME -"""
+)
+@click.argument("run", type=options.PATH)
+@click.argument("input", type=options.PATH)
+@click.option("--dataset", help="Array of an NPZ or HDF5 file.  [default: the only one, x or test/x]")
+@click.option("--index", type=click.IntRange(min=0), help="Predict on this one of several sequences, counted from 0.")
+@options.checkpoint
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+def command(run: Path, input: Path, dataset: str | None, index: int | None, checkpoint: str, as_json: bool) -> None:
+    """Predict with the trained RUN on the sequences in INPUT, reading only the samples it uses.
+
+    INPUT is a CSV file (a sample a row), a .npy, .npz, .h5 or .hdf5 file of numbers (T, D) or (N, T, D), or - for CSV
+    rows on standard input, which are answered as they come: a line after each row that is used, and a last one for
+    the whole. Samples that are skipped are neither parsed nor checked. Runs on the CPU, in compiled code.
+    """
+    from pipelines.errors import SkipRNNError
+    from pipelines.prediction import Answer, Predictor
+
+    predictor = Predictor(run, checkpoint=checkpoint)
+    if str(input) != "-":
+        for prediction in predictor.file(input, dataset=dataset, index=index):
+            click.echo(json.dumps(asdict(prediction)) if as_json else _text(prediction))
+        return
+    if dataset is not None or index is not None:
+        raise SkipRNNError("standard input holds one sequence; drop --dataset and --index")
+    with click.open_file("-", encoding="utf-8-sig", errors="replace") as lines:
+        for said in predictor.rows(lines, "standard input"):
+            if as_json:
+                click.echo(json.dumps(asdict(said)))
+            else:
+                click.echo(_line(said) if isinstance(said, Answer) else _text(said))
+
+
+def _line(answer: "Answer") -> str:
+    return f"{answer.step:>10}  {_words(answer.answer)}"
+
+
+def _text(p: "Prediction") -> str:
+    used = f"used {p.used:,} of {p.given:,} samples ({p.used / p.given:.1%})"
+    return f"{p.sequence}: {_words(p.answer)}, {used}, {1e3 * p.seconds:.3f} ms"
+
+
+def _words(answer: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in answer.items()
+        if not isinstance(value, list)
+    )
