@@ -237,17 +237,17 @@ def test_errors_have_one_message_and_no_traceback(skiprnn, adding_file, make_run
 
 def test_predict_answers_rows_on_standard_input(make_run, tmp_path):
     """Row by row through a pipe: an answer is there before the next row is sent."""
-    run = make_run()
+    run = make_run(skip=False, lam=0.0)  # uses every row
     command = [sys.executable, "-m", "skiprnn_cli", "predict", str(run), "-", "--json"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-    for t in range(3):
-        process.stdin.write(f"0.{t},{t % 2}\n")
-        process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
-        assert answer["step"] == t
-    process.stdin.close()
-    last = json.loads(process.stdout.readline())
-    assert process.wait(timeout=30) == 0
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        for t in range(3):
+            process.stdin.write(f"0.{t},{t % 2}\n")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            assert answer["step"] == t
+        process.stdin.close()
+        last = json.loads(process.stdout.readline())
+    assert process.returncode == 0
     assert (last["sequence"], last["used"], last["given"]) == ("standard input", 3, 3)
     assert last["answer"] == answer["answer"]
 
