@@ -55,7 +55,7 @@ class Report:
     metric_name: str
     metric: float
     solved: bool | None
-    steps_per_sequence: int
+    steps_per_sequence: float  # without padding, where sequences end where they end
     used_mean: float
     used_std: float
     used_percent: float
@@ -116,7 +116,7 @@ def load_run(
         SkipRNNError: the run, its checkpoint or its data cannot be read.
     """
     config = load_config(run)
-    task, file = load_data(Path(data or config.data), config.task, (split,))
+    task, file = load_data(Path(data or config.data), config.task, (split,), true_lengths=config.true_lengths)
     loaded = _load_model(run, checkpoint, device, task)
     return TrainedRun(**vars(loaded), sequences=file.splits[split].to(loaded.device))
 
@@ -145,10 +145,10 @@ def evaluate_run(
     sequences = trained.sequences
     torch.manual_seed(derive_seed(config.seed, "evaluate"))
     result = evaluate(model, task, sequences, config)
-    batch = sequences.x[: config.batch_size]
-    steps = sequences.x.shape[1]
+    batch = sequences.take(slice(config.batch_size))
+    steps = sequences.x.shape[1] if sequences.lengths is None else sequences.lengths.double().mean().item()
     plain = without_skipping(model).eval()
-    alone, plain_alone = _seconds_alone(model, plain, sequences.x[:TIMED_SEQUENCES], config)
+    alone, plain_alone = _seconds_alone(model, plain, sequences.take(slice(TIMED_SEQUENCES)), config)
     return Report(
         run=str(run),
         model=config.model_name,
@@ -197,19 +197,20 @@ def _predict(model: SequenceModel, sequences: Sequences, config: TrainConfig) ->
     with torch.inference_mode(), autocast(config, sequences.x.device):
         for start in range(0, len(sequences), 4 * config.batch_size):
             part = slice(start, start + 4 * config.batch_size)
-            yield model(sequences.x[part]), sequences.y[part]
+            batch = sequences.take(part)
+            yield model(batch.x, batch.lengths), batch.y
     model.train(training)
 
 
 @torch.inference_mode()
-def _seconds(model: SequenceModel, x: Tensor, config: TrainConfig) -> float:
+def _seconds(model: SequenceModel, batch: Sequences, config: TrainConfig) -> float:
     """Median wall-clock of a forward pass."""
     seconds = []
     for _ in range(1 + TIMED_REPEATS):
         start = time.perf_counter()
-        with autocast(config, x.device):
-            model(x)
-        if x.is_cuda:
+        with autocast(config, batch.x.device):
+            model(batch.x, batch.lengths)
+        if batch.x.is_cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
@@ -217,18 +218,20 @@ def _seconds(model: SequenceModel, x: Tensor, config: TrainConfig) -> float:
 
 @torch.inference_mode()
 def _seconds_alone(
-    model: SequenceModel, plain: SequenceModel, x: Tensor, config: TrainConfig
+    model: SequenceModel, plain: SequenceModel, sequences: Sequences, config: TrainConfig
 ) -> tuple[float | None, float]:
     """Median wall-clock of one sequence: through a stream, and of the plain cell over all of it."""
-    plain_seconds = statistics.median(_seconds(plain, sequence, config) for sequence in x[:, None])
+    lengths = [sequences.x.shape[1]] * len(sequences) if sequences.lengths is None else sequences.lengths.tolist()
+    alone = [x[:length] for x, length in zip(sequences.x, lengths, strict=True) if length]
+    plain_seconds = statistics.median(_seconds(plain, Sequences(x[None], x[:0]), config) for x in alone)
     if config.p_skip:
         return None, plain_seconds
     follower, seconds = stream(model), []
     for _ in range(1 + TIMED_REPEATS):
-        for sequence in x:
+        for x in alone:
             start = time.perf_counter()
             follower.reset()
-            follower.feed(sequence)
+            follower.feed(model.embedding(x))
             follower.prediction.cpu()
             seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[len(x) :]), plain_seconds
+    return statistics.median(seconds[len(alone) :]), plain_seconds

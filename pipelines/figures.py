@@ -2,24 +2,33 @@
 
 import math
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from pipelines.errors import SkipRNNError
-from pipelines.evaluation import load_run
-from pipelines.model import autocast
+from pipelines.evaluation import TrainedRun, load_run
+from pipelines.model import Prediction, autocast
 from pipelines.presets import TrainConfig
 from pipelines.randomness import derive_seed
-from pipelines.runs import load_config, read_metrics
-from pipelines.storage import atomic_path
-from pipelines.tasks import TASKS
+from pipelines.runs import load_config, load_words, read_metrics
+from pipelines.storage import Sequences, atomic_path, write_text
+from pipelines.tasks import TASKS, Imdb, Mnist
+from pipelines.tasks.imdb import PADDING, UNKNOWN
+from pipelines.tasks.mnist import SIDE
 
 USED, SKIPPED = "#d62728", "#1f77b4"
+INK, PAPER = (USED, SKIPPED), ("#fbd5d1", "#d6e6f4")  # of used and of skipped pixels
+AVERAGED = 1_000  # digits over which the use of a pixel is averaged
+LINE = 110  # characters
 FORMATS = (".png", ".pdf", ".svg")
 OF_ONE_CURVE = ("seed", "device", "preset")  # runs that differ in nothing else are drawn as one curve
 
@@ -39,7 +48,7 @@ def plot_usage(
 
     Args:
         run: the run directory.
-        out: a path ending in .png, .pdf or .svg.
+        out: a path ending in .png, .pdf or .svg; for IMDB also .html.
         examples: sequences to draw.
         split, checkpoint, data, device: as for ``evaluation.evaluate_run``.
         overwrite: replace ``out`` if it exists.
@@ -48,23 +57,48 @@ def plot_usage(
         SkipRNNError: the run cannot be read, or ``out`` cannot be written.
     """
     check_format(out)
+    config = load_config(run)
+    if Path(out).suffix == ".html" and config.task != "imdb":
+        raise SkipRNNError(f"cannot draw {out}: only words make an .html page; name a .png, .pdf or .svg file")
     trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
-    x = trained.sequences.x[:examples]
-    torch.manual_seed(derive_seed(trained.config.seed, "evaluate"))
-    with torch.inference_mode(), autocast(trained.config, trained.device):
-        update_gate = trained.model(x).update_gate.bool().cpu()
+    torch.manual_seed(derive_seed(config.seed, "evaluate"))
+    if isinstance(trained.task, Mnist):
+        return _save(_digits(trained, examples), out, overwrite=overwrite)
+    shown = trained.sequences.take(slice(examples))
+    used = _gates(trained, shown)
+    if isinstance(trained.task, Imdb):
+        reviews = _reviews(shown, used, load_words(run))
+        if Path(out).suffix == ".html":
+            write_text(out, _page(reviews, _title(config)), overwrite=overwrite)
+            return Path(out)
+        return _save(_texts(reviews, _title(config)), out, overwrite=overwrite)
+    return _save(_signals(trained, shown, used), out, overwrite=overwrite)
 
-    columns = 1 if len(x) <= 3 else 2
-    rows = math.ceil(len(x) / columns)
+
+def _gates(trained: TrainedRun, sequences: Sequences) -> Tensor:
+    """Which samples are used, (N, T)."""
+    with torch.inference_mode(), autocast(trained.config, trained.device):
+        prediction: Prediction = trained.model(sequences.x, sequences.lengths)
+    return prediction.update_gate.bool().cpu()
+
+
+def _signals(trained: TrainedRun, sequences: Sequences, used: Tensor) -> Figure:
+    """A dot a sample over time."""
+    count, steps = sequences.x.shape[:2]
+    lengths = [steps] * count if sequences.lengths is None else sequences.lengths.tolist()
+    columns = 1 if count <= 3 else 2
+    rows = math.ceil(count / columns)
     figure = Figure(figsize=(5.2 * columns, 1.35 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for index, axis in enumerate(axes.flat):
-        if index >= len(x):
+        if index >= count:
             axis.set_axis_off()
             continue
-        _draw_usage(axis, trained.task.signal(x[index].cpu()), update_gate[index])
-        axis.set_title(f"{int(update_gate[index].sum())} of {x.shape[1]} samples used", fontsize=8, loc="right", pad=3)
-        if index + columns >= len(x):
+        length = lengths[index]
+        gate = used[index, :length]
+        _draw_usage(axis, trained.task.signal(sequences.x[index, :length].cpu()), gate)
+        axis.set_title(f"{int(gate.sum())} of {length} samples used", fontsize=8, loc="right", pad=3)
+        if index + columns >= count:
             axis.set_xlabel("time step")
             axis.tick_params(labelbottom=True)
     figure.supylabel(trained.task.signal_name, fontsize=10)
@@ -72,9 +106,100 @@ def plot_usage(
         axes[0, 0].plot([], [], ".", color=USED, markersize=8, label="used")[0],
         axes[0, 0].plot([], [], ".", color=SKIPPED, markersize=6, label="skipped")[0],
     ]
-    title = _title(trained.config)
+    _legend(figure, handles, _title(trained.config))
+    return figure
+
+
+def _digits(trained: TrainedRun, examples: int) -> Figure:
+    """Digits with their used pixels red and skipped ones blue, and how often each pixel is used."""
+    sequences = trained.sequences.take(slice(max(examples, AVERAGED)))
+    used = torch.cat([_gates(trained, sequences.take(slice(i, i + 256))) for i in range(0, len(sequences), 256)])
+    count = min(examples, len(sequences))
+    columns = min(count, 5)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(1.7 * columns + 3.4, max(1.9 * rows, 3.2) + 0.6), layout="constrained")
+    grid = figure.add_gridspec(rows, columns + 2)
+    ink = sequences.x.cpu().float().reshape(-1, SIDE, SIDE, 1).numpy() / 255
+    gates = used.reshape(-1, SIDE, SIDE, 1).numpy()
+    light, dark = (np.where(gates, *(to_rgb(color) for color in pair)) for pair in (PAPER, INK))
+    images = light * (1 - ink) + dark * ink
+    for index in range(count):
+        axis = figure.add_subplot(grid[divmod(index, columns)])
+        axis.imshow(images[index], interpolation="nearest")
+        axis.set_title(f"{int(used[index].sum())} of {SIDE * SIDE} used", fontsize=8, pad=3)
+        axis.set_axis_off()
+    axis = figure.add_subplot(grid[:, columns:])
+    share = axis.imshow(used.float().mean(0).reshape(SIDE, SIDE), cmap="RdBu_r", vmin=0, vmax=1)
+    axis.set_title(f"share of {len(sequences):,} digits\nthat use a pixel", fontsize=8)
+    axis.set_axis_off()
+    figure.colorbar(share, ax=axis, shrink=0.8)
+    handles = [Patch(color=INK[0], label="used"), Patch(color=INK[1], label="skipped")]
+    _legend(figure, handles, _title(trained.config))
+    return figure
+
+
+Reviews = list[tuple[str, list[tuple[str, bool]]]]  # a heading, and each word with whether it was used
+
+
+def _reviews(sequences: Sequences, used: Tensor, words: list[str]) -> Reviews:
+    reviews: Reviews = []
+    for x, y, gate in zip(sequences.x.tolist(), sequences.y.tolist(), used.tolist(), strict=True):
+        pairs = [
+            (words[number] if number != UNKNOWN else "⟨?⟩", on)
+            for number, on in zip(x, gate, strict=True)
+            if number != PADDING
+        ]
+        padding = [on for number, on in zip(x, gate, strict=True) if number == PADDING]
+        heading = f"{('negative', 'positive')[y]} review: {sum(on for _, on in pairs)} of {len(pairs)} words used"
+        if any(padding):
+            heading += f", and {sum(padding)} of {len(padding)} of padding"
+        reviews.append((heading, pairs))
+    return reviews
+
+
+def _texts(reviews: Reviews, title: str) -> Figure:
+    """Reviews word by word."""
+    lines: list[list[tuple[str, str]]] = []  # words and their colours
+    for heading, pairs in reviews:
+        lines += [[(heading, "black")], []]
+        for word, on in pairs:
+            if sum(len(w) + 1 for w, _ in lines[-1]) + len(word) > LINE:
+                lines.append([])
+            lines[-1].append((word, USED if on else SKIPPED))
+        lines.append([])
+    height = 0.17 * len(lines) + 0.7
+    figure = Figure(figsize=(0.081 * LINE + 0.4, height))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    axis.set(xlim=(-1, LINE + 1), ylim=(0, height))
+    for number, line in enumerate(lines):
+        column, y = 0, height - 0.6 - 0.17 * number
+        for word, color in line:
+            axis.text(column, y, word, color=color, fontsize=8, family="monospace", va="center", parse_math=False)
+            column += len(word) + 1
+    handles = [Patch(color=USED, label="used"), Patch(color=SKIPPED, label="skipped")]
+    figure.legend(handles=handles, title=title, loc="upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _page(reviews: Reviews, title: str) -> str:
+    """Reviews as a page that needs nothing else."""
+    parts = [
+        "<!DOCTYPE html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>',
+        "body{font:16px/1.6 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}",
+        f".u{{color:{USED};font-weight:600}}.s{{color:{SKIPPED}}}",
+        f'</style></head><body><h1>{escape(title)}</h1><p><span class="u">used</span> '
+        '<span class="s">skipped</span></p>',
+    ]
+    for heading, pairs in reviews:
+        words = " ".join(f'<span class="{"u" if on else "s"}">{escape(word)}</span>' for word, on in pairs)
+        parts.append(f"<h2>{escape(heading)}</h2><p>{words}</p>")
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _legend(figure: Figure, handles: list[Any], title: str) -> None:
     figure.legend(handles=handles, title=title, loc="outside upper center", ncols=2, frameon=False)
-    return _save(figure, out, overwrite=overwrite)
 
 
 def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path:
@@ -90,7 +215,7 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
     Raises:
         SkipRNNError: a run cannot be read or has no evaluation, the tasks differ, or ``out`` cannot be written.
     """
-    check_format(out)
+    check_format(out, FORMATS)
     runs = list(dict.fromkeys(runs))
     groups: dict[str, list[list[dict[str, Any]]]] = {}
     labels, tasks = _labels(runs), set()
@@ -121,14 +246,14 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
     return _save(figure, out, overwrite=overwrite)
 
 
-def check_format(out: Path) -> None:
-    """Refuse a path whose ending names no figure format.
+def check_format(out: Path, formats: tuple[str, ...] = (*FORMATS, ".html")) -> None:
+    """Refuse a path whose ending names none of the formats.
 
     Raises:
-        SkipRNNError: the ending is none of .png, .pdf and .svg.
+        SkipRNNError: it does not.
     """
-    if Path(out).suffix.lower() not in FORMATS:
-        raise SkipRNNError(f"cannot draw {out}: its name must end in {', '.join(FORMATS)}")
+    if Path(out).suffix.lower() not in formats:
+        raise SkipRNNError(f"cannot draw {out}: its name must end in {', '.join(formats)}")
 
 
 def _draw_usage(axis: Axes, signal: Tensor, used: Tensor) -> None:

@@ -12,10 +12,13 @@ from typing import IO, Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pipelines.errors import SkipRNNError
+from pipelines.storage import Sequences
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
 CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
 LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
 
@@ -70,10 +73,56 @@ def open_sources(path: Path, input_size: int, dataset: str | None = None) -> Ite
             arrays.close()
 
 
-def csv_source(lines: IO[str], input_size: int, name: str) -> Source:
+def sequence_sources(sequences: Sequences, name: str) -> list[Source]:
+    """The sequences of a split, each to its end."""
+    steps = sequences.x.shape[1]
+    lengths = [steps] * len(sequences) if sequences.lengths is None else sequences.lengths.tolist()
+    x = sequences.x.reshape(len(sequences), steps, -1).numpy()
+    several = len(sequences) > 1
+    return [
+        _array_source(lambda t, row=row: row[t], length, f"{name}[{i}]" if several else name)  # type: ignore[misc]
+        for i, (row, length) in enumerate(zip(x, lengths, strict=True))
+    ]
+
+
+def image_source(path: Path, side: int) -> Source:
+    """An image as side² bytes, row by row: grey, bright strokes on a dark ground, scaled to fit.
+
+    Raises:
+        SkipRNNError: it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            grey = image.convert("L")
+    except (OSError, ValueError) as error:
+        raise SkipRNNError(f"cannot read {path}: missing, damaged or no image ({error})") from error
+    pixels = np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    if border.mean() > 127:  # dark strokes on a bright ground
+        pixels = 255 - pixels
+    values = np.ascontiguousarray(pixels.reshape(-1, 1))
+    return _array_source(lambda t: values[t], len(values), str(path))
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        SkipRNNError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise SkipRNNError(
+            f"cannot read {path}: {error.strerror}; name a text file, or - for standard input"
+        ) from error
+
+
+def csv_source(lines: IO[str], input_size: int | None, name: str) -> Source:
     """A sequence from rows of numbers, separated by commas, semicolons, tabs or blanks, after at most one header.
 
-    Rows that are not asked for are passed over without being parsed. Empty lines do not count.
+    Rows that are not asked for are passed over without being parsed. Empty lines do not count. Where ``input_size`` is
+    None the first row says it.
 
     Raises:
         SkipRNNError: there is no row; or, when it is asked for, a row that is not ``input_size`` finite numbers.
@@ -97,13 +146,14 @@ def csv_source(lines: IO[str], input_size: int, name: str) -> Source:
     if first is None:
         raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
     ahead.append(first)
+    width = len(_cells(first)) if input_size is None else input_size
 
     def read(t: int) -> Floats | None:
         nonlocal rows
         while (line := next_line()) is not None:
             rows += 1
             if rows == t + 1:
-                return _parse(line, input_size, f"{name}, line {line_number}")
+                return _parse(line, width, f"{name}, line {line_number}")
         return None
 
     def count() -> int:

@@ -1,6 +1,5 @@
 """The network of every task: a recurrent stack and a linear head on its last state."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,19 +20,27 @@ class Prediction(NamedTuple):
 
 
 class SequenceModel(nn.Module):
-    """A recurrent stack whose last hidden state goes through a linear head."""
+    """An embedding of the input, a recurrent stack, and a linear head on its last hidden state."""
 
-    def __init__(self, rnn: RecurrentStack, output_size: int) -> None:
+    def __init__(self, rnn: RecurrentStack, output_size: int, embedding: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
+        self.embedding = embedding
         self.rnn = rnn
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(rnn.hidden_size, output_size)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor) -> Prediction:
-        """(B, T, D) -> (B, output_size), (B, T)."""
-        _, state, update_gate = self.rnn(x)
-        return Prediction(self.head(state.h[-1]).float(), update_gate)
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Prediction:
+        """x as the task stores it, (B, T, D) or (B, T), and lengths (B,) -> (B, output_size), (B, T)."""
+        _, state, update_gate = self.rnn(self.embedding(x), lengths=lengths)
+        return Prediction(self.head(self.dropout(state.h[-1])).float(), update_gate)
+
+    def with_rnn(self, rnn: RecurrentStack) -> "SequenceModel":
+        """The same network around another recurrent stack, which takes over the weights it has names for."""
+        other = SequenceModel(rnn, self.head.out_features, self.embedding, self.dropout.p)
+        other.load_state_dict(self.state_dict(), strict=False)
+        return other.to(self.head.weight.device).train(self.training)
 
     def cost_per_update(self) -> int:
         """Multiply-accumulates of the recurrent and input weights that one update takes, the paper's count."""
@@ -52,18 +59,14 @@ def build_model(config: TrainConfig, task: Task) -> SequenceModel:
         rnn = (RandomSkipLSTM if config.cell == "lstm" else RandomSkipGRU)(
             *sizes, batch_first=True, p_skip=config.p_skip or 0.0
         )
-    return SequenceModel(rnn, task.output_size)
+    return SequenceModel(rnn, task.output_size, task.embedding(), config.dropout)
 
 
 def without_skipping(model: SequenceModel) -> SequenceModel:
     """The same weights with the gate always open: the plain LSTM or GRU, to compare time with."""
     rnn = model.rnn
     cell = RandomSkipLSTM if rnn.cell.num_states == 2 else RandomSkipGRU
-    plain = SequenceModel(
-        cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True), model.head.out_features
-    )
-    plain.load_state_dict(model.state_dict(), strict=False)
-    return plain.to(next(model.parameters()).device)
+    return model.with_rnn(cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True))
 
 
 def with_gate(model: SequenceModel) -> SequenceModel:
@@ -79,20 +82,29 @@ def with_gate(model: SequenceModel) -> SequenceModel:
         raise SkipRNNError("this model skips at random, so nobody can say which samples it needs; use another run")
     cell = SkipLSTM if rnn.cell.num_states == 2 else SkipGRU
     gated_rnn = cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True, update_bias=100)
-    gated = SequenceModel(gated_rnn, model.head.out_features)
-    gated.load_state_dict(model.state_dict(), strict=False)
     nn.init.zeros_(gated_rnn.update_weight)
-    return gated.to(next(model.parameters()).device).train(model.training)
+    return model.with_rnn(gated_rnn)
 
 
-def stream(model: SequenceModel, embed: Callable[[Any], Any] | None = None) -> Stream:
-    """The model following one sequence; ``embed`` as for ``skiprnn.Stream``.
+def stream(model: SequenceModel) -> Stream:
+    """The model following one sequence, whose samples are as the task stores them.
 
     Raises:
         SkipRNNError: the model skips at random.
     """
     gated = with_gate(model)
-    return Stream(gated.rnn, lambda h: gated.head(h).float(), embed)  # type: ignore[arg-type]
+    embedding = model.embedding
+    device = model.head.weight.device
+
+    def embed(sample: Any) -> Tensor:
+        numbers = torch.as_tensor(sample, device=device)
+        numbers = numbers.int() if isinstance(embedding, nn.Embedding) else numbers.float()
+        with torch.no_grad():
+            embedded: Tensor = embedding(numbers)
+        return embedded.reshape(-1)
+
+    plain = isinstance(embedding, nn.Identity)
+    return Stream(gated.rnn, lambda h: gated.head(h).float(), None if plain else embed)  # type: ignore[arg-type]
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -1,15 +1,33 @@
 """``predict``: what a trained run says of one sequence, reading only the samples it uses."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+from torch.nn.functional import pad
+
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import TrainedModel, load_model
-from pipelines.inputs import Source, csv_source, open_sources
+from pipelines.inputs import (
+    ARRAYS,
+    IMAGES,
+    Source,
+    csv_source,
+    image_source,
+    open_sources,
+    read_text,
+    sequence_sources,
+)
 from pipelines.model import stream
+from pipelines.runs import load_words
+from pipelines.storage import SPLITS, Sequences, is_data_file
+from pipelines.tasks import Imdb, Mnist, load_data
+from pipelines.tasks.imdb import PADDING, UNKNOWN, tokenize
+from pipelines.tasks.mnist import SIDE
 from skiprnn import Stream
 
 
@@ -41,20 +59,71 @@ class Predictor:
         Raises:
             SkipRNNError: it cannot be read, or skips at random.
         """
+        self._run = Path(run)
+        self._numbers: dict[str, int] | None = None  # of words
         self._model: TrainedModel = load_model(run, checkpoint=checkpoint, device=device)
         self._stream: Stream = stream(self._model.model)
 
     def file(self, path: Path, *, dataset: str | None = None, index: int | None = None) -> Iterator[Prediction]:
-        """Predict on the sequences of a file, or on one of them, counted from 0; see ``inputs.open_sources``."""
-        with open_sources(path, self._model.task.input_size, dataset) as sources:
+        """Predict on the sequences of a file, or on one of them, counted from 0.
+
+        Args:
+            path: what the task takes: an image for MNIST, a text for IMDB; one of the project's data files; or else
+                what ``inputs.open_sources`` reads.
+            dataset: which array of an .npz or HDF5 file; in a data file, by default ``test/x``.
+            index: which of several sequences.
+        """
+        with self._open(Path(path), dataset) as sources:
             if index is not None and not 0 <= index < len(sources):
                 raise SkipRNNError(f"{path} holds {len(sources)} sequences, so --index goes up to {len(sources) - 1}")
             for source in sources if index is None else [sources[index]]:
                 yield self._predict(source)
 
+    @contextmanager
+    def _open(self, path: Path, dataset: str | None) -> Iterator[Sequence[Source]]:
+        task = self._model.task
+        if path.is_file() and is_data_file(path):
+            split = (dataset or "test/x").strip("/").partition("/")[0]
+            if split not in SPLITS:
+                raise SkipRNNError(
+                    f"{path} has the datasets {', '.join(f'{name}/x' for name in SPLITS)}, not {dataset}"
+                )
+            _, data = load_data(path, task.name, (split,), true_lengths=self._model.config.true_lengths)
+            yield sequence_sources(data.splits[split], f"{path}:{split}/x")
+        elif isinstance(task, Mnist) and path.suffix.lower() in IMAGES:
+            yield [image_source(path, SIDE)]
+        elif isinstance(task, Imdb) and path.suffix.lower() not in ARRAYS:
+            yield [self.text(read_text(path), str(path))]
+        else:
+            with open_sources(path, task.stored_size, dataset) as sources:
+                yield sources
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a sequence is a text, not rows of numbers."""
+        return isinstance(self._model.task, Imdb)
+
+    def text(self, text: str, name: str) -> Source:
+        """A text as the words the model was trained on, cropped, and padded if it was trained on padding."""
+        task = self._model.task
+        assert isinstance(task, Imdb)
+        if self._numbers is None:
+            self._numbers = {word: number for number, word in enumerate(load_words(self._run)) if word}
+        words = tokenize(text)[: task.length]
+        if not words:
+            raise SkipRNNError(f"{name} holds no words")
+        x = torch.tensor([[self._numbers.get(word, UNKNOWN) for word in words]], dtype=torch.int32)
+        if not self._model.config.true_lengths:
+            x = pad(x, (task.length - len(words), 0), value=PADDING)
+        return sequence_sources(Sequences(x, torch.zeros(1)), name)[0]
+
+    def read_text(self, text: str, name: str) -> Prediction:
+        """Predict on a text."""
+        return self._predict(self.text(text, name))
+
     def rows(self, lines: IO[str], name: str) -> Iterator[Answer | Prediction]:
         """Predict on CSV rows as they arrive: an answer after each row that is used, and the prediction at the end."""
-        source = csv_source(lines, self._model.task.input_size, name)
+        source = csv_source(lines, self._model.task.stored_size, name)
         start = time.perf_counter()
         self._stream.reset()
         for step, output in self._stream.pull(source.read):

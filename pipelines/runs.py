@@ -2,6 +2,7 @@
 
 config.json       the TrainConfig
 task.json         the task, with the parameters of the data it was trained on
+words.txt         where sequences are words: the vocabulary, a word a line, in the order of their numbers
 environment.json  versions, device and command of each session of training
 metrics.jsonl     a line an evaluation
 checkpoints/      see checkpoints.py
@@ -13,7 +14,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -30,8 +31,8 @@ from pipelines.storage import write_text
 
 CONFIG_SCHEMA = 1
 CONTENTS = {
-    "config.json", "task.json", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard", "usage.png",
-    "model.onnx", ".lock",
+    "config.json", "task.json", "words.txt", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard",
+    "usage.png", "usage.html", "model.onnx", ".lock",
 }  # fmt: skip
 
 
@@ -153,6 +154,24 @@ def load_task(run: Path) -> dict[str, Any]:
         raise SkipRNNError(
             f"cannot read {path}: missing or damaged ({error}); `skiprnn train --resume {run}` writes it"
         ) from error
+
+
+def record_words(run: Path, words: Iterable[bytes]) -> None:
+    """Write ``words.txt``."""
+    write_text(Path(run) / "words.txt", "".join(word.decode("utf-8") + "\n" for word in words))
+
+
+def load_words(run: Path) -> list[str]:
+    """The vocabulary of a run.
+
+    Raises:
+        SkipRNNError: it has none.
+    """
+    path = Path(run) / "words.txt"
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError) as error:
+        raise SkipRNNError(f"cannot read {path}: {error}; `skiprnn train --resume {run}` writes it") from error
 
 
 def extend_run(run: Path, **options: Any) -> TrainConfig:

@@ -1,16 +1,17 @@
 """Files: atomic writes, and the HDF5 schema of a data set of sequences.
 
-A file holds groups ``train``, ``val`` and ``test``, each with ``x`` (N, T, D) float32 and ``y`` (N,) float32 or int64.
-Attributes of the root: ``schema``, ``schema_version``, ``task``, the task's parameters, ``seed``, ``version`` (of
-skiprnn) and ``digest``, the SHA-256 over the digests of the splits, which each group holds and which are checked on
-reading.
+A file holds groups ``train``, ``val`` and ``test``, each with ``x``, (N, T, D) float32 or uint8, or (N, T) int32
+numbers of words; ``y`` (N,) float32 or int64; and, where sequences differ in length, ``lengths`` (N,) int64, past
+which x is padding. Attributes of the root: ``schema``, ``schema_version``, ``task``, the task's parameters, ``seed``,
+``version`` (of skiprnn) and ``digest``, the SHA-256 over the digests of the splits, which each group holds and which
+are checked on reading. A task may add arrays of its own in the group ``extra``, such as the words.
 """
 
 import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,24 +28,33 @@ from pipelines.errors import SkipRNNError
 SCHEMA = "skiprnn-sequences"
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
+ARRAYS = ("x", "y", "lengths")  # of a split
 
 
 @dataclass(frozen=True)
 class Sequences:
     """One split in memory."""
 
-    x: Tensor  # (N, T, D) float32
+    x: Tensor  # (N, T, D) float32 or uint8, or (N, T) int32
     y: Tensor  # (N,) float32 or int64
+    lengths: Tensor | None = None  # (N,) int64; None: all T steps
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def take(self, rows: Tensor) -> "Sequences":
+    def take(self, rows: Tensor | slice) -> "Sequences":
         """The sequences of the given row numbers."""
-        return Sequences(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "Sequences":
-        return Sequences(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self._map(lambda tensor: tensor.to(device))
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The tensors there are, by name."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Sequences":
+        return Sequences(**{name: function(tensor) for name, tensor in self.arrays().items()})
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class DataFile:
     path: Path
     attributes: dict[str, Any]
     splits: dict[str, Sequences]
+    extra: dict[str, npt.NDArray[Any]]
 
 
 @contextmanager
@@ -113,9 +125,10 @@ class SequencesWriter:
         self._digest = hashlib.sha256()
 
     def write_split(self, name: str, size: int, chunks: Iterator[Sequences]) -> None:
-        group, start, digests = self._file.create_group(name), 0, {"x": hashlib.sha256(), "y": hashlib.sha256()}
+        group, start = self._file.create_group(name), 0
+        digests = {name: hashlib.sha256() for name in ARRAYS}
         for chunk in chunks:
-            for key, tensor in (("x", chunk.x), ("y", chunk.y)):
+            for key, tensor in chunk.arrays().items():
                 array = tensor.cpu().numpy()
                 if key not in group:
                     group.create_dataset(
@@ -126,8 +139,14 @@ class SequencesWriter:
                 digests[key].update(array.tobytes())
             start += len(chunk)
             self._disk.check()
-        group.attrs["digest"] = "".join(digest.hexdigest() for digest in digests.values())
+        group.attrs["digest"] = "".join(digests[key].hexdigest() for key in ARRAYS if key in group)
         self._digest.update(group.attrs["digest"].encode())
+
+    def write_extra(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Add an array of the task's own: numbers, or strings as ``object``."""
+        kind = h5py.string_dtype() if array.dtype == object else array.dtype
+        self._file.require_group("extra").create_dataset(name, data=array, dtype=kind)
+        self._disk.check()
 
     def finish(self, attributes: dict[str, Any]) -> None:
         described = {
@@ -176,6 +195,15 @@ class _PatientFile(io.FileIO):
             raise self.error
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether a file is of this schema, in whatever state."""
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("schema") == SCHEMA)
+    except OSError:
+        return False
+
+
 def read_attributes(path: Path) -> dict[str, Any]:
     """The attributes of a data file, checked against the schema.
 
@@ -194,7 +222,8 @@ def read_sequences(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
     """
     with _open_sequences(path) as file:
         attributes = _attributes(file)
-        return DataFile(Path(path), attributes, {name: _read_split(file, path, name) for name in splits})
+        extra = {name: dataset[()] for name, dataset in file["extra"].items()} if "extra" in file else {}
+        return DataFile(Path(path), attributes, {name: _read_split(file, path, name) for name in splits}, extra)
 
 
 @contextmanager
@@ -226,19 +255,27 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
 
 
 def _read_split(file: h5py.File, path: Path, name: str) -> Sequences:
-    arrays = {key: file[name][key][()] for key in ("x", "y")}
-    x, y = arrays["x"], arrays["y"]
-    if x.ndim != 3 or x.dtype != np.float32 or y.ndim != 1 or y.dtype not in (np.float32, np.int64) or len(x) != len(y):
+    arrays = {key: file[name][key][()] for key in ARRAYS if key in file[name]}
+    x, y, lengths = arrays["x"], arrays["y"], arrays.get("lengths", np.zeros(len(arrays["x"]), np.int64))
+    if (
+        (x.ndim, x.dtype) not in ((3, np.float32), (3, np.uint8), (2, np.int32))
+        or y.ndim != 1
+        or y.dtype not in (np.float32, np.int64)
+        or not len(x) == len(y) == len(lengths)
+        or lengths.dtype != np.int64
+    ):
         raise SkipRNNError(
-            f"{path}: split {name} must have x (N, T, D) float32 and y (N,) float32 or int64, got "
-            f"x {x.shape} {x.dtype} and y {y.shape} {y.dtype}; generate it again with --overwrite"
+            f"{path}: split {name} must have x (N, T, D) float32 or uint8, or (N, T) int32, and y (N,) float32 or "
+            f"int64, got x {x.shape} {x.dtype} and y {y.shape} {y.dtype}; generate it again with --overwrite"
         )
     if x.size == 0:
         raise SkipRNNError(f"{path}: split {name} is empty, its x being {x.shape}; generate it again with --overwrite")
-    digest = "".join(hashlib.sha256(array.tobytes()).hexdigest() for array in (x, y))
+    digest = "".join(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays.values())
     if digest != file[name].attrs["digest"]:
         raise SkipRNNError(f"{path}: split {name} was changed after it was made; generate it again with --overwrite")
-    return _finite(Sequences(torch.from_numpy(x), torch.from_numpy(y)), path, name)
+    if len(lengths) and not (lengths.min() >= 0 and lengths.max() <= x.shape[1]):
+        raise SkipRNNError(f"{path}: split {name} has lengths outside 0..{x.shape[1]}; generate it again")
+    return _finite(Sequences(**{key: torch.from_numpy(array) for key, array in arrays.items()}), path, name)
 
 
 def _finite(sequences: Sequences, path: Path, name: str) -> Sequences:

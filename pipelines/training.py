@@ -25,6 +25,7 @@ from pipelines.runs import (
     lock_run,
     record_environment,
     record_task,
+    record_words,
     remove_leftovers,
     rewind_metrics,
 )
@@ -104,6 +105,7 @@ def train(
 
         torch.manual_seed(derive_seed(config.seed, "weights"))
         model = build_model(config, task).to(device).train()
+        task.initialize(model.embedding, data.extra)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         progress = Progress(data_digest=data.attributes["digest"])
         if has_checkpoint(run, "last"):
@@ -115,6 +117,8 @@ def train(
         else:
             save_checkpoint(run, ("last",), _checkpoint(progress, model, optimizer))
         record_task(run, task.name, task.parameters())
+        if "words" in data.extra:
+            record_words(run, data.extra["words"])
         rewind_metrics(run, progress.step)
         record_environment(run, config, progress.step)
         log = _tensorboard(run, progress.step) if tensorboard else None
@@ -170,7 +174,8 @@ def load_training_data(config: TrainConfig) -> tuple[Task, DataFile]:
     Raises:
         SkipRNNError: they cannot be read.
     """
-    return load_data(Path(config.data), config.task, ("val",) if config.fresh_batches else ("train", "val"))
+    splits = ("val",) if config.fresh_batches else ("train", "val")
+    return load_data(Path(config.data), config.task, splits, true_lengths=config.true_lengths)
 
 
 def change_run(run: Path, **changes: Any) -> None:
@@ -204,7 +209,7 @@ def _step(
 ) -> Tensor:
     """One update of the weights; returns MEASURED and 1, to be summed, on the device, so that nothing waits for it."""
     with autocast(config, batch.x.device):
-        prediction, update_gate = model(batch.x)
+        prediction, update_gate = model(batch.x, batch.lengths)
     task_loss = task.loss(prediction, batch.y)
     budget = budget_loss(update_gate, config.lam, batch_first=True)
     loss = task_loss + budget

@@ -1,6 +1,7 @@
 """``skiprnn gen-data``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
 
 @click.group("gen-data", epilog="Example: skiprnn gen-data adding --length 100 --out data/adding-100.h5")
 def command() -> None:
-    """Generate a synthetic data set.
+    """Make a data file: generate a synthetic data set, or convert a public one or your own.
 
     Writes an HDF5 file with splits train, val and test, and all parameters in its attributes. The same parameters and
     seed give the same bytes of data.
     """
+
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the split and other draws."
+)
+out_option = click.option("--out", type=options.PATH, help="File to write.  [default: data/NAME.h5]")
+source_option = click.option("--source", type=options.PATH, help="Where the original files lie.  [default: download]")
 
 
 def file_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,6 +80,126 @@ def sine(sampling_period: float, duration: float, **of_file: Any) -> None:
     _write(Sine(sampling_period=sampling_period, duration=duration), **of_file)
 
 
+@command.command(epilog="Example: skiprnn gen-data mnist --digits 1,7 --source ~/mnist")
+@click.option("--digits", default="0,1,2,3,4,5,6,7,8,9", show_default=True, help="Classes, such as 1,7.")
+@source_option
+@seed_option
+@out_option
+@options.overwrite
+def mnist(digits: str, source: Path | None, seed: int, out: Path | None, overwrite: bool) -> None:
+    """Convert MNIST: digits pixel by pixel, 784 steps, split 55,000/5,000/10,000.
+
+    --source is a folder with the four original IDX files, compressed or not; without it they are downloaded, 11 MB.
+    """
+    from pipelines.sources.mnist import BYTES, write_mnist
+    from pipelines.storage import check_writable
+    from pipelines.tasks import Mnist
+
+    task = Mnist(digits=digits.replace(",", "").replace(" ", ""))
+    name = "mnist" if len(task.digits) == 10 else f"mnist-{task.digits}"
+    path = out or DATA / f"{name}.h5"
+    check_writable(path, overwrite=overwrite)
+    with _download(BYTES, source) as advance:
+        sizes = write_mnist(
+            task, path, source=source, cache=DATA / "originals", seed=seed, overwrite=overwrite, on_progress=advance
+        )
+    click.echo(f"wrote {path}: {_counts(sizes)} sequences, seed {seed}")
+
+
+@command.command(epilog="Example: skiprnn gen-data imdb --length 400 --word2vec GoogleNews-vectors-negative300.bin")
+@click.option("--length", type=click.IntRange(min=1), default=200, show_default=True, help="Words of a review.")
+@source_option
+@click.option("--word2vec", type=options.PATH, help="Initial word vectors, .bin, .txt or .npz.  [default: random]")
+@click.option(
+    "--min-count", type=click.IntRange(min=1), default=5, show_default=True, help="Rarer words are one unknown word."
+)
+@seed_option
+@out_option
+@options.overwrite
+def imdb(
+    length: int,
+    source: Path | None,
+    word2vec: Path | None,
+    min_count: int,
+    seed: int,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Convert IMDB: film reviews word by word, are they positive?
+
+    --source is the folder aclImdb, its archive, or a folder with *train*.jsonl and *test*.jsonl (label, text), xz or
+    not; without it the archive is downloaded, 84 MB. 15 % of the training reviews are for validation, class by class.
+    """
+    from pipelines.sources.imdb import BYTES, write_imdb
+    from pipelines.storage import check_writable
+
+    path = out or DATA / ("imdb.h5" if length == 200 else f"imdb-{length}.h5")
+    check_writable(path, overwrite=overwrite)
+    with _download(BYTES, source) as advance:
+        written = write_imdb(
+            path,
+            length=length,
+            source=source,
+            cache=DATA / "originals",
+            word2vec=word2vec,
+            min_count=min_count,
+            seed=seed,
+            overwrite=overwrite,
+            on_progress=advance,
+        )
+    click.echo(f"wrote {path}: {_counts(written.sizes)} sequences, seed {seed}")
+    click.echo(
+        f"vocabulary: {written.vocabulary:,} words of the training text; vectors were found for "
+        f"{written.covered_words:.1%} of them, which are {written.covered_tokens:.1%} of the text"
+    )
+
+
+@command.command(epilog="Example: skiprnn gen-data own recordings/ --out data/recordings.h5")
+@click.argument("source", type=options.PATH)
+@click.option("--val", type=options.Number(0, 1, max_open=True), default=0.15, show_default=True, help="Share of val.")
+@click.option(
+    "--test", type=options.Number(0, 1, max_open=True), default=0.15, show_default=True, help="Share of test."
+)
+@seed_option
+@out_option
+@options.overwrite
+def own(source: Path, val: float, test: float, seed: int, out: Path | None, overwrite: bool) -> None:
+    """Convert your own sequences in SOURCE, with a class or a number to each.
+
+    SOURCE is an .npz or .h5 file with x (N, T, D) and y (N,): integers or strings are classes, floats are numbers to
+    predict. Sequences of different length have lengths (N,), or lie end to end in x (rows, D) with offsets (N + 1,).
+    Or SOURCE is a folder of CSV files, a sample a row, and labels.csv with the columns file and label. An array or
+    column split (train, val, test) fixes the split. Features are standardised by the training split.
+    """
+    import_own(source, out or DATA / f"{source.stem}.h5", val=val, test=test, seed=seed, overwrite=overwrite)
+
+
+def import_own(source: Path, path: Path, **settings: Any) -> None:
+    """Convert a user's own sequences, saying so."""
+    from pipelines.sources.own import write_own
+
+    written = write_own(source, path, **settings)
+    click.echo(
+        f"wrote {path}: {_counts(written.sizes)} sequences of up to {written.steps:,} steps, task {written.task.name}"
+    )
+
+
+@contextmanager
+def _download(size: int, source: Path | None) -> Iterator[Callable[[int], None]]:
+    """Show how a download gets on, if there is one."""
+    from skiprnn_cli.progress import counted
+
+    if source is not None:
+        yield lambda count: None
+        return
+    with counted("downloading", size, "bytes") as advance:
+        yield advance
+
+
+def _counts(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+
+
 def _write(
     task: "SyntheticTask", train: int, val: int, test: int, seed: int, out: Path | None, overwrite: bool
 ) -> None:
@@ -89,5 +217,4 @@ def write_with_progress(task: "SyntheticTask", path: Path, sizes: dict[str, int]
     check_writable(path, overwrite=overwrite)
     with counted(f"generating {task.name}", sum(sizes.values()), "sequences") as advance:
         generate(task, path, sizes, seed=seed, overwrite=overwrite, on_progress=advance)
-    counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
-    click.echo(f"wrote {path}: {counts} sequences, seed {seed}")
+    click.echo(f"wrote {path}: {_counts(sizes)} sequences, seed {seed}")

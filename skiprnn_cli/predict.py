@@ -31,7 +31,8 @@ def command(run: Path, input: Path, dataset: str | None, index: int | None, chec
 
     INPUT is a CSV file (a sample a row), a .npy, .npz, .h5 or .hdf5 file of numbers (T, D) or (N, T, D), or - for CSV
     rows on standard input, which are answered as they come: a line after each row that is used, and a last one for
-    the whole. Samples that are skipped are neither parsed nor checked. Runs on the CPU, in compiled code.
+    the whole. A run on MNIST takes images too; one on IMDB takes a text, in a file or on standard input. Samples that
+    are skipped are neither parsed nor checked. Runs on the CPU, in compiled code.
     """
     from pipelines.errors import SkipRNNError
     from pipelines.prediction import Answer, Predictor
@@ -44,6 +45,10 @@ def command(run: Path, input: Path, dataset: str | None, index: int | None, chec
     if dataset is not None or index is not None:
         raise SkipRNNError("standard input holds one sequence; drop --dataset and --index")
     with click.open_file("-", encoding="utf-8-sig", errors="replace") as lines:
+        if predictor.reads_text:
+            prediction = predictor.read_text(lines.read(), "standard input")
+            click.echo(json.dumps(asdict(prediction)) if as_json else _text(prediction))
+            return
         for said in predictor.rows(lines, "standard input"):
             if as_json:
                 click.echo(json.dumps(asdict(said)))

@@ -63,6 +63,10 @@ Examples:
 )
 @preset_option("--lam", "lam", options.Number(min=0), "λ, the loss of using one sample.")
 @preset_option("--hidden", "hidden_size", click.IntRange(min=1), "Units of a layer.")
+@preset_option("--dropout", "dropout", options.Number(0, 1, max_open=True), "Before the head.")
+@preset_option(
+    "--true-lengths/--padded", "true_lengths", bool, "End sequences where they end, or read their padding too."
+)
 @preset_option("--layers", "num_layers", click.IntRange(min=1), "Layers of the stack.")
 @preset_option("--engine", "engine", click.Choice(CHOICES["engine"]), "How the Skip RNN is computed.")
 @preset_option("--lr", "lr", options.Number(min=0, min_open=True), "Learning rate of Adam.")
@@ -161,6 +165,7 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
     if data is not None:
         from pipelines.tasks import task_of_file
 
+        data = _imported(data)
         task = task_of_file(data, task).name
     task = task or "adding"
     if training["p_skip"] is not None:
@@ -177,6 +182,24 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
         raise click.UsageError("Fresh batches have no epochs; give --steps, or --no-fresh-batches.")
     path = (data or DATA / f"{task}.h5").absolute()
     return configure(task, preset, data=str(path), **training)
+
+
+def _imported(data: Path) -> Path:
+    """The data file itself, or one's own sequences made into one."""
+    from pipelines.storage import is_data_file
+
+    if not data.exists() or is_data_file(data) or not (data.is_dir() or data.suffix in (".npz", ".h5", ".hdf5")):
+        return data
+    from skiprnn_cli.gen_data import import_own
+
+    path = DATA / f"{data.stem}.h5"
+    if path.exists() and path.resolve() == data.resolve():
+        path = DATA / f"{data.stem}-skiprnn.h5"
+    click.echo(
+        f"{data} is no data file yet: converting it, as `skiprnn gen-data own {data} --out {path}` does", err=True
+    )
+    import_own(data, path, overwrite=False)
+    return path
 
 
 def _refuse_two_lengths(training: dict[str, Any]) -> None:
@@ -212,8 +235,9 @@ def _ensure_data(config: TrainConfig) -> None:
     from pipelines.tasks import TASKS, SyntheticTask
     from skiprnn_cli.gen_data import write_with_progress
 
-    task = TASKS[config.task]()
-    if isinstance(task, SyntheticTask):
+    kind = TASKS[config.task]
+    if issubclass(kind, SyntheticTask):
+        task = kind()
         click.echo(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does", err=True)
         write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 

@@ -7,11 +7,15 @@ from pipelines.errors import SkipRNNError
 from pipelines.storage import DataFile, read_attributes, read_sequences
 from pipelines.tasks.adding import Adding
 from pipelines.tasks.base import SyntheticTask, Task
+from pipelines.tasks.imdb import Imdb
+from pipelines.tasks.mnist import Mnist
+from pipelines.tasks.own import OwnClasses, OwnNumbers
 from pipelines.tasks.sine import Sine
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Adding, Sine)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Adding, Sine, Mnist, Imdb, OwnClasses, OwnNumbers)}
 
-__all__ = ["TASKS", "Adding", "Sine", "SyntheticTask", "Task", "load_data", "task_of_attributes", "task_of_file"]
+__all__ = ["TASKS", "Adding", "Imdb", "Mnist", "OwnClasses", "OwnNumbers", "Sine", "SyntheticTask", "Task"]
+__all__ += ["load_data", "task_of_attributes", "task_of_file"]
 
 
 def task_of_file(path: Path, expected: str | None = None) -> Task:
@@ -42,8 +46,16 @@ def task_of_attributes(attributes: dict[str, Any], path: Path, expected: str | N
         raise SkipRNNError(f"{path} lacks a proper attribute {error} of the task {name}; generate it again") from error
 
 
-def load_data(path: Path, expected: str, splits: tuple[str, ...]) -> tuple[Task, DataFile]:
+def load_data(
+    path: Path, expected: str, splits: tuple[str, ...], *, true_lengths: bool = False
+) -> tuple[Task, DataFile]:
     """A data file's task and some of its splits.
+
+    Args:
+        path: the data file.
+        expected: the task's name.
+        splits: of train, val and test.
+        true_lengths: keep the lengths of the sequences; otherwise padding is part of them.
 
     Raises:
         SkipRNNError: the file cannot be read, or does not hold sequences of the ``expected`` task.
@@ -55,4 +67,7 @@ def load_data(path: Path, expected: str, splits: tuple[str, ...]) -> tuple[Task,
             task.check(sequences)
         except SkipRNNError as error:
             raise SkipRNNError(f"{path}, split {name}: {error}; generate it again with --overwrite") from error
+    if not true_lengths:
+        for name, sequences in data.splits.items():
+            data.splits[name] = task.with_padding(sequences)
     return task, data

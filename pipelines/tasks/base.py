@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pipelines.errors import SkipRNNError
@@ -17,12 +18,37 @@ class Task(ABC):
     """A task; its fields are the parameters of its data, stored in the data file's attributes."""
 
     name: ClassVar[str]
-    input_size: ClassVar[int]
-    output_size: ClassVar[int]
     metric_name: ClassVar[str]
     higher_is_better: ClassVar[bool]
     signal_name: ClassVar[str]
     """What ``signal`` shows, with its unit."""
+
+    @property
+    @abstractmethod
+    def input_size(self) -> int:
+        """Numbers of a step, as the recurrent network sees them."""
+
+    @property
+    def stored_size(self) -> int:
+        """Numbers of a step as x is stored."""
+        return self.input_size
+
+    @property
+    @abstractmethod
+    def output_size(self) -> int:
+        """Outputs of the head."""
+
+    def embedding(self) -> nn.Module:
+        """Turns x as it is stored, (B, T, D) or (B, T), into what the recurrent network reads, (B, T, input_size)."""
+        return nn.Identity()
+
+    def initialize(self, embedding: nn.Module, extra: dict[str, npt.NDArray[Any]]) -> None:
+        """Give the embedding the initial values that the data file holds."""
+        return
+
+    def with_padding(self, sequences: Sequences) -> Sequences:
+        """The sequences with their padding made part of them; as stored it stands at their ends."""
+        return Sequences(sequences.x, sequences.y)
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> Self:
@@ -51,8 +77,9 @@ class Task(ABC):
         Raises:
             SkipRNNError: saying what is wrong with them.
         """
-        if sequences.x.shape[2] != self.input_size:
-            raise SkipRNNError(f"x has {sequences.x.shape[2]} features a step, {self.name} has {self.input_size}")
+        x = sequences.x
+        if x.dim() != 3 or x.shape[2] != self.input_size:
+            raise SkipRNNError(f"x has {x.shape[-1]} features a step, {self.name} has {self.input_size}")
 
     @abstractmethod
     def answer(self, prediction: Tensor) -> dict[str, Any]:
@@ -84,9 +111,16 @@ class ClassificationTask(Task):
 
     def check(self, sequences: Sequences) -> None:
         super().check(sequences)
-        y = sequences.y
+        self.check_classes(sequences.y)
+
+    def check_classes(self, y: Tensor) -> None:
+        """Refuse what are no numbers of classes."""
         if y.is_floating_point() or y.min() < 0 or y.max() >= self.output_size:
             raise SkipRNNError(f"y must hold classes from 0 to {self.output_size - 1}")
+
+    def class_name(self, index: int) -> str | int:
+        """What to call a class."""
+        return index
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(prediction, target)
@@ -94,7 +128,11 @@ class ClassificationTask(Task):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         probabilities = prediction.softmax(0)
         best = int(probabilities.argmax())
-        return {"class": best, "probability": float(probabilities[best]), "probabilities": probabilities.tolist()}
+        return {
+            "class": self.class_name(best),
+            "probability": float(probabilities[best]),
+            "probabilities": probabilities.tolist(),
+        }
 
     def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction.argmax(1) == target).to(prediction.dtype)

@@ -1,0 +1,1 @@
+"""Public data sets and users' own files, turned into data files."""

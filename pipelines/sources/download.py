@@ -1,0 +1,52 @@
+"""Files from the network: checked by digest, kept whole or not at all."""
+
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipelines.errors import SkipRNNError
+from pipelines.storage import atomic_path
+
+BLOCK = 2**20
+TIMEOUT = 60  # seconds without a byte
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """The hexadecimal digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def download(
+    urls: Sequence[str], path: Path, algorithm: str, digest: str, on_progress: Callable[[int], None] = lambda size: None
+) -> Path:
+    """Fetch a file from the first address that gives the right one.
+
+    Args:
+        urls: mirrors, in order.
+        path: where to put it.
+        algorithm, digest: what the file must hash to.
+        on_progress: called with the number of bytes just received.
+
+    Raises:
+        SkipRNNError: no mirror gave the file.
+    """
+    failures = []
+    for url in urls:
+        try:
+            with atomic_path(path) as temporary:
+                with urllib.request.urlopen(url, timeout=TIMEOUT) as source, temporary.open("wb") as target:
+                    while block := source.read(BLOCK):
+                        target.write(block)
+                        on_progress(len(block))
+                found = file_digest(temporary, algorithm)
+                if found != digest:
+                    raise ValueError(f"its {algorithm} is {found}, not {digest}")
+            return path
+        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError, SkipRNNError) as error:
+            failures.append(f"{url}: {error}")
+    raise SkipRNNError(
+        f"cannot download {path.name}: {'; '.join(failures)}. Fetch it by other means and name its folder with --source"
+    )

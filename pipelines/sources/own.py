@@ -1,0 +1,244 @@
+"""A user's own sequences, in an HDF5 or NPZ file or a folder of CSV files, to a data file."""
+
+import csv
+import json
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipelines.errors import SkipRNNError
+from pipelines.inputs import csv_source
+from pipelines.randomness import derive_seed
+from pipelines.storage import SPLITS, Sequences, sequences_writer
+from pipelines.tasks.base import Task
+from pipelines.tasks.own import OwnClasses, OwnNumbers
+
+LABELS = "labels.csv"
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What ``write_own`` wrote."""
+
+    task: Task
+    sizes: dict[str, int]
+    steps: int  # of the longest sequence
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """Sequences as they came: (T, D) each, a label to each, and perhaps the split of each."""
+
+    sequences: Sequence[Floats]
+    labels: list[Any]  # strings, integers or floats
+    splits: list[str] | None
+    names: Sequence[str]
+
+
+def write_own(
+    source: Path,
+    path: Path,
+    *,
+    val: float = 0.15,
+    test: float = 0.15,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Written:
+    """Write one's own sequences.
+
+    Args:
+        source: an .npz or HDF5 file with ``x`` (N, T, D), or (N, T) for one feature, and ``y`` (N,), integers or
+            strings for classes or floats; sequences that differ in length either have ``lengths`` (N,) or follow
+            each other in ``x`` (sum of lengths, D) with ``offsets`` (N + 1,); an optional ``split`` (N,) says train,
+            val or test. Or a folder of CSV files, a sample a row, and a table labels.csv with the columns file and
+            label, and perhaps split.
+        path: the HDF5 file to write.
+        val, test: shares of the sequences, where no split is given; drawn class by class.
+        seed: of the draw.
+        overwrite: replace a file that exists.
+
+    Raises:
+        SkipRNNError: the source is missing, damaged or contradicts itself; or ``path`` cannot be written.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise SkipRNNError(f"no {source}; name an .npz or .h5 file, or a folder of CSV files with {LABELS}")
+    raw = _folder(source) if source.is_dir() else _file(source)
+    _check(raw, source)
+    kind, y, names = _targets(raw, source)
+    rows = _rows(raw, y if kind == "classes" else None, val, test, seed, source)
+    x, lengths = _padded(raw.sequences)
+    task = _task(kind, raw.sequences, y, names, rows["train"])
+    ragged = len(set(lengths.tolist())) > 1
+    with sequences_writer(path, overwrite=overwrite) as writer:
+        for split in SPLITS:
+            part = rows[split]
+            split_lengths = torch.from_numpy(lengths[part]) if ragged else None
+            sequences = Sequences(torch.from_numpy(x[part]), torch.from_numpy(y[part]), split_lengths)
+            writer.write_split(split, len(part), iter([sequences]))
+        attributes = {"seed": seed, "source": source.name, "version": version("skiprnn")}
+        writer.finish({"task": task.name, **task.parameters(), **attributes})
+    return Written(task, {split: len(part) for split, part in rows.items()}, x.shape[1])
+
+
+def _folder(folder: Path) -> _Raw:
+    table = folder / LABELS
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            records = list(csv.DictReader(file))
+    except OSError as error:
+        raise SkipRNNError(
+            f"{folder} has no readable {LABELS} with columns file and label ({error.strerror})"
+        ) from error
+    if not records or not {"file", "label"} <= set(records[0]):
+        raise SkipRNNError(f"{table} must have the columns file and label, and a row for each file")
+    sequences: list[Floats] = []
+    for line, record in enumerate(records, start=2):
+        path = folder / (record["file"] or "")
+        if not path.is_file():
+            raise SkipRNNError(f"{table}, line {line}: there is no file {path}")
+        sequences.append(_csv(path, sequences[0].shape[1] if sequences else None))
+    labels: list[Any] = [record["label"] for record in records]
+    if all(_is(float, label) for label in labels) and not all(_is(int, label) for label in labels):
+        labels = [float(label) for label in labels]
+    splits = [record["split"] for record in records] if "split" in records[0] else None
+    return _Raw(sequences, labels, splits, [record["file"] for record in records])
+
+
+def _csv(path: Path, width: int | None) -> Floats:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        source = csv_source(file, width, str(path))
+        samples: list[npt.NDArray[Any]] = []
+        while (sample := source.read(len(samples))) is not None:
+            samples.append(sample)
+    return np.stack(samples).astype(np.float32)
+
+
+def _file(path: Path) -> _Raw:
+    arrays: dict[str, Any] = {}
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        else:
+            with h5py.File(path, "r") as file:
+                for name, dataset in file.items():
+                    if isinstance(dataset, h5py.Dataset):
+                        strings = h5py.check_string_dtype(dataset.dtype) is not None
+                        arrays[name] = dataset.asstr()[()] if strings else dataset[()]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise SkipRNNError(f"cannot read {path}: truncated, damaged or neither .npz nor HDF5 ({error})") from error
+    if missing := {"x", "y"} - set(arrays):
+        raise SkipRNNError(f"{path} has no array {' nor '.join(sorted(missing))}; it needs x (N, T, D) and y (N,)")
+    x, y = arrays["x"], arrays["y"]
+    if x.dtype.kind not in "fiub" or y.ndim != 1:
+        raise SkipRNNError(f"{path}: x must hold numbers and y be (N,), got x {x.dtype} and y of shape {y.shape}")
+    if "offsets" in arrays:
+        offsets = arrays["offsets"].astype(np.int64)
+        if x.ndim != 2 or len(offsets) != len(y) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] != len(x):
+            raise SkipRNNError(f"{path}: offsets must be (N + 1,), rising from 0 to the {len(x)} rows of x (rows, D)")
+        sequences = [x[start:end].astype(np.float32) for start, end in pairwise(offsets)]
+    else:
+        x = x[..., None] if x.ndim == 2 else x
+        lengths = arrays.get("lengths", np.full(len(x), x.shape[1] if x.ndim == 3 else 0))
+        if x.ndim != 3 or not len(x) == len(y) == len(lengths) or lengths.max(initial=0) > x.shape[1]:
+            raise SkipRNNError(
+                f"{path}: x must be (N, T, D) or (N, T), y (N,) and lengths (N,) from 1 to T, got x {x.shape}, y "
+                f"{y.shape}"
+            )
+        sequences = [row[:length].astype(np.float32) for row, length in zip(x, lengths.tolist(), strict=True)]
+    splits = [str(split) for split in arrays["split"]] if "split" in arrays else None
+    return _Raw(sequences, y.tolist(), splits, [f"sequence {row}" for row in range(len(y))])
+
+
+def _check(raw: _Raw, source: Path) -> None:
+    if not raw.sequences:
+        raise SkipRNNError(f"{source} holds no sequences")
+    for sequence, name in zip(raw.sequences, raw.names, strict=True):
+        if sequence.size == 0:
+            raise SkipRNNError(f"{source}: {name} is empty; leave it out")
+        if not np.isfinite(sequence).all():
+            step = int(np.flatnonzero(~np.isfinite(sequence).all(1))[0])
+            raise SkipRNNError(f"{source}: {name} holds NaN or infinity at step {step}; drop or fill it")
+    if raw.splits is not None and (unknown := set(raw.splits) - set(SPLITS)):
+        raise SkipRNNError(f"{source}: unknown split {sorted(unknown)[0]!r}; it must be train, val or test")
+
+
+def _targets(raw: _Raw, source: Path) -> tuple[str, npt.NDArray[Any], list[str]]:
+    """Whether the labels are classes or numbers, the labels, and the names of classes."""
+    if all(isinstance(label, float) for label in raw.labels):
+        y = np.array(raw.labels, dtype=np.float32)
+        if not np.isfinite(y).all():
+            raise SkipRNNError(f"{source}: {raw.names[int(np.flatnonzero(~np.isfinite(y))[0])]} has no finite label")
+        return "numbers", y, []
+    texts = [str(label) for label in raw.labels]
+    names = sorted(set(texts), key=lambda text: (0, int(text), "") if _is(int, text) else (1, 0, text))
+    if len(names) < 2:
+        raise SkipRNNError(f"{source}: all sequences are of the class {names[0]!r}; there is nothing to learn")
+    return "classes", np.array([names.index(text) for text in texts], dtype=np.int64), names
+
+
+def _rows(
+    raw: _Raw, classes: npt.NDArray[Any] | None, val: float, test: float, seed: int, source: Path
+) -> dict[str, npt.NDArray[np.int64]]:
+    """The rows of each split."""
+    count = len(raw.sequences)
+    chosen = np.full(count, "train", dtype=object)
+    if raw.splits is not None:
+        chosen[:] = raw.splits
+    else:
+        draws = np.random.default_rng(derive_seed(seed, "own", "split"))
+        for group in [np.arange(count)] if classes is None else [np.flatnonzero(classes == c) for c in set(classes)]:
+            order = draws.permutation(group)
+            first, second = math.ceil(val * len(group)), math.ceil(test * len(group))
+            chosen[order[:first]] = "val"
+            chosen[order[first : first + second]] = "test"
+    rows = {split: np.flatnonzero(chosen == split) for split in SPLITS}
+    for split, part in rows.items():
+        if len(part) == 0:
+            raise SkipRNNError(f"{source}: {count} sequences leave none for {split}; give more, or their splits")
+    return rows
+
+
+def _padded(sequences: Sequence[Floats]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    width = sequences[0].shape[1]
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    x = np.zeros((len(sequences), int(lengths.max()), width), dtype=np.float32)
+    for row, sequence in enumerate(sequences):
+        x[row, : len(sequence)] = sequence
+    return x, lengths
+
+
+def _task(
+    kind: str, sequences: Sequence[Floats], y: npt.NDArray[Any], names: list[str], train: npt.NDArray[np.int64]
+) -> Task:
+    steps = np.concatenate([sequences[row] for row in train]).astype(np.float64)
+    mean, std = steps.mean(0), steps.std(0)
+    std[std < 1e-8] = 1
+    features: dict[str, Any] = {
+        "features": steps.shape[1], "mean": json.dumps(mean.tolist()), "std": json.dumps(std.tolist())
+    }  # fmt: skip
+    if kind == "classes":
+        return OwnClasses(**features, classes=json.dumps(names))
+    target = y[train].astype(np.float64)
+    return OwnNumbers(**features, target_mean=float(target.mean()), target_std=float(target.std()) or 1.0)
+
+
+def _is(kind: type, text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""The MNIST task: classify a digit read pixel by pixel."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.errors import SkipRNNError
+from pipelines.storage import Sequences
+from pipelines.tasks.base import ClassificationTask
+
+SIDE = 28  # pixels
+
+
+class Scale(nn.Module):
+    """Bytes to [0, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() / 255
+
+
+@dataclass(frozen=True)
+class Mnist(ClassificationTask):
+    """The 784 pixels of a digit, row by row, one a step, scaled to [0, 1].
+
+    Source: Campos et al., ICLR 2018, section 4.3; LeCun et al., 1998.
+    """
+
+    digits: str = "0123456789"  # the classes, in order
+
+    name = "mnist"
+    input_size = 1
+    signal_name = "pixel"
+
+    def __post_init__(self) -> None:
+        different = set(self.digits)
+        if not different <= set("0123456789") or len(different) != len(self.digits) or len(different) < 2:
+            raise SkipRNNError(f"mnist needs two different digits or more, got {self.digits!r}")
+
+    @property
+    def output_size(self) -> int:
+        """Classes."""
+        return len(self.digits)
+
+    def embedding(self) -> nn.Module:
+        return Scale()
+
+    def check(self, sequences: Sequences) -> None:
+        super().check(sequences)
+        if sequences.x.dtype != torch.uint8 or sequences.x.shape[1] != SIDE * SIDE:
+            raise SkipRNNError(f"x must hold {SIDE * SIDE} bytes a sequence, the pixels of a digit")
+
+    def class_name(self, index: int) -> str:
+        return self.digits[index]
+
+    def signal(self, x: Tensor) -> Tensor:
+        return x[:, 0].float() / 255

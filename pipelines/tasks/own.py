@@ -1,0 +1,100 @@
+"""A task from one's own sequences: classes or a number to each."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.errors import SkipRNNError
+from pipelines.storage import Sequences
+from pipelines.tasks.base import ClassificationTask, Task
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std of each feature, as the training split has them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class _Own(Task):
+    """Fields are JSON texts where HDF5 attributes would not hold them."""
+
+    features: int = 1
+    mean: str = "[0.0]"  # of each feature, over the training split
+    std: str = "[1.0]"
+
+    def __post_init__(self) -> None:
+        if not len(json.loads(self.mean)) == len(json.loads(self.std)) == self.features:
+            raise SkipRNNError(f"mean and std must have a number for each of the {self.features} features")
+
+    @property
+    def input_size(self) -> int:
+        """Features of a step."""
+        return self.features
+
+    def embedding(self) -> nn.Module:
+        return Standardize(json.loads(self.mean), json.loads(self.std))
+
+    def signal(self, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+
+@dataclass(frozen=True)
+class OwnClasses(ClassificationTask, _Own):
+    """Which class is a sequence of? Cross-entropy and accuracy."""
+
+    classes: str = '["0", "1"]'  # their names
+
+    name = "own-classes"
+    signal_name = "feature 0"
+
+    @property
+    def output_size(self) -> int:
+        """Classes."""
+        return len(json.loads(self.classes))
+
+    def class_name(self, index: int) -> str:
+        return str(json.loads(self.classes)[index])
+
+
+@dataclass(frozen=True)
+class OwnNumbers(_Own):
+    """What number goes with a sequence? The loss is half the mean squared error of the standardised number."""
+
+    target_mean: float = 0.0  # over the training split
+    target_std: float = 1.0
+
+    name = "own-numbers"
+    output_size = 1
+    metric_name = "MSE"
+    higher_is_better = False
+    signal_name = "feature 0"
+
+    def check(self, sequences: Sequences) -> None:
+        super().check(sequences)
+        if not sequences.y.is_floating_point():
+            raise SkipRNNError("y must hold floats")
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.scores(prediction, target).mean() / (2 * self.target_std**2)
+
+    def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (self._value(prediction[:, 0]) - target).square()
+
+    def answer(self, prediction: Tensor) -> dict[str, Any]:
+        return {"value": float(self._value(prediction[0]))}
+
+    def _value(self, output: Tensor) -> Tensor:
+        return output * self.target_std + self.target_mean
