@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -91,8 +91,9 @@ class TrainedRun(TrainedModel):
 
 def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None) -> TrainedModel:
     """Load a trained network, without its data. Arguments and errors as for ``load_run``."""
-    load_config(run)  # first of all, is it a run?
-    return _load_model(run, checkpoint, device, task_of_attributes(load_task(run), Path(run) / "task.json"))
+    config = load_config(run)  # first of all, is it a run?
+    task = task_of_attributes(load_task(run), Path(run) / "task.json", config.task)
+    return _load_model(run, checkpoint, device, task)
 
 
 def load_run(
@@ -220,7 +221,8 @@ def _seconds(model: SequenceModel, batch: Sequences, config: TrainConfig) -> flo
 def _seconds_alone(
     model: SequenceModel, plain: SequenceModel, sequences: Sequences, config: TrainConfig
 ) -> tuple[float | None, float]:
-    """Median wall-clock of one sequence: through a stream, and of the plain cell over all of it."""
+    """Median wall-clock of one sequence in float32: through a stream, and of the plain cell over all of it."""
+    config = replace(config, amp="off")
     lengths = [sequences.x.shape[1]] * len(sequences) if sequences.lengths is None else sequences.lengths.tolist()
     alone = [x[:length] for x, length in zip(sequences.x, lengths, strict=True) if length]
     plain_seconds = statistics.median(_seconds(plain, Sequences(x[None], x[:0]), config) for x in alone)

@@ -1,5 +1,6 @@
 """``export``: a run's step as an ONNX graph, checked against the model on a split of its data."""
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ class Traced(NamedTuple):
     program: torch.export.ExportedProgram
     inputs: list[str]
     outputs: list[str]
+    initial: dict[str, list[Any]]  # the state before the first step, of one sequence
 
 
 def trace(model: SequenceModel) -> Traced:
@@ -75,12 +77,16 @@ def trace(model: SequenceModel) -> Traced:
     step = Step(model).cpu().eval()
     state = [tensor.detach() for tensor in step.rnn.initial_state(2)]
     fields = (LSTMState if step.rnn.cell.num_states == 2 else GRUState)._fields
+    initial = {
+        name: (tensor[:, 0] if tensor.dim() == 3 else tensor[0]).tolist()
+        for name, tensor in zip(fields, state, strict=True)
+    }
     batch = torch.export.Dim("batch")
     of_state = tuple({1: batch} if tensor.dim() == 3 else {0: batch} for tensor in state)
     x = torch.zeros(2, step.rnn.input_size)
     with torch.no_grad():
         program = torch.export.export(step, (x, *state), dynamic_shapes=({0: batch}, of_state))
-    return Traced(program, ["x", *fields], ["output", *(f"{name}_out" for name in fields), "skip_next"])
+    return Traced(program, ["x", *fields], ["output", *(f"{name}_out" for name in fields), "skip_next"], initial)
 
 
 def export_run(
@@ -129,6 +135,8 @@ def _require_onnx() -> None:
 
 
 def _write(traced: Traced, path: Path, int8: bool) -> None:
+    import onnx
+
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", None):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -138,25 +146,36 @@ def _write(traced: Traced, path: Path, int8: bool) -> None:
             raise RuntimeError("torch.onnx.export returned nothing")
         model = program.model_proto
         _strip(model.graph)
-        if not int8:
-            path.write_bytes(model.SerializeToString())
-            return
-        from onnxruntime.quantization import QuantType, quantize_dynamic
+        if int8:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        del model.graph.value_info[:]  # the quantiser transposes weights and would find their shapes contradicted
-        quantize_dynamic(model, path, weight_type=QuantType.QInt8, per_channel=True)
+            del model.graph.value_info[:]  # the quantiser transposes weights and would find their shapes contradicted
+            quantize_dynamic(model, path, weight_type=QuantType.QInt8, per_channel=True)
+            model = onnx.load(str(path))
+        for name, values in traced.initial.items():
+            model.metadata_props.add(key=name, value=json.dumps(values))
+        path.write_bytes(model.SerializeToString())
 
 
-def _strip(graph: Any) -> None:
-    """Drop the exporter's notes, among them the paths of source files, which outweigh a small model."""
+def _strip(graph: Any) -> set[str]:
+    """Drop what nobody needs, and the exporter's notes, among them paths of source files, which outweigh a small model.
+
+    Returns:
+        The names that the graph's nodes read.
+    """
     del graph.metadata_props[:]
     for part in (*graph.node, *graph.value_info, *graph.input, *graph.output):
         part.doc_string = ""
         del part.metadata_props[:]
+    needed = {output.name for output in graph.output}
     for node in graph.node:
+        needed.update(node.input)
         for attribute in node.attribute:
             if attribute.HasField("g"):  # the body of a loop
-                _strip(attribute.g)
+                needed |= _strip(attribute.g)
+    for weight in [weight for weight in graph.initializer if weight.name not in needed]:
+        graph.initializer.remove(weight)
+    return needed
 
 
 @contextmanager
@@ -181,11 +200,13 @@ def _compare(path: Path, model: SequenceModel, task: Task, sequences: Sequences)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     outputs, gates, expected_outputs, expected_gates = [], [], [], []
     with torch.inference_mode():
-        for x in sequences.x.split(CHECK_BATCH):  # type: ignore[no-untyped-call]
-            said, used = replay(session, x.numpy(), model.rnn.initial_state(len(x)))
+        for start in range(0, len(sequences), CHECK_BATCH):
+            part = sequences.take(slice(start, start + CHECK_BATCH))
+            lengths = None if part.lengths is None else part.lengths.numpy()
+            said, used = replay(session, model.embedding(part.x).numpy(), lengths)
             outputs.append(torch.from_numpy(said))
             gates.append(torch.from_numpy(used))
-            expected = model(x)
+            expected = model(part.x, part.lengths)
             expected_outputs.append(expected.output)
             expected_gates.append(expected.update_gate.bool())
     output, gate = torch.cat(outputs), torch.cat(gates)
@@ -203,19 +224,29 @@ def _compare(path: Path, model: SequenceModel, task: Task, sequences: Sequences)
     }
 
 
-def replay(
-    session: Any, x: npt.NDArray[np.float32], state: LSTMState | GRUState
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Run an exported step over (B, T, D) in ONNX Runtime: the last output and the gate, (B, T).
+def initial_state(session: Any, batch: int) -> list[npt.NDArray[np.float32]]:
+    """The state before the first step, as the file has it: h (and c), (layers, B, H), 1 and 0, (B,) each."""
+    saved = session.get_modelmeta().custom_metadata_map
+    state = []
+    for entry in session.get_inputs()[1:]:
+        value = np.array(json.loads(saved[entry.name]), dtype=np.float32)
+        state.append(np.repeat(value[:, None], batch, 1) if value.ndim else np.repeat(value, batch))
+    return state
 
-    A sample is used where the step before said so by skip_next = 0.
+
+def replay(
+    session: Any, x: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64] | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Run an exported step over (B, T, D) in ONNX Runtime: the last outputs, (B, outputs), and the gate, (B, T).
+
+    The first sample is used, each other one where the step before said so by skip_next = 0; none past ``lengths``.
     """
-    names = [entry.name for entry in session.get_inputs()]
-    values = [tensor.detach().numpy() for tensor in state]
-    used = np.zeros(x.shape[:2], dtype=np.bool_)
-    used[:, 0] = (values[-1] + values[-2] > 0.5) if x.shape[1] else True
+    names, state = [entry.name for entry in session.get_inputs()], initial_state(session, len(x))
+    lengths = np.full(len(x), x.shape[1]) if lengths is None else lengths
+    used, outputs = np.ones(x.shape[:2], dtype=np.bool_), []
     for t in range(x.shape[1]):
-        output, *values, skip_next = session.run(None, dict(zip(names, [x[:, t], *values], strict=True)))
-        if t + 1 < x.shape[1]:
-            used[:, t + 1] = skip_next == 0
-    return output, used
+        output, *state, skip_next = session.run(None, dict(zip(names, [x[:, t], *state], strict=True)))
+        outputs.append(output)
+        used[:, t + 1 : t + 2] = skip_next[:, None] == 0
+    last = np.stack(outputs)[np.maximum(lengths, 1) - 1, np.arange(len(x))]
+    return last, used & (np.arange(x.shape[1]) < lengths[:, None])

@@ -129,7 +129,7 @@ def _digits(trained: TrainedRun, examples: int) -> Figure:
         axis.set_title(f"{int(used[index].sum())} of {SIDE * SIDE} used", fontsize=8, pad=3)
         axis.set_axis_off()
     axis = figure.add_subplot(grid[:, columns:])
-    share = axis.imshow(used.float().mean(0).reshape(SIDE, SIDE), cmap="RdBu_r", vmin=0, vmax=1)
+    share = axis.imshow(used.float().mean(0).reshape(SIDE, SIDE).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
     axis.set_title(f"share of {len(sequences):,} digits\nthat use a pixel", fontsize=8)
     axis.set_axis_off()
     figure.colorbar(share, ax=axis, shrink=0.8)
@@ -168,7 +168,7 @@ def _texts(reviews: Reviews, title: str) -> Figure:
             lines[-1].append((word, USED if on else SKIPPED))
         lines.append([])
     height = 0.17 * len(lines) + 0.7
-    figure = Figure(figsize=(0.081 * LINE + 0.4, height))
+    figure = Figure(figsize=(0.0675 * LINE + 0.2, height))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     axis.set(xlim=(-1, LINE + 1), ylim=(0, height))

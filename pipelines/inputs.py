@@ -3,11 +3,13 @@
 A source hands out single samples, so that what a model skips is neither parsed nor, where the format allows, read.
 """
 
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,6 +21,7 @@ from pipelines.storage import Sequences
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
 LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
 
@@ -63,7 +66,7 @@ def open_sources(path: Path, input_size: int, dataset: str | None = None) -> Ite
         return
     try:
         arrays = _open_arrays(path)
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except UNREADABLE as error:
         raise SkipRNNError(f"cannot read {path}: truncated, damaged or not {path.suffix} ({error})") from error
     try:
         name, array = _choose(arrays, dataset, path)
@@ -118,7 +121,7 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def csv_source(lines: IO[str], input_size: int | None, name: str) -> Source:
+def csv_source(lines: Iterable[str], input_size: int | None, name: str) -> Source:
     """A sequence from rows of numbers, separated by commas, semicolons, tabs or blanks, after at most one header.
 
     Rows that are not asked for are passed over without being parsed. Empty lines do not count. Where ``input_size`` is
@@ -127,6 +130,7 @@ def csv_source(lines: IO[str], input_size: int | None, name: str) -> Source:
     Raises:
         SkipRNNError: there is no row; or, when it is asked for, a row that is not ``input_size`` finite numbers.
     """
+    lines = iter(lines)
     line_number, rows = 0, 0  # rows: how many have been taken from the file
     ahead: list[str] = []
 
@@ -187,7 +191,8 @@ def _parse(line: str, input_size: int, where: str) -> Floats:
     for cell in cells:
         if not _is_number(cell):
             raise SkipRNNError(f"{where}: {cell!r} is not a number; mend the row")
-    return check_sample(np.array(cells, dtype=np.float32), where)
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        return check_sample(np.array(cells, dtype=np.float64).astype(np.float32), where)
 
 
 def check_sample(sample: Floats, where: str) -> Floats:
@@ -198,10 +203,9 @@ def check_sample(sample: Floats, where: str) -> Floats:
 
 
 def _open_arrays(path: Path) -> Any:
-    if path.suffix.lower() == ".npy":
-        return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
-    if path.suffix.lower() == ".npz":
-        return np.load(path, allow_pickle=False)
+    if path.suffix.lower() in (".npy", ".npz"):
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        return {"": loaded} if isinstance(loaded, np.ndarray) else loaded
     return h5py.File(path, "r", rdcc_nbytes=CACHE)
 
 
@@ -216,19 +220,23 @@ def _choose(arrays: Any, dataset: str | None, path: Path) -> tuple[str, Any]:
     else:
         likely = [name for name in names if name == dataset.strip("/")]
     if not likely:
-        listed = ", ".join(names[:20]) or "none"
+        listed = ", ".join(name for name in names[:20] if name) or "none"
+        if not names:
+            raise SkipRNNError(f"{path} holds no dataset")
         raise SkipRNNError(
             f"{path} has no dataset {dataset}; it has {listed}" if dataset else
             f"which dataset of {path} shall be read? Name one of {listed} with --dataset"
         )  # fmt: skip
     try:
         return likely[0], arrays[likely[0]]
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise SkipRNNError(f"cannot read {likely[0]} in {path}: {error}") from error
 
 
 def _array_sources(array: Any, input_size: int, name: str) -> list[Source]:
-    shape = array.shape
+    shape = getattr(array, "shape", None)
+    if shape is None:
+        raise SkipRNNError(f"{name} holds no array of numbers")
     if array.dtype.kind not in "fiub":
         raise SkipRNNError(f"{name} holds {array.dtype}, not numbers")
     if 0 in shape:
@@ -258,8 +266,9 @@ def _array_source(sample: Callable[[int], Any], length: int, name: str) -> Sourc
         if t >= length:
             return None
         try:
-            values = np.array(sample(t), dtype=np.float32)
-        except OSError as error:
+            with np.errstate(over="ignore"):  # to infinity, which is refused
+                values = np.array(sample(t), dtype=np.float32)
+        except UNREADABLE as error:
             raise SkipRNNError(f"cannot read {name} at step {t}: truncated or damaged ({error})") from error
         return check_sample(values, f"{name}, step {t}")
 

@@ -22,9 +22,11 @@ class Prediction(NamedTuple):
 class SequenceModel(nn.Module):
     """An embedding of the input, a recurrent stack, and a linear head on its last hidden state."""
 
-    def __init__(self, rnn: RecurrentStack, output_size: int, embedding: nn.Module, dropout: float = 0.0) -> None:
+    def __init__(
+        self, rnn: RecurrentStack, output_size: int, embedding: nn.Module | None = None, dropout: float = 0
+    ) -> None:
         super().__init__()
-        self.embedding = embedding
+        self.embedding = nn.Identity() if embedding is None else embedding
         self.rnn = rnn
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(rnn.hidden_size, output_size)

@@ -1,11 +1,11 @@
 """``predict``: what a trained run says of one sequence, reading only the samples it uses."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -121,7 +121,7 @@ class Predictor:
         """Predict on a text."""
         return self._predict(self.text(text, name))
 
-    def rows(self, lines: IO[str], name: str) -> Iterator[Answer | Prediction]:
+    def rows(self, lines: Iterable[str], name: str) -> Iterator[Answer | Prediction]:
         """Predict on CSV rows as they arrive: an answer after each row that is used, and the prediction at the end."""
         source = csv_source(lines, self._model.task.stored_size, name)
         start = time.perf_counter()

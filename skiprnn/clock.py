@@ -56,7 +56,7 @@ def next_update(p: Floats, acc: Floats, t: Clock, end: Clock) -> tuple[Clock, Fl
 def skipped_steps(p: Tensor, acc: Tensor) -> Tensor:
     """How many of the following steps do not open the gate, (B,), (B,) -> (B,) int64; ``NEVER`` if none will."""
     p, acc = p.detach(), acc.detach()
-    if native.counts(p) and not torch.compiler.is_compiling():
+    if native.counts(p, acc) and not torch.compiler.is_compiling():
         return native.skipped_steps(p, acc)
     return _add_up(p, acc, NEVER)[0]
 
@@ -64,7 +64,7 @@ def skipped_steps(p: Tensor, acc: Tensor) -> Tensor:
 def advance(p: Tensor, acc: Tensor, steps: int) -> Tensor:
     """The sum after ``steps`` more steps in all of which the gate is shut, (B,), (B,) -> (B,)."""
     p, acc = p.detach(), acc.detach()
-    return native.advance(p, acc, steps) if native.counts(p) else _add_up(p, acc, steps)[1]
+    return native.advance(p, acc, steps) if native.counts(p, acc) else _add_up(p, acc, steps)[1]
 
 
 def _add_up(p: Tensor, acc: Tensor, limit: int) -> tuple[Tensor, Tensor]:

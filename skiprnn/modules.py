@@ -1,5 +1,6 @@
 """SkipLSTM and SkipGRU: their parameters and the choice of engine."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -98,8 +99,10 @@ class _SkipRNN(RecurrentStack):
         """The state after ``n`` more steps, in all of which every sequence skips its sample.
 
         Raises:
-            ValueError: a sequence needs one of the samples.
+            ValueError: a sequence needs one of the samples, or ``state`` has the wrong shape.
         """
+        n = operator.index(n)
+        self._unpack(state, len(state.update_prob))  # refuses other shapes
         skips = clock.skipped_steps(state.update_prob, state.cum_update_prob)
         most = int(skips.min()) if len(skips) else n
         if not 0 <= n <= most:

@@ -126,13 +126,19 @@ INLINE v16 hyperbolic(v16 x) {
 // One of the four steps (8, 4, 2, 1) of transposing 16 rows: exchanges lanes between rows whose numbers differ by S.
 template <int S>
 INLINE void transpose_step(const v16 *a, v16 *b) {
-    i16 low, high;
-    for (int l = 0; l < 16; l++) low[l] = (l & ~S) + (l & S ? 16 : 0), high[l] = (l | S) + (l & S ? 16 : 0);
+#define LOW(l) (((l) & ~S) + ((l) & S ? 16 : 0))
+#define HIGH(l) (((l) | S) + ((l) & S ? 16 : 0))
+#define LANES(of) of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14), of(15)
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++)
         if (!(i & S)) {
-            b[i] = __builtin_shuffle(a[i], a[i + S], low);
-            b[i + S] = __builtin_shuffle(a[i], a[i + S], high);
+#if defined(__clang__) || __GNUC__ >= 12
+            b[i] = __builtin_shufflevector(a[i], a[i + S], LANES(LOW));
+            b[i + S] = __builtin_shufflevector(a[i], a[i + S], LANES(HIGH));
+#else
+            b[i] = __builtin_shuffle(a[i], a[i + S], i16{LANES(LOW)});
+            b[i + S] = __builtin_shuffle(a[i], a[i + S], i16{LANES(HIGH)});
+#endif
         }
 }
 
@@ -275,9 +281,10 @@ INLINE int64_t skip_additions(float p, float before, float &acc, int64_t most) {
     float power;
     memcpy(&power, &next, 4);
     const float room = (power < 0.5f ? power : 0.5f) - acc;
-    int64_t n = (int64_t)(room / gain) - 1;
+    const float additions = room / gain - 1;
+    if (!(additions >= 1 && additions < 1e9f)) return 0;
+    int64_t n = (int64_t)additions;
     if (n > most) n = most;
-    if (n <= 0) return 0;
     acc += n * gain;
     return n;
 }

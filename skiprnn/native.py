@@ -118,8 +118,11 @@ def trains(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
 
 def infers(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
     """Whether ``infer``, which runs one sequence after the other, is the fastest way to do without gradients."""
+    steps, batch, _ = tensors[0].shape
     most = 3 if _has_backward(cell, num_layers) else 8  # as measured on 1 to 8 sequences a thread
-    return tensors[0].shape[1] <= most * torch.get_num_threads() and type(cell) in KINDS and _computes(tensors)
+    if batch > most * torch.get_num_threads() or type(cell) not in KINDS or not _computes(tensors):
+        return False
+    return steps * batch >= 8 or sum(weight.numel() for weight in tensors[1:]) < 500_000  # packing weights pays off
 
 
 def streams(cell: Cell, parameters: tuple[Tensor, ...]) -> bool:
@@ -127,9 +130,10 @@ def streams(cell: Cell, parameters: tuple[Tensor, ...]) -> bool:
     return type(cell) in KINDS and _computes(parameters)
 
 
-def counts(p: Tensor) -> bool:
-    """Whether ``skipped_steps`` and ``advance`` count for these probabilities."""
-    return LIBRARY is not None and p.dtype == torch.float32 and p.device.type == "cpu"
+def counts(p: Tensor, acc: Tensor) -> bool:
+    """Whether ``skipped_steps`` and ``advance`` count for these probabilities and sums."""
+    fits = all(t.dtype is torch.float32 and t.is_cpu for t in (p, acc))
+    return LIBRARY is not None and fits and p.dim() == 1 and p.shape == acc.shape
 
 
 def _has_backward(cell: Cell, num_layers: int) -> bool:
@@ -149,7 +153,7 @@ class PackedStack:
     """A stack's weights as native.cpp wants them, copied when this is made."""
 
     def __init__(self, cell: Cell, layers: Sequence[LayerWeights], update_weight: Tensor, update_bias: Tensor) -> None:
-        self.hidden_size = H = len(update_weight)
+        H = len(update_weight)
         self.units = HP = _padded(H)
         weights = [LayerWeights(*(tensor.contiguous() for tensor in layer)) for layer in layers]
         w_p = update_weight.contiguous()
@@ -172,10 +176,10 @@ class PackedStack:
 class Follower:
     """One sequence through a packed stack, its samples coming bit by bit."""
 
-    def __init__(self, stack: PackedStack, states: list[Tensor], p: Tensor, skips: int) -> None:
-        """Go on from ``states``, (num_layers, stack.units) each, and ``p``, (1,), which are updated in place."""
+    def __init__(self, stack: PackedStack, states: list[Tensor], p: Tensor) -> None:
+        """Update ``states``, (num_layers, stack.units) each, and ``p``, (1,), in place: contiguous, float32, CPU."""
         self._kept = stack, states, p
-        self._structure = _Follower(stack=ctypes.pointer(stack.structure), skips=skips)
+        self._structure = _Follower(stack=ctypes.pointer(stack.structure))
         self._address = ctypes.addressof(self._structure)
         _point(self._structure, h=states[0], c=states[-1], p=p)
         self._follow = LIBRARY.skiprnn_follow  # type: ignore[union-attr]

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from skiprnn import clock, native
 from skiprnn.modules import SkipGRU, SkipLSTM
@@ -20,8 +19,9 @@ class Stream:
     After each sample it uses, the network knows how many of the following ones it will skip. ``pull`` fetches only
     those it needs; ``push`` and ``advance`` are for callers with a clock of their own; ``feed`` takes many at a time.
     Gates and outputs are those of ``rnn(...)`` over the whole sequence; nothing is differentiated. In float32 on the
-    CPU the steps are compiled, where the extension was built; weights are then copied when the stream is made. A stream
-    belongs to one thread, but several streams run in parallel: ``feed`` lets other threads run.
+    CPU the steps are compiled, where the extension was built; the weights of ``rnn`` are then copied when the stream is
+    made, those of the head never. A stream belongs to one thread, but several streams run in parallel: ``feed`` lets
+    other threads run.
 
     Args:
         rnn: a ``SkipLSTM`` or ``SkipGRU``, of any number of layers.
@@ -51,21 +51,32 @@ class Stream:
             if native.streams(rnn.cell, tuple(rnn.parameters()))
             else None
         )
+        with torch.inference_mode(False), torch.no_grad():  # tensors that may be written to anywhere
+            initial = rnn.initial_state(1)
+            tensors = [tensor.clone() for tensor in initial]
+            units = rnn.hidden_size if self._stack is None else self._stack.units
+            self._states = [s.new_zeros(rnn.num_layers, units) for s in tensors[:-2]]
+            self._p, self._zero = torch.ones_like(tensors[-2]), torch.zeros_like(tensors[-1])
+        self._start: State = type(initial)(*tensors)
+        self._start_skips = int(clock.skipped_steps(self._start.update_prob, self._start.cum_update_prob))
+        self._follower = None if self._stack is None else native.Follower(self._stack, self._states, self._p)
         self.reset(state)
 
     @torch.no_grad()
     def reset(self, state: State | None = None) -> None:
-        """Start a new sequence, or go on from a state of batch size 1."""
-        state = self.rnn.initial_state(1) if state is None else state
-        self.rnn._unpack(state, 1)  # refuses other shapes
-        padding = self._stack.units - self.rnn.hidden_size if self._stack else 0
-        states = state[: self.rnn.cell.num_states]
-        self._states = [pad(s[:, 0], (0, padding)).clone() for s in states]  # (num_layers, units) each
-        self._p, self._acc = state.update_prob.clone(), state.cum_update_prob.clone()
-        self._zero = torch.zeros_like(self._acc)
+        """Start a new sequence, or go on from a state of batch size 1.
+
+        Raises:
+            ValueError: ``state`` is not one of batch size 1.
+        """
+        given = self._start if state is None else state
+        self.rnn._unpack(given, 1)  # refuses other shapes
+        for mine, tensor in zip(self._states, given, strict=False):
+            mine[:, : self.rnn.hidden_size] = tensor[:, 0]
+        self._p.copy_(given.update_prob)
+        self._acc = given.cum_update_prob.detach().to(self._zero, copy=True)
         self._since = 0  # samples that passed since the sum was _acc
-        self._skips = int(clock.skipped_steps(self._p, self._acc))
-        self._follower = native.Follower(self._stack, self._states, self._p, self._skips) if self._stack else None
+        self._skips = self._start_skips if state is None else int(clock.skipped_steps(self._p, self._acc))
         self._position = self._used = 0
 
     @property
@@ -192,8 +203,10 @@ class Stream:
                 _, state, update_gate = self.rnn(
                     samples[None] if self.rnn.batch_first else samples[:, None], self.state
                 )
-            self._states = [s[:, 0] for s in state[: len(self._states)]]
-            self._p, self._acc, self._since = state.update_prob, state.cum_update_prob, 0
+            for mine, tensor in zip(self._states, state, strict=False):
+                mine.copy_(tensor[:, 0])
+            self._p.copy_(state.update_prob)
+            self._acc, self._since = state.cum_update_prob, 0
             used, self._skips = int(update_gate.sum()), int(clock.skipped_steps(self._p, self._acc))
         self._position += len(samples)
         self._used += used
@@ -201,4 +214,5 @@ class Stream:
     def _numbers(self, samples: Any) -> Tensor:
         if isinstance(samples, np.ndarray) and not samples.flags.writeable:
             samples = samples.copy()  # torch warns of arrays that are not
-        return torch.as_tensor(samples, dtype=self._p.dtype, device=self._p.device)
+        like = self._start.h
+        return torch.as_tensor(samples, dtype=like.dtype, device=like.device)

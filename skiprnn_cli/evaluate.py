@@ -41,13 +41,14 @@ def command(
 
 def _text(r: "Report") -> str:
     solved = {True: "  (solved)", False: "  (not solved)", None: ""}[r.solved]
+    given = f"{round(r.steps_per_sequence, 2):g}"
     milliseconds = 1e3 * r.seconds_per_sequence
     plain_milliseconds = 1e3 * r.seconds_per_sequence_without_skipping
     lines = {
         "run": f"{r.run}, checkpoint {r.checkpoint} of step {r.step}",
         "model": f"{r.model} on {r.task}, {r.sequences:,} {r.split} sequences",
         r.metric_name: f"{r.metric:.6g}{solved}",
-        "used samples": f"{r.used_mean:.2f} ± {r.used_std:.2f} of {r.steps_per_sequence} ({r.used_percent:.1f} %)",
+        "used samples": f"{r.used_mean:.2f} ± {r.used_std:.2f} of {given} ({r.used_percent:.1f} %)",
         "cost": f"{r.cost:.3g} multiply-accumulates a sequence; without skipping {r.cost_without_skipping:.3g}",
         "time": f"{milliseconds:.3f} ms a sequence; without skipping {plain_milliseconds:.3f} ms: skipping is "
         f"{plain_milliseconds / milliseconds:.2f}x as fast ({r.device}, batch {r.batch_size})",
@@ -55,7 +56,7 @@ def _text(r: "Report") -> str:
     if r.seconds_alone is not None:
         alone, plain_alone = 1e3 * r.seconds_alone, 1e3 * r.seconds_alone_without_skipping
         lines["time alone"] = (
-            f"{alone:.3f} ms a sequence, one at a time; without skipping {plain_alone:.3f} ms: "
-            f"{plain_alone / alone:.2f}x as fast"
+            f"{alone:.3f} ms a sequence, one at a time by a stream; torch's own cell {plain_alone:.3f} ms: "
+            f"the stream is {plain_alone / alone:.2f}x as fast"
         )
     return "\n".join(f"{name:<14}{value}" for name, value in lines.items())

@@ -34,8 +34,9 @@ def command(
 
     The graph takes x (B, D) and the state h (layers, B, H), c (LSTM only), update_prob (B) and cum_update_prob (B),
     and returns output, the same state with _out added to the names, and skip_next (B): how many of the following
-    inputs will not be used. To leave n of them out, add update_prob to cum_update_prob n times, in float32. The check
-    replays the split in ONNX Runtime, step by step. Needs the extra export: pip install 'skiprnn[export]'.
+    inputs will not be used, 2^63 - 1 if none will any more. Having left them all out, set cum_update_prob to 1: then
+    the next step updates. The state to begin with stands in the file's metadata under the names of the inputs, as JSON.
+    The check replays the split in ONNX Runtime, step by step. Needs the extra export: pip install 'skiprnn[export]'.
     """
     from pipelines.export import export_run
 

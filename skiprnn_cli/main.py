@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 COMMANDS = {
-    "gen-data": "Generate a synthetic data set: adding or sine.",
+    "gen-data": "Make a data file: adding, sine, mnist, imdb or your own.",
     "train": "Train a model, or continue a run.",
     "evaluate": "Evaluate a trained run: metric, used samples, cost, time.",
     "predict": "Predict on a sequence, reading only the samples used.",

@@ -14,7 +14,7 @@ from skiprnn_cli import options
 @options.checkpoint
 @options.data_of_run
 @options.device
-@click.option("--out", type=options.PATH, help="A .png, .pdf or .svg file.  [default: RUN/usage.png]")
+@click.option("--out", type=options.PATH, help="A .png, .pdf or .svg file; .html for imdb.  [default: RUN/usage.png]")
 @options.overwrite
 def command(
     run: Path | None,

@@ -1,6 +1,7 @@
 """``skiprnn predict``."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ def command(run: Path, input: Path, dataset: str | None, index: int | None, chec
         return
     if dataset is not None or index is not None:
         raise SkipRNNError("standard input holds one sequence; drop --dataset and --index")
+    if sys.stdin is None:
+        raise SkipRNNError("standard input is closed; name a file instead of -")
     with click.open_file("-", encoding="utf-8-sig", errors="replace") as lines:
         if predictor.reads_text:
             prediction = predictor.read_text(lines.read(), "standard input")

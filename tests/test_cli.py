@@ -282,6 +282,32 @@ def test_export_names_the_extra_that_is_missing(skiprnn, make_run, monkeypatch):
     assert "install the extra with `pip install 'skiprnn[export]'`" in done.stderr
 
 
+def test_own_data_as_the_readme_has_it(skiprnn, tmp_path):
+    """From raw files to a prediction: the section's Python, then its commands."""
+    section = README.split("### Your own data")[1].split("\n### ")[0]
+    python = section.split("```python\n")[1].split("```")[0]
+    exec(compile(python, "README.md", "exec"), {})
+    commands = [line.split() for line in section.splitlines() if line.startswith("    skiprnn ")]
+    assert len(commands) == 4
+    said = []
+    for _, *words in commands:
+        done = skiprnn(*words)
+        assert done.exit_code == 0, done.output
+        said.append(done.stdout)
+    assert "210" in said[0] or "task own-classes" in said[0]
+    accuracy = float(said[2].split("accuracy")[1].split()[0])
+    assert accuracy > 0.9
+    label = (tmp_path / "recordings/labels.csv").read_text().split("007.csv,")[1].split()[0]
+    assert f"recordings/007.csv: class {label}, probability 0." in said[3]
+    assert skiprnn("plot-usage", "runs/recordings", "--examples", 3).exit_code == 0
+    done = skiprnn("train", "--data", "recordings", "--steps", 2, "--hidden", 4, "--out", "runs/short")
+    assert "cannot write data/recordings.h5" in done.stderr or "exists already" in done.stderr
+    (tmp_path / "data/recordings.h5").unlink()
+    done = skiprnn("train", "--data", "recordings", "--steps", 2, "--hidden", 4, "--out", "runs/short")
+    assert done.exit_code == 0, done.output
+    assert "converting it, as `skiprnn gen-data own recordings --out data/recordings.h5` does" in done.stderr
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_while_generating_leave_nothing(tmp_path, number, code):
     out = tmp_path / "large.h5"

@@ -73,7 +73,7 @@ def test_a_saturated_sum_opens_the_gate_whatever_p(skipped_steps):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_advance_adds_step_by_step(dtype):
+def test_advance_adds_step_by_step(skipped_steps, dtype):
     p, acc = problems(dtype)
     p = p / 64
     expected = acc.clone()
@@ -85,7 +85,7 @@ def test_advance_adds_step_by_step(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_advance_ends_for_any_number_of_steps(dtype):
+def test_advance_ends_for_any_number_of_steps(skipped_steps, dtype):
     p, acc = torch.tensor([1e-30, 1e-9, 0.0, 1e-44], dtype=dtype), torch.tensor([0.25, 0.0, 0.4, 0.0], dtype=dtype)
     sums = clock.advance(p, acc, 10**8)
     assert sums[0] == 0.25

@@ -1,6 +1,7 @@
 """Prediction on files and streams against the model's own forward pass; bad input; and what is never read."""
 
 import io
+import zipfile
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ from pipelines.model import build_model, stream, with_gate
 from pipelines.prediction import Answer, Prediction, Predictor
 from pipelines.presets import TrainConfig
 from pipelines.tasks import Sine
+from pipelines.training import train
 
 
 @pytest.fixture
@@ -160,6 +162,55 @@ def test_bad_files(tmp_path, name, x, message):
         np.save(path, x)
     with pytest.raises(SkipRNNError, match=message), open_sources(path, 2) as sources:
         sources[0].read(0)
+
+
+def test_files_that_are_not_what_their_names_say(tmp_path):
+    np.savez(tmp_path / "whole.npz", a=np.arange(4000.0).reshape(-1, 2))
+    np.save(tmp_path / "whole.npy", np.zeros((5, 2)))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "flipped.npz").write_bytes(whole[:2000] + bytes([whole[2000] ^ 255]) + whole[2001:])
+    (tmp_path / "renamed.npz").write_bytes((tmp_path / "whole.npy").read_bytes())
+    (tmp_path / "renamed.npy").write_bytes(whole)
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("x.txt", "text")
+    with h5py.File(tmp_path / "null.h5", "w") as file:
+        file["x"] = h5py.Empty("f4")
+    with h5py.File(tmp_path / "none.h5", "w"):
+        pass
+    for name, message in (
+        ("cut.npz", "cannot read"),
+        ("flipped.npz", "cannot read"),
+        ("text.npz", "holds no array of numbers"),
+        ("null.h5", "holds no array of numbers"),
+        ("none.h5", "holds no dataset"),
+    ):
+        with pytest.raises(SkipRNNError, match=message):
+            open_sources(tmp_path / name, 2).__enter__()
+    for name in ("renamed.npz", "renamed.npy"):
+        with open_sources(tmp_path / name, 2) as sources:
+            assert sources[0].read(0).shape == (2,)
+
+
+def test_values_beyond_float32_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((5, 2), 1e39))
+    with open_sources(tmp_path / "a.npy", 2) as (source,), pytest.raises(SkipRNNError, match="NaN or infinity"):
+        source.read(0)
+    with pytest.raises(SkipRNNError, match="NaN or infinity"):
+        csv_source(["1,1e39"], 2, "rows").read(0)
+
+
+def test_the_task_of_a_run_is_checked(run, adding_file):
+    task = run / "task.json"
+    task.write_text('{"task": "sine", "sampling_period": 1.0, "duration": 9.0}')
+    with pytest.raises(SkipRNNError, match=r"task.json holds data for the task sine, not adding"):
+        Predictor(run)
+    for text in ("[]", "{", ""):
+        task.write_text(text)
+        with pytest.raises(SkipRNNError, match=r"cannot read .*task.json: missing or damaged"):
+            Predictor(run)
+    train(run)
+    assert list(Predictor(run).file(adding_file, index=0))
 
 
 def test_the_dataset_must_be_clear(tmp_path):

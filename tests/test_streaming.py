@@ -306,3 +306,52 @@ def test_wrong_arguments(either_path):
         rnn.step(torch.zeros(3))
     with pytest.raises(ValueError, match="input must be"):
         SkipGRU(3, 4).step(torch.zeros(2, 5))
+
+
+def test_a_stream_takes_a_state_of_any_kind(either_path):
+    """Other dtypes and layouts are converted, since compiled code reads the numbers as they lie in memory."""
+    rnn = build("lstm", (40, 1, 2, 16, 2), -1.0, "auto", torch.float32)
+    x = torch.randn(40, 2)
+    state = rnn(x[:20, None]).state
+    expected = rnn(x[20:, None], state).state
+    crooked = state._replace(h=state.h.transpose(0, 2).contiguous().transpose(0, 2), c=state.c.mT.contiguous().mT)
+    for given in (state, crooked, type(state)(*(s.double() for s in state))):
+        stream = Stream(rnn, state=given)
+        stream.feed(x[20:])
+        assert_states_close(stream.state, expected, 1e-5)
+
+
+@compiled
+def test_a_stream_does_not_follow_its_module():
+    rnn = build("lstm", (40, 1, 2, 16, 1), -1.0, "auto", torch.float32)
+    x = torch.randn(40, 2)
+    expected = rnn(x[:, None]).state
+    with torch.inference_mode():
+        stream = Stream(rnn)
+    with torch.no_grad():
+        rnn.initial_h.add_(5)
+    rnn.double()
+    for _ in range(2):
+        stream.reset()
+        stream.feed(x)
+        assert_states_close(stream.state, expected, 1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_half_precision_streams(layers):
+    rnn = SkipLSTM(2, 16, layers, dtype=torch.bfloat16)
+    stream = Stream(rnn)
+    x = torch.randn(30, 2, dtype=torch.bfloat16)
+    stream.feed(x)
+    assert torch.equal(stream.output, rnn(x[:, None]).output[-1, 0])
+
+
+def test_states_that_do_not_fit_are_refused():
+    rnn = SkipLSTM(2, 4)
+    state = rnn.initial_state(3)
+    with pytest.raises(ValueError, match="state must hold tensors of shapes"):
+        rnn.advance(state._replace(cum_update_prob=torch.zeros(1)), 0)
+    with pytest.raises(ValueError, match="state must hold tensors of shapes"):
+        rnn.advance(state._replace(update_prob=torch.zeros(3000)), 0)
+    with pytest.raises(TypeError):
+        rnn.advance(state, 0.5)

@@ -83,6 +83,9 @@ def write_imdb(
     reviews = {split: _reviews(where, split) for split in ("train", "test")}
     train, val = _split(reviews["train"], seed)
     splits = {"train": train, "val": val, "test": reviews["test"]}
+    for name, part in splits.items():  # so that the first ones are of both classes
+        order = np.random.default_rng(derive_seed(seed, "imdb", "order", name)).permutation(len(part))
+        splits[name] = [part[row] for row in order]
     tokens = {name: [tokenize(review.text) for review in part] for name, part in splits.items()}
 
     counts = Counter(word for review in tokens["train"] for word in review)
