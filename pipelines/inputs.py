@@ -204,6 +204,9 @@ def check_sample(sample: Floats, where: str) -> Floats:
 
 def _open_arrays(path: Path) -> Any:
     if path.suffix.lower() in (".npy", ".npz"):
+        with path.open("rb") as file:
+            if file.read(2) == b"PK" and not zipfile.is_zipfile(path):  # np.load would leave it open
+                raise EOFError("the archive has no end")
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         return {"": loaded} if isinstance(loaded, np.ndarray) else loaded
     return h5py.File(path, "r", rdcc_nbytes=CACHE)

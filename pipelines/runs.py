@@ -215,15 +215,8 @@ def record_environment(run: Path, config: TrainConfig, step: int) -> None:
 def remove_leftovers(run: Path) -> None:
     """Remove the temporary files of a process that was killed."""
     for folder in (Path(run), Path(run) / "checkpoints"):
-        for pattern in (
-            ".*.json.*",
-            ".*.jsonl.*",
-            ".step-*.safetensors.*",
-            ".words.txt.*",
-            ".usage.*",
-            ".model.onnx.*",
-        ):
-            for path in folder.glob(pattern):
+        for kind in ("*.json", "*.jsonl", "step-*.safetensors", "words.txt", "usage.*", "model.onnx"):
+            for path in folder.glob(f".{kind}.*"):
                 path.unlink(missing_ok=True)
 
 
