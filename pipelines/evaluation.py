@@ -80,6 +80,7 @@ class TrainedModel:
     model: SequenceModel
     device: torch.device
     step: int
+    data_digest: str  # of the data it was trained on
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,19 @@ class TrainedRun(TrainedModel):
 def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None) -> TrainedModel:
     """Load a trained network, without its data. Arguments and errors as for ``load_run``."""
     config = load_config(run)  # first of all, is it a run?
+    saved = load_checkpoint(run, checkpoint)
     task = task_of_attributes(load_task(run), Path(run) / "task.json", config.task)
-    return _load_model(run, checkpoint, device, task)
+    where = choose_device(device or config.device)
+    model = build_model(config, task)
+    weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SkipRNNError(
+            f"the checkpoint {checkpoint!r} of {run} does not fit its config.json; restore it"
+        ) from error
+    numbers = saved.numbers
+    return TrainedModel(config, task, model.to(where).eval(), where, numbers["step"], numbers["data_digest"])
 
 
 def load_run(
@@ -116,25 +128,12 @@ def load_run(
     Raises:
         SkipRNNError: the run, its checkpoint or its data cannot be read.
     """
-    config = load_config(run)
-    task, file = load_data(Path(data or config.data), config.task, (split,), true_lengths=config.true_lengths)
-    loaded = _load_model(run, checkpoint, device, task)
+    loaded = load_model(run, checkpoint=checkpoint, device=device)
+    config, path = loaded.config, Path(data or loaded.config.data)
+    _, file = load_data(path, loaded.task, (split,), true_lengths=config.true_lengths)
+    if data is None and file.attributes["digest"] != loaded.data_digest:
+        raise SkipRNNError(f"{path} was made anew since {run} was trained on it; to use it even so, pass --data {path}")
     return TrainedRun(**vars(loaded), sequences=file.splits[split].to(loaded.device))
-
-
-def _load_model(run: Path, checkpoint: str, device: str | None, task: Task) -> TrainedModel:
-    config = load_config(run)
-    saved = load_checkpoint(run, checkpoint)
-    where = choose_device(device or config.device)
-    model = build_model(config, task)
-    weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise SkipRNNError(
-            f"the checkpoint {checkpoint!r} of {run} does not fit its config.json; restore it"
-        ) from error
-    return TrainedModel(config, task, model.to(where).eval(), where, saved.numbers["step"])
 
 
 def evaluate_run(

@@ -58,7 +58,7 @@ def plot_usage(
     """
     check_format(out)
     config = load_config(run)
-    if Path(out).suffix == ".html" and config.task != "imdb":
+    if Path(out).suffix.lower() == ".html" and config.task != "imdb":
         raise SkipRNNError(f"cannot draw {out}: only words make an .html page; name a .png, .pdf or .svg file")
     trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
     torch.manual_seed(derive_seed(config.seed, "evaluate"))
@@ -68,7 +68,7 @@ def plot_usage(
     used = _gates(trained, shown)
     if isinstance(trained.task, Imdb):
         reviews = _reviews(shown, used, load_words(run))
-        if Path(out).suffix == ".html":
+        if Path(out).suffix.lower() == ".html":
             write_text(out, _page(reviews, _title(config)), overwrite=overwrite)
             return Path(out)
         return _save(_texts(reviews, _title(config)), out, overwrite=overwrite)

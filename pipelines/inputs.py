@@ -96,8 +96,9 @@ def image_source(path: Path, side: int) -> Source:
     """
     try:
         with Image.open(path) as image:
-            grey = image.convert("L")
-    except (OSError, ValueError) as error:
+            solid = image.convert("RGBA")
+            grey = Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SkipRNNError(f"cannot read {path}: missing, damaged or no image ({error})") from error
     pixels = np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -218,6 +219,11 @@ def _choose(arrays: Any, dataset: str | None, path: Path) -> tuple[str, Any]:
         arrays.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
     else:
         names = list(arrays)
+    if dataset is None and (ragged := {"lengths", "offsets"} & set(names)):
+        raise SkipRNNError(
+            f"{path} has {' and '.join(sorted(ragged))}, which only `skiprnn gen-data own` reads; predict on the data file "
+            "that it makes"
+        )
     if dataset is None:
         likely = names if len(names) == 1 else [name for name in LIKELY if name in names][:1]
     else:

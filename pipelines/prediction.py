@@ -88,7 +88,7 @@ class Predictor:
                 raise SkipRNNError(
                     f"{path} has the datasets {', '.join(f'{name}/x' for name in SPLITS)}, not {dataset}"
                 )
-            _, data = load_data(path, task.name, (split,), true_lengths=self._model.config.true_lengths)
+            _, data = load_data(path, task, (split,), true_lengths=self._model.config.true_lengths)
             yield sequence_sources(data.splits[split], f"{path}:{split}/x")
         elif isinstance(task, Mnist) and path.suffix.lower() in IMAGES:
             yield [image_source(path, SIDE)]

@@ -49,6 +49,8 @@ class TrainConfig:
             raise SkipRNNError(f"lam must be zero or a positive number, got {self.lam}")
         if not 0 <= self.dropout < 1:
             raise SkipRNNError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
+        if self.task.startswith("own-") and not self.true_lengths:
+            raise SkipRNNError("one's own sequences always end where they end; drop --padded")
         if self.p_skip is not None and not 0 <= self.p_skip <= 1:
             raise SkipRNNError(f"p_skip must lie in 0..1, got {self.p_skip}")
         if (self.steps is None) == (self.epochs is None):

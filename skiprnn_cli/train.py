@@ -195,6 +195,11 @@ def _imported(data: Path) -> Path:
     path = DATA / f"{data.stem}.h5"
     if path.exists() and path.resolve() == data.resolve():
         path = DATA / f"{data.stem}-skiprnn.h5"
+    if path.exists():
+        raise SkipRNNError(
+            f"{path} exists already; train on it with --data {path}, or make it anew with `skiprnn gen-data own {data} "
+            f"--out {path} --overwrite`"
+        )
     click.echo(
         f"{data} is no data file yet: converting it, as `skiprnn gen-data own {data} --out {path}` does", err=True
     )

@@ -226,6 +226,11 @@ def test_word_vectors(small_imdb, tmp_path):
     ):
         with pytest.raises(SkipRNNError, match=message):
             read_vectors(path, {"film", "unneeded"})
+    (tmp_path / "nan.txt").write_text("film nan 1 2\n")
+    with pytest.raises(SkipRNNError, match="the vector of 'film' holds NaN"):
+        read_vectors(tmp_path / "nan.txt", {"film"})
+    with pytest.raises(SkipRNNError, match="lower --min-count"):
+        imdb.write_imdb(tmp_path / "j.h5", source=acl_folder(tmp_path / "again"), cache=tmp_path, min_count=10**6)
     with pytest.raises(SkipRNNError, match="a vector for none of the words"):
         read_vectors(tmp_path / "v.txt", {"other"})
 
@@ -344,6 +349,11 @@ def test_own_folder_of_csv(tmp_path):
         ({"x": np.zeros((3, 3)), "y": np.arange(3) % 2, "split": np.array(["a"] * 3)}, "unknown split 'a'"),
         ({"x": np.zeros((9, 2)), "y": np.arange(2), "offsets": np.array([0, 4, 8])}, "rising from 0 to the 9 rows"),
         ({"x": np.array(["a"] * 9), "y": np.arange(9)}, "x must hold numbers"),
+        ({"x": np.float32(1), "y": np.arange(9)}, "x must hold numbers"),
+        ({"x": np.zeros((9, 3)), "y": np.arange(9) % 2, "lengths": np.full(9, -3)}, "lengths .N,. from 1 to T"),
+        ({"x": np.zeros((9, 3)), "y": np.arange(9) % 2, "lengths": np.ones(9)}, "lengths must hold integers"),
+        ({"x": np.zeros((9, 2)), "y": np.arange(2), "offsets": np.array([1, 4, 9])}, "rising from 0 to the 9 rows"),
+        ({"x": np.zeros((3, 3)), "y": np.arange(3) % 2, "split": np.array(["val"] * 2)}, "2 splits for 3 sequences"),
     ],
 )
 def test_bad_own_arrays(tmp_path, arrays, message):
@@ -367,6 +377,10 @@ def test_bad_own_files(tmp_path):
     bad.mkdir()
     table(bad, [0, 1] * 4)
     (bad / "5.csv").write_text("1,2\n3,x\n")
+    short, latin = tmp_path / "short", tmp_path / "latin"
+    for folder, text in ((short, b"file,label\n0.csv\n"), (latin, "file,label\nü.csv,1\n".encode("latin-1"))):
+        folder.mkdir()
+        (folder / "labels.csv").write_bytes(text)
     for source, message in (
         (tmp_path / "a.npz", "cannot read .*a.npz: truncated, damaged or neither"),
         (tmp_path / "a.h5", "cannot read .*a.h5: truncated, damaged or neither"),
@@ -375,6 +389,8 @@ def test_bad_own_files(tmp_path):
         (table(wrong, [0, 1] * 4, "path,class"), "must have the columns file and label"),
         (gone, "labels.csv, line 5: there is no file .*3.csv"),
         (bad, "5.csv, line 2: 'x' is not a number"),
+        (short, "labels.csv, line 2: the row is too short"),
+        (latin, "has no readable labels.csv"),
     ):
         with pytest.raises(SkipRNNError, match=message):
             write_own(source, tmp_path / "out.h5")

@@ -68,7 +68,7 @@ def test_mnist(make, mnist_file, tmp_path):
     run = make("mnist", mnist_file)
     report = evaluate_run(run)
     assert (report.metric_name, report.steps_per_sequence, report.sequences) == ("accuracy", 784, 12)
-    assert report.cost_without_skipping == 784 * 3 * 6 * 7
+    assert report.cost_without_skipping == 784 * 4 * 6 * 7
     trained = load_run(run)
     with torch.no_grad():
         output, gate = trained.model(trained.sequences.x)
@@ -168,3 +168,33 @@ def test_embedding_starts_with_the_files_vectors(imdb_file, make):
     assert isinstance(trained.model.rnn, SkipLSTM)
     vectors = torch.from_numpy(read_sequences(imdb_file).extra["vectors"])
     torch.testing.assert_close(trained.model.embedding.weight.detach(), vectors)
+
+
+def test_data_that_means_something_else_is_refused(make, mnist_file, imdb_file, tmp_path):
+    run = make("mnist", mnist_file)
+    x = torch.zeros(12, 784, 1, dtype=torch.uint8)
+    turned = written(tmp_path / "turned.h5", Mnist("71"), Sequences(x, torch.arange(12) % 2))
+    with pytest.raises(SkipRNNError, match=r"turned.h5 has digits 71, the run was trained on 17"):
+        evaluate_run(run, data=turned)
+    with pytest.raises(SkipRNNError, match=r"turned.h5 has digits 71"):
+        list(Predictor(run).file(turned))
+    review = make("imdb", imdb_file)
+    other = Imdb(length=12, dimensions=5, vocabulary=6, vocabulary_sha256="another")
+    ids = torch.ones(12, 12, dtype=torch.int32)
+    renamed = written(tmp_path / "renamed.h5", other, Sequences(ids, torch.arange(12) % 2))
+    with pytest.raises(SkipRNNError, match="has vocabulary_sha256 another"):
+        evaluate_run(review, data=renamed)
+
+
+def test_data_made_anew_is_noticed(make, tmp_path):
+    x = torch.zeros(12, 784, 1, dtype=torch.uint8)
+    path = written(tmp_path / "m.h5", Mnist("17"), Sequences(x, torch.arange(12) % 2))
+    run = make("mnist", path)
+    evaluate_run(run)
+    path.unlink()
+    written(path, Mnist("17"), Sequences(x + 1, torch.arange(12) % 2))
+    with pytest.raises(
+        SkipRNNError, match=r"m.h5 was made anew since .* was trained on it; to use it even so, pass --data"
+    ):
+        evaluate_run(run)
+    assert evaluate_run(run, data=path).sequences == 12

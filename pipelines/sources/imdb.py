@@ -79,6 +79,8 @@ def write_imdb(
     Raises:
         SkipRNNError: a source is missing, incomplete or damaged; or ``path`` cannot be written.
     """
+    if word2vec is not None and not Path(word2vec).is_file():
+        raise SkipRNNError(f"no file {word2vec} of word vectors")
     where = Path(source) if source is not None else _fetch(cache, on_progress)
     reviews = {split: _reviews(where, split) for split in ("train", "test")}
     train, val = _split(reviews["train"], seed)
@@ -90,6 +92,8 @@ def write_imdb(
 
     counts = Counter(word for review in tokens["train"] for word in review)
     words = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+    if not words:
+        raise SkipRNNError(f"no word of the training text occurs {min_count} times; lower --min-count")
     numbers = {word: number for number, word in enumerate(words, start=UNKNOWN + 1)}
     known = read_vectors(word2vec, set(words)) if word2vec is not None else {}
     if known:
@@ -161,7 +165,7 @@ def _reviews(where: Path, split: str) -> list[Review]:
             reviews = list(_from_folder(where if (where / split).is_dir() else where / "aclImdb", split))
         else:
             reviews = list(_from_json_lines(where, split))
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, ValueError, KeyError) as error:
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise SkipRNNError(f"cannot read the {split} reviews of {where}: truncated or damaged ({error})") from error
     counts = Counter(review.label for review in reviews)
     if [counts[0], counts[1]] != [REVIEWS // 2, REVIEWS // 2]:

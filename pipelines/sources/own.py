@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from pipelines.errors import SkipRNNError
-from pipelines.inputs import csv_source
+from pipelines.inputs import UNREADABLE, csv_source
 from pipelines.randomness import derive_seed
 from pipelines.storage import SPLITS, Sequences, sequences_writer
 from pipelines.tasks.base import Task
@@ -98,14 +97,15 @@ def _folder(folder: Path) -> _Raw:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             records = list(csv.DictReader(file))
-    except OSError as error:
-        raise SkipRNNError(
-            f"{folder} has no readable {LABELS} with columns file and label ({error.strerror})"
-        ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SkipRNNError(f"{folder} has no readable {LABELS} with columns file and label ({reason})") from error
     if not records or not {"file", "label"} <= set(records[0]):
         raise SkipRNNError(f"{table} must have the columns file and label, and a row for each file")
     sequences: list[Floats] = []
     for line, record in enumerate(records, start=2):
+        if None in record.values():
+            raise SkipRNNError(f"{table}, line {line}: the row is too short")
         path = folder / (record["file"] or "")
         if not path.is_file():
             raise SkipRNNError(f"{table}, line {line}: there is no file {path}")
@@ -138,34 +138,52 @@ def _file(path: Path) -> _Raw:
                     if isinstance(dataset, h5py.Dataset):
                         strings = h5py.check_string_dtype(dataset.dtype) is not None
                         arrays[name] = dataset.asstr()[()] if strings else dataset[()]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise SkipRNNError(f"cannot read {path}: truncated, damaged or neither .npz nor HDF5 ({error})") from error
     if missing := {"x", "y"} - set(arrays):
         raise SkipRNNError(f"{path} has no array {' nor '.join(sorted(missing))}; it needs x (N, T, D) and y (N,)")
     x, y = arrays["x"], arrays["y"]
-    if x.dtype.kind not in "fiub" or y.ndim != 1:
-        raise SkipRNNError(f"{path}: x must hold numbers and y be (N,), got x {x.dtype} and y of shape {y.shape}")
+    if x.dtype.kind not in "fiub" or x.ndim < 2 or y.ndim != 1:
+        raise SkipRNNError(
+            f"{path}: x must hold numbers, (N, T, D), and y be (N,), got x {x.dtype} {x.shape}, y {y.shape}"
+        )
     if "offsets" in arrays:
-        offsets = arrays["offsets"].astype(np.int64)
-        if x.ndim != 2 or len(offsets) != len(y) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] != len(x):
+        offsets = _integers(arrays["offsets"], "offsets", path)
+        right = x.ndim == 2 and len(offsets) == len(y) + 1 and (np.diff(offsets) >= 0).all()
+        if not right or offsets[0] != 0 or offsets[-1] != len(x):
             raise SkipRNNError(f"{path}: offsets must be (N + 1,), rising from 0 to the {len(x)} rows of x (rows, D)")
         sequences = [x[start:end].astype(np.float32) for start, end in pairwise(offsets)]
     else:
         x = x[..., None] if x.ndim == 2 else x
-        lengths = arrays.get("lengths", np.full(len(x), x.shape[1] if x.ndim == 3 else 0))
-        if x.ndim != 3 or not len(x) == len(y) == len(lengths) or lengths.max(initial=0) > x.shape[1]:
+        whole = np.full(len(y), x.shape[1] if x.ndim == 3 else 0)
+        lengths = _integers(arrays.get("lengths", whole), "lengths", path)
+        right = x.ndim == 3 and len(x) == len(y) == len(lengths)
+        if not right or lengths.min(initial=0) < 0 or lengths.max(initial=0) > x.shape[1]:
             raise SkipRNNError(
                 f"{path}: x must be (N, T, D) or (N, T), y (N,) and lengths (N,) from 1 to T, got x {x.shape}, y "
                 f"{y.shape}"
             )
         sequences = [row[:length].astype(np.float32) for row, length in zip(x, lengths.tolist(), strict=True)]
-    splits = [str(split) for split in arrays["split"]] if "split" in arrays else None
-    return _Raw(sequences, y.tolist(), splits, [f"sequence {row}" for row in range(len(y))])
+    splits = _texts(arrays["split"]).tolist() if "split" in arrays else None
+    return _Raw(sequences, _texts(y).tolist(), splits, [f"sequence {row}" for row in range(len(y))])
+
+
+def _integers(array: npt.NDArray[Any], name: str, path: Path) -> npt.NDArray[np.int64]:
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise SkipRNNError(f"{path}: {name} must hold integers, (N,), got {array.dtype} of shape {array.shape}")
+    return array.astype(np.int64)
+
+
+def _texts(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Bytes as strings, all else as it is."""
+    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
 
 
 def _check(raw: _Raw, source: Path) -> None:
     if not raw.sequences:
         raise SkipRNNError(f"{source} holds no sequences")
+    if raw.splits is not None and len(raw.splits) != len(raw.sequences):
+        raise SkipRNNError(f"{source}: there are {len(raw.splits)} splits for {len(raw.sequences)} sequences")
     for sequence, name in zip(raw.sequences, raw.names, strict=True):
         if sequence.size == 0:
             raise SkipRNNError(f"{source}: {name} is empty; leave it out")

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import SkipRNNError
+from pipelines.inputs import UNREADABLE
 
 Vector = npt.NDArray[np.float32]
 
@@ -31,10 +32,12 @@ def read_vectors(path: Path, words: set[str]) -> dict[str, Vector]:
         found: dict[str, Vector] = {}
         for word, vector in readers[path.suffix](path, words):
             found.setdefault(word, vector)
-    except (OSError, ValueError, KeyError, EOFError, IndexError) as error:
+    except (*UNREADABLE, IndexError) as error:
         raise SkipRNNError(f"cannot read word vectors from {path}: {error}") from error
     if len({len(vector) for vector in found.values()}) > 1:
         raise SkipRNNError(f"cannot read word vectors from {path}: they differ in length")
+    if bad := [word for word, vector in found.items() if not np.isfinite(vector).all()]:
+        raise SkipRNNError(f"{path}: the vector of {bad[0]!r} holds NaN or infinity")
     if not found:
         raise SkipRNNError(f"{path} has a vector for none of the words; is it of another language?")
     return found

@@ -47,20 +47,24 @@ def task_of_attributes(attributes: dict[str, Any], path: Path, expected: str | N
 
 
 def load_data(
-    path: Path, expected: str, splits: tuple[str, ...], *, true_lengths: bool = False
+    path: Path, expected: str | Task, splits: tuple[str, ...], *, true_lengths: bool = False
 ) -> tuple[Task, DataFile]:
     """A data file's task and some of its splits.
 
     Args:
         path: the data file.
-        expected: the task's name.
+        expected: the task's name, or the task that a run was trained on, of whose kind the data must be.
         splits: of train, val and test.
         true_lengths: keep the lengths of the sequences; otherwise padding is part of them.
 
     Raises:
         SkipRNNError: the file cannot be read, or does not hold sequences of the ``expected`` task.
     """
-    task = task_of_file(path, expected)
+    task = task_of_file(path, expected if isinstance(expected, str) else expected.name)
+    for field in () if isinstance(expected, str) else expected.meaning:
+        ours, theirs = getattr(expected, field), getattr(task, field)
+        if ours != theirs:
+            raise SkipRNNError(f"{path} has {field} {theirs}, the run was trained on {ours}; name other --data")
     data = read_sequences(path, splits)
     for name, sequences in data.splits.items():
         try:

@@ -20,6 +20,8 @@ class Task(ABC):
     name: ClassVar[str]
     metric_name: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    meaning: ClassVar[tuple[str, ...]] = ()
+    """Fields that a run and the data it is used on must share, because x or y would say something else."""
     signal_name: ClassVar[str]
     """What ``signal`` shows, with its unit."""
 

@@ -42,6 +42,7 @@ class Imdb(ClassificationTask):
     name = "imdb"
     output_size = 2
     signal_name = "word"
+    meaning = ("length", "vocabulary_sha256", "tokenizer")
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.dimensions < 1 or self.vocabulary < 2:

@@ -31,6 +31,7 @@ class Mnist(ClassificationTask):
     name = "mnist"
     input_size = 1
     signal_name = "pixel"
+    meaning = ("digits",)
 
     def __post_init__(self) -> None:
         different = set(self.digits)

@@ -47,6 +47,9 @@ class _Own(Task):
     def embedding(self) -> nn.Module:
         return Standardize(json.loads(self.mean), json.loads(self.std))
 
+    def with_padding(self, sequences: Sequences) -> Sequences:
+        return sequences  # one's own sequences end where they end
+
     def signal(self, x: Tensor) -> Tensor:
         return x[:, 0]
 
@@ -59,6 +62,7 @@ class OwnClasses(ClassificationTask, _Own):
 
     name = "own-classes"
     signal_name = "feature 0"
+    meaning = ("features", "classes")
 
     @property
     def output_size(self) -> int:
@@ -81,6 +85,7 @@ class OwnNumbers(_Own):
     metric_name = "MSE"
     higher_is_better = False
     signal_name = "feature 0"
+    meaning = ("features",)
 
     def check(self, sequences: Sequences) -> None:
         super().check(sequences)
