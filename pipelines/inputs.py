@@ -221,8 +221,8 @@ def _choose(arrays: Any, dataset: str | None, path: Path) -> tuple[str, Any]:
         names = list(arrays)
     if dataset is None and (ragged := {"lengths", "offsets"} & set(names)):
         raise SkipRNNError(
-            f"{path} has {' and '.join(sorted(ragged))}, which only `skiprnn gen-data own` reads; predict on the data file "
-            "that it makes"
+            f"{path} has {' and '.join(sorted(ragged))}, which only `skiprnn gen-data own` reads; predict on the data "
+            "file that it makes"
         )
     if dataset is None:
         likely = names if len(names) == 1 else [name for name in LIKELY if name in names][:1]
