@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipelines.errors import SkipRNNError
 from pipelines.storage import Sequences
@@ -96,7 +96,7 @@ def image_source(path: Path, side: int) -> Source:
     """
     try:
         with Image.open(path) as image:
-            solid = image.convert("RGBA")
+            solid = ImageOps.exif_transpose(image).convert("RGBA")
             grey = Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SkipRNNError(f"cannot read {path}: missing, damaged or no image ({error})") from error

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -26,16 +27,22 @@ CHANGEABLE_ON_RESUME = {"steps", "epochs", "patience", "device", "data"}
 
 def preset_option(flag: str, field: str, kind: Any, text: str) -> Callable[[Any], Any]:
     """An option whose default is the preset's, said in its help."""
-    values = {
-        preset: {str(getattr(PRESETS[task][preset], field)) for task in TASK_NAMES} for preset in CHOICES["preset"]
-    }
-    by_preset = {preset: "/".join(sorted(found)) for preset, found in values.items()}
+    by_preset = {preset: _defaults(preset, field) for preset in CHOICES["preset"]}
     if len(set(by_preset.values())) == 1:
         default = next(iter(by_preset.values()))
     else:
-        default = ", ".join(f"{preset}: {value}" for preset, value in by_preset.items())
-    shown = "" if default == "None" else f"  [default: {default}]"
-    return click.option(flag, field, type=kind, default=None, help=text + shown)
+        default = "; ".join(f"{preset}: {value or 'none'}" for preset, value in by_preset.items())
+    return click.option(flag, field, type=kind, default=None, help=f"{text}  [default: {default}]" if default else text)
+
+
+def _defaults(preset: str, field: str) -> str:
+    """A preset's values, task by task where they differ: "mnist 128, own 64, else 256"."""
+    values = {task.split("-")[0]: getattr(PRESETS[task][preset], field) for task in TASK_NAMES}
+    usual = Counter(values.values()).most_common(1)[0][0]
+    special = [f"{task} {value}" for task, value in values.items() if value not in (usual, None)]
+    if usual is not None:
+        special.append(f"else {usual}" if special else str(usual))
+    return ", ".join(special)
 
 
 @click.command(
@@ -54,7 +61,11 @@ Examples:
     show_default=True,
     help=f"quick: minutes on two CPU cores. paper: the paper's protocol. Options below default to it{FOR_CELL_NOTE}.",
 )
-@click.option("--data", type=options.PATH, help="Data file.  [default: data/TASK.h5, generated if missing]")
+@click.option(
+    "--data",
+    type=options.PATH,
+    help="Data file, or sequences of your own.  [default: data/TASK.h5; adding and sine are generated if missing]",
+)
 @preset_option("--fresh-batches/--no-fresh-batches", "fresh_batches", bool, "Draw each batch anew, not from the file.")
 @preset_option("--cell", "cell", click.Choice(CHOICES["cell"]), "Recurrent cell.")
 @preset_option("--skip/--no-skip", "skip", bool, "Learn to skip, or run the plain cell.")

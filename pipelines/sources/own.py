@@ -220,7 +220,8 @@ def _rows(
         draws = np.random.default_rng(derive_seed(seed, "own", "split"))
         for group in [np.arange(count)] if classes is None else [np.flatnonzero(classes == c) for c in set(classes)]:
             order = draws.permutation(group)
-            first, second = math.ceil(val * len(group)), math.ceil(test * len(group))
+            first = min(math.ceil(val * len(group)), len(group) - 1)  # of each class one at least is for training
+            second = min(math.ceil(test * len(group)), len(group) - 1 - first)
             chosen[order[:first]] = "val"
             chosen[order[first : first + second]] = "test"
     rows = {split: np.flatnonzero(chosen == split) for split in SPLITS}
