@@ -94,14 +94,13 @@ def test_steps_equal_forward(name, layers, dtype):
     x = sequence(shape).to(dtype)
     rnn = build(name, shape, -1.0, "auto", dtype)
     expected = build(name, shape, -1.0, "reference", torch.float64)(x.double())
-    state, counts, before = None, [], torch.zeros(3)
+    state, counts = None, []
     with torch.no_grad():
         for t, sample in enumerate(x):
             output, state, skip_next = rnn.step(sample, state)
             torch.testing.assert_close(output.double(), expected.output[t].detach(), rtol=0, atol=TOLERANCE[dtype])
             counts.append(skip_next)
-            before = skip_next
-    assert before.dtype == torch.int64
+    assert skip_next.dtype == torch.int64
     assert_states_close(state, expected.state, TOLERANCE[dtype])
     gate = expected.update_gate.bool()
     for t in range(len(x) - 1):
