@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skiprnn import native
+from skiprnn import native, native_events
 from skiprnn.cells import Cell, LayerState, LayerWeights
 from skiprnn.clock import Clock, next_update
 from skiprnn.reference import GateState, update_probability
@@ -48,7 +48,7 @@ def skip_rnn(
             cell, layers, lengths, x, update_weight, update_bias, *gate, state_tensors
         )
     elif native.trains(cell, len(layers), arguments):
-        output, update_gate, p, acc, *last = native.NativeEvents.apply(cell, lengths, *arguments)
+        output, update_gate, p, acc, *last = native_events.NativeEvents.apply(cell, lengths, *arguments)
     else:
         output, update_gate, p, acc, *last = _Events.apply(cell, len(layers), lengths, differentiable, *arguments)
     return output, _grouped(last, cell.num_states), GateState(p, acc), update_gate
@@ -132,7 +132,7 @@ class _Events(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        native.refuse_double_backward()
+        native_events.refuse_double_backward()
         x, *_, p, acc, ends = ctx.saved_tensors[:6]
         enabled, dtype = ctx.autocast
         with torch.autocast(x.device.type, dtype, enabled=enabled):
@@ -142,7 +142,7 @@ class _Events(torch.autograd.Function):
                 walk.update(update)
             everyone = torch.arange(x.shape[1], device=x.device)
             walk.skip(everyone, np.full_like(ctx.first, -1), ctx.first, walk.start, p, acc)
-            walk.stop_at(native.saturated(p, acc, ends))
+            walk.stop_at(native_events.saturated(p, acc, ends))
             return None, None, None, None, *walk.gradients()
 
 

@@ -1,5 +1,5 @@
-// The event-driven engine on the CPU in float32 (see native.py): forward and backward of one layer, a few sequences at a
-// time, and at the end of the file inference of a stack, one sequence at a time.
+// The event-driven engine on the CPU in float32: forward and backward of one layer, a few sequences at a time (see
+// native_events.py), and at the end of the file inference of a stack, one sequence at a time (see native.py).
 //
 // A block of sequences runs its whole event loop here, so that weights stay in the cache and nothing but products and
 // gates is left to do. Gates are padded to a multiple of 16 units; padded units stay zero. The tape of a sequence holds

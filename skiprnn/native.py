@@ -1,4 +1,4 @@
-"""The compiled CPU path, native.cpp in float32: training of one layer, and inference of stacks.
+"""The compiled CPU path, native.cpp in float32: inference of stacks, and what training in native_events.py builds on.
 
 The extension is built when the package is installed, if there is a C++ compiler; without it, ``events.py`` runs in
 torch operations. ``trains`` and ``infers`` say which it is; a library that was built but cannot be loaded is named in a
@@ -6,24 +6,21 @@ warning. Forward passes share sequences out among torch's threads.
 """
 
 import ctypes
-import mmap
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from skiprnn.cells import Cell, GRUCell, GRUResetBeforeCell, LayerWeights, LSTMCell
 
 KINDS: dict[type[Cell], int] = {LSTMCell: 0, GRUCell: 1, GRUResetBeforeCell: 2}
-_UNITS = 16  # of a vector in native.cpp
+UNITS = 16  # of a vector in native.cpp
 
 
-class _Problem(ctypes.Structure):
+class Problem(ctypes.Structure):
     """``Problem`` of native.cpp, field by field."""
 
     _fields_ = [
@@ -40,7 +37,7 @@ class _Problem(ctypes.Structure):
     ]
 
 
-class _Sums(ctypes.Structure):
+class Sums(ctypes.Structure):
     """``Sums`` of native.cpp."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("w_x", "w_h", "bias_x", "bias_h", "w_p", "b_p")]
@@ -100,7 +97,7 @@ def _load() -> ctypes.CDLL | None:
         warnings.warn(f"skiprnn's compiled CPU path cannot be loaded, torch runs in its place: {error}", stacklevel=2)
         return None
     layout = 0
-    for structure in (_Problem, _Sums, _Layer, _Stack, _Inference, _Follower):
+    for structure in (Problem, Sums, _Layer, _Stack, _Inference, _Follower):
         layout = layout * 1009 + ctypes.sizeof(structure)
     if built_for != layout:
         warnings.warn("skiprnn's compiled CPU path is of another version; install skiprnn again", stacklevel=2)
@@ -112,7 +109,7 @@ LIBRARY = _load()
 
 
 def trains(cell: Cell, num_layers: int, tensors: tuple[Tensor, ...]) -> bool:
-    """Whether ``NativeEvents`` computes this: one LSTM or GRU (reset_after) layer, float32, CPU, no autocast."""
+    """Whether ``native_events`` computes this: one LSTM or GRU (reset_after) layer, float32, CPU, no autocast."""
     return _has_backward(cell, num_layers) and _computes(tensors)
 
 
@@ -154,14 +151,14 @@ class PackedStack:
 
     def __init__(self, cell: Cell, layers: Sequence[LayerWeights], update_weight: Tensor, update_bias: Tensor) -> None:
         H = len(update_weight)
-        self.units = HP = _padded(H)
+        self.units = HP = padded(H)
         weights = [LayerWeights(*(tensor.contiguous() for tensor in layer)) for layer in layers]
         w_p = update_weight.contiguous()
         raw_layers, packed_layers = (_Layer * len(layers))(), (_Layer * len(layers))()
         floats = HP
         for raw, layer in zip(raw_layers, weights, strict=True):
             raw.D = D = layer.weight_ih.shape[1]
-            _point(raw, w_x=layer.weight_ih, w_h=layer.weight_hh, bias_x=layer.bias_ih, bias_h=layer.bias_hh)
+            point(raw, w_x=layer.weight_ih, w_h=layer.weight_hh, bias_x=layer.bias_ih, bias_h=layer.bias_hh)
             floats += cell.num_gates * HP * (D + H + 2)
         sizes = {"kind": KINDS[type(cell)], "layers": len(layers), "H": H}
         raw_stack = _Stack(**sizes, layer=raw_layers, w_p=w_p.data_ptr(), b_p=update_bias.item())
@@ -181,7 +178,7 @@ class Follower:
         self._kept = stack, states, p
         self._structure = _Follower(stack=ctypes.pointer(stack.structure))
         self._address = ctypes.addressof(self._structure)
-        _point(self._structure, h=states[0], c=states[-1], p=p)
+        point(self._structure, h=states[0], c=states[-1], p=p)
         self._follow = LIBRARY.skiprnn_follow  # type: ignore[union-attr]
 
     def take(self, samples: Tensor, skips: int) -> tuple[int, int, int]:
@@ -232,191 +229,25 @@ def infer(
     stack = PackedStack(cell, layers, update_weight, update_bias)
     problem = _Inference(stack=ctypes.pointer(stack.structure), T=T, B=B, x_t=x.stride(0), x_b=x.stride(1))
     tensors = {"x": x, "lengths": ends, "h": last[0], "c": last[-1], "p": p, "acc": acc, "output": output}
-    _point(problem, **tensors, update_gate=update_gate)
+    point(problem, **tensors, update_gate=update_gate)
     LIBRARY.skiprnn_infer(ctypes.byref(problem), ctypes.c_int64(min(torch.get_num_threads(), B)))  # type: ignore[union-attr]
     return output, update_gate, p, acc, [tensor[k] for k in range(len(layers)) for tensor in last]
 
 
-def refuse_double_backward() -> None:
-    """Raise where autograd wants to differentiate a hand-written backward pass, by ``create_graph=True``."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "the event-driven engine cannot be differentiated twice; make the module with engine='reference' for that"
-        )
-
-
-class NativeEvents(torch.autograd.Function):
-    """The function of ``events._Events``, for one layer."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        cell: Cell,
-        lengths: Tensor | None,
-        x: Tensor,
-        update_weight: Tensor,
-        update_bias: Tensor,
-        p: Tensor,
-        acc: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        x = x if x.stride(2) == 1 else x.contiguous()
-        T, B, _ = x.shape
-        H = len(update_weight)
-        ends = x.new_full((B,), T, dtype=torch.int64) if lengths is None else lengths.long().clamp(0, T).contiguous()
-        states = [state.detach().contiguous().clone() for state in tensors[: cell.num_states]]
-        weights = LayerWeights(*tensors[cell.num_states :])
-        tape = _Tape.blank(cell, x, H)
-        p, acc = p.detach().clone(), acc.detach().clone()
-        output, update_gate = _reserve(T * B * H, huge_pages=True).view(T, B, H), x.new_zeros(T, B)
-        problem, _kept = _describe(cell, x, ends, weights, update_weight, update_bias, tape)
-        _point(problem, h=states[0], c=states[-1], p=p, acc=acc, output=output, update_gate=update_gate)
-        LIBRARY.skiprnn_forward(ctypes.byref(problem), ctypes.c_int64(_workers(B)))  # type: ignore[union-attr]
-        ctx.save_for_backward(x, update_weight, update_bias, ends, *weights, *tape)
-        ctx.cell = cell
-        ctx.set_materialize_grads(False)
-        return output, update_gate, p, acc, *states
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_double_backward()
-        x, update_weight, update_bias, ends, *tensors = ctx.saved_tensors
-        cell: Cell = ctx.cell
-        weights, tape = LayerWeights(*tensors[:4]), _Tape(*tensors[4:])
-        T, B, D = x.shape
-        H = len(update_weight)
-        HP, DP = _padded(H), _padded(D)
-        GP = cell.num_gates * HP
-        grad_output, grad_gate, grad_p, grad_acc, *grad_states = grads
-        states = [x.new_zeros(B, H) if g is None else g.contiguous().clone() for g in grad_states]
-        gp, ga = (x.new_zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
-        grad_x = x.new_zeros(T, B, D) if ctx.needs_input_grad[2] else None
-
-        problem, _kept = _describe(cell, x, ends, weights, update_weight, update_bias, tape)
-        w_h_back = _pad_gates(weights.weight_hh, cell.num_gates, HP).view(GP, HP // _UNITS, _UNITS).transpose(0, 1)
-        w_x_back = _pad_gates(weights.weight_ih, cell.num_gates, DP).view(GP, DP // _UNITS, _UNITS).transpose(0, 1)
-        w_h_back, w_x_back = w_h_back.contiguous(), w_x_back.contiguous()
-        _point(
-            problem, w_h_back=w_h_back, w_x_back=w_x_back, grad_h=states[0], grad_c=states[-1], grad_p=gp, grad_acc=ga
-        )
-        if grad_x is not None:
-            _point(problem, grad_x=grad_x)
-        if grad_output is not None:
-            grad_output = grad_output if grad_output.stride(2) == 1 else grad_output.contiguous()
-            problem.go_t, problem.go_b = grad_output.stride()[:2]
-            _point(problem, grad_output=grad_output)
-        if grad_gate is not None:
-            problem.gg_t, problem.gg_b = grad_gate.stride()
-            _point(problem, grad_gate=grad_gate)
-
-        workers = _workers(B)
-        shapes = {"w_x": (GP, DP), "w_h": (GP, HP), "bias_x": (GP,), "bias_h": (GP,), "w_p": (HP,), "b_p": (1,)}
-        sums = {name: x.new_zeros(workers, *shape) for name, shape in shapes.items()}
-        parts = (_Sums * workers)()
-        for w in range(workers):
-            _point(parts[w], **{name: part[w] for name, part in sums.items()})
-        LIBRARY.skiprnn_backward(ctypes.byref(problem), parts, ctypes.c_int64(workers))  # type: ignore[union-attr]
-        shut = saturated(tape.p.view(B, -1)[:, 0], tape.a.view(B, -1)[:, 0], ends)
-        gp, ga = gp.masked_fill(shut, 0), ga.masked_fill(shut, 0)
-        total = {name: part.sum(0) for name, part in sums.items()}
-        unpadded = {
-            name: total[name].view(cell.num_gates, HP, -1)[:, :H, :size].reshape(cell.num_gates * H, -1)
-            for name, size in (("w_x", D), ("w_h", H), ("bias_x", 1), ("bias_h", 1))
-        }
-        grad_weights = (unpadded["w_x"], unpadded["w_h"], unpadded["bias_x"][:, 0], unpadded["bias_h"][:, 0])
-        return None, None, grad_x, total["w_p"][:H], total["b_p"], gp, ga, *states, *grad_weights
-
-
-def saturated(p: Tensor, acc: Tensor, ends: Tensor) -> Tensor:
-    """Whether the first sum is 1 whatever p and acc, so that they get no gradient: only states made by hand are so."""
-    return (p > 1 - acc) & (ends > 0)
-
-
-class _Tape(NamedTuple):
-    """What forward leaves for backward: memory for an update at every step, of which only what is used gets real."""
-
-    h: Tensor
-    c: Tensor
-    p: Tensor
-    a: Tensor
-    t: Tensor
-    counts: Tensor
-
-    @classmethod
-    def blank(cls, cell: Cell, x: Tensor, H: int) -> Self:
-        T, B, _ = x.shape
-        rows, HP = B * (T + 1), _padded(H)
-        h = _reserve(rows * HP)
-        c = _reserve(rows * HP) if cell.num_states == 2 else h
-        return cls(h, c, _reserve(rows), _reserve(rows), _reserve(rows), x.new_zeros(B, dtype=torch.int32))
-
-
-def _reserve(floats: int, *, huge_pages: bool = False) -> Tensor:
-    """Zeros that, where they are many, take memory only where they are touched, page by page."""
-    if floats < 2**18:
-        return torch.zeros(floats, dtype=torch.float32, device="cpu")
-    memory = mmap.mmap(-1, 4 * floats, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
-    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a hint, which not every kernel takes
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32)
-
-
-def _describe(
-    cell: Cell,
-    x: Tensor,
-    ends: Tensor,
-    weights: LayerWeights,
-    update_weight: Tensor,
-    update_bias: Tensor,
-    tape: _Tape,
-) -> tuple[_Problem, list[Tensor]]:
-    """The problem as both passes need it, and the tensors it points to."""
-    T, B, D = x.shape
-    H = len(update_weight)
-    gates = cell.num_gates
-    tensors = {
-        "x": x,
-        "lengths": ends,
-        "w_x": _packed(weights.weight_ih, gates),
-        "w_h": _packed(weights.weight_hh, gates),
-        "bias_x": _packed(weights.bias_ih[:, None], gates),
-        "bias_h": _packed(weights.bias_hh[:, None], gates),
-        "w_p": _packed(update_weight[:, None], 1),
-        "tape_h": tape.h, "tape_c": tape.c, "tape_p": tape.p, "tape_a": tape.a, "tape_t": tape.t, "counts": tape.counts,
-    }  # fmt: skip
-    problem = _Problem(
-        T=T, B=B, D=D, H=H, gru=int(type(cell) is GRUCell), x_t=x.stride(0), x_b=x.stride(1), b_p=update_bias.item()
-    )
-    return _point(problem, **tensors), list(tensors.values())
-
-
-def _point(structure: Any, **tensors: Tensor) -> Any:
+def point(structure: Any, **tensors: Tensor) -> Any:
     for name, tensor in tensors.items():
         setattr(structure, name, tensor.data_ptr())
     return structure
 
 
-def _packed(weight: Tensor, gates: int) -> Tensor:
+def packed(weight: Tensor, gates: int) -> Tensor:
     """(G*H, K) -> (G*HP/16, K, 16)."""
     weight = weight.detach().contiguous()
     H, K = weight.shape[0] // gates, weight.shape[1]
-    out = weight.new_empty(gates * _padded(H) // _UNITS, K, _UNITS)
+    out = weight.new_empty(gates * padded(H) // UNITS, K, UNITS)
     LIBRARY.skiprnn_pack(weight.data_ptr(), gates, H, K, out.data_ptr())  # type: ignore[union-attr]
     return out
 
 
-def _pad_gates(weight: Tensor, gates: int, columns: int) -> Tensor:
-    """(G*H, N) -> (G*HP, columns), zeros added."""
-    H = weight.shape[0] // gates
-    shaped = weight.detach().view(gates, H, -1)
-    return pad(shaped, (0, columns - shaped.shape[2], 0, _padded(H) - H)).reshape(gates * _padded(H), columns)
-
-
-def _padded(size: int) -> int:
-    return -(-size // _UNITS) * _UNITS
-
-
-def _workers(batch: int) -> int:
-    blocks = -(-batch // int(LIBRARY.skiprnn_block()))  # type: ignore[union-attr]
-    return min(torch.get_num_threads(), blocks)
+def padded(size: int) -> int:
+    return -(-size // UNITS) * UNITS

@@ -9,6 +9,7 @@ from pipelines.presets import TrainConfig
 from pipelines.runs import create_run
 from pipelines.tasks import Adding, Sine
 from pipelines.training import train
+from skiprnn import native
 from skiprnn_cli.main import cli
 
 SIZES = {"train": 96, "val": 16, "test": 16}
@@ -54,3 +55,12 @@ def skiprnn(monkeypatch, tmp_path):
         return CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="skiprnn")
 
     return run
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def either_path(request, monkeypatch):
+    """Once with the compiled path, once without."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "LIBRARY", None)
+    elif native.LIBRARY is None:
+        pytest.skip("the compiled path was not built")

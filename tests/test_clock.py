@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from skiprnn import clock, native
+from skiprnn import clock
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -28,26 +28,16 @@ def add_step_by_step(p, acc):
     raise AssertionError("p is too small for this")
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def skipped_steps(request, monkeypatch):
-    """``clock.skipped_steps`` in each of its ways."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "LIBRARY", None)
-    elif native.LIBRARY is None:
-        pytest.skip("the compiled path was not built")
-    return clock.skipped_steps
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_skipped_steps(skipped_steps, dtype):
+def test_skipped_steps(either_path, dtype):
     p, acc = problems(dtype)
     expected = [add_step_by_step(*pair) for pair in zip(p.numpy(), acc.numpy(), strict=True)]
-    assert skipped_steps(p, acc).tolist() == expected
+    assert clock.skipped_steps(p, acc).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("start", [0.0, 0.1234567])
-def test_millions_of_additions(skipped_steps, dtype, start):
+def test_millions_of_additions(either_path, dtype, start):
     """Small probabilities, powers of 2 and odd multiples of what rounding halves among them."""
     smallest = torch.finfo(dtype).eps if dtype == torch.float32 else 1e-6
     p = torch.tensor([3e-4, 1e-6, 2**-12, 2**-19, 5 * 2**-23, 13 * 2**-26, 2 * smallest], dtype=dtype)
@@ -57,23 +47,23 @@ def test_millions_of_additions(skipped_steps, dtype, start):
         sums[0] = start
         expected.append(int((np.add.accumulate(sums) > 0.5).argmax()) - 1)
     assert min(expected) > 0
-    assert skipped_steps(p, torch.full_like(p, start)).tolist() == expected
+    assert clock.skipped_steps(p, torch.full_like(p, start)).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_some_gates_open_no_more(skipped_steps, dtype):
+def test_some_gates_open_no_more(either_path, dtype):
     eps = torch.finfo(dtype).eps
     p = torch.tensor([0.0, 1e-30, eps / 64, 0.25, torch.nan], dtype=dtype)
-    steps = skipped_steps(p, torch.tensor([0.0, 0.3, 0.4, 0.0, 0.2], dtype=dtype))
+    steps = clock.skipped_steps(p, torch.tensor([0.0, 0.3, 0.4, 0.0, 0.2], dtype=dtype))
     assert steps.tolist() == [clock.NEVER] * 3 + [2, 0]
 
 
-def test_a_saturated_sum_opens_the_gate_whatever_p(skipped_steps):
-    assert skipped_steps(torch.tensor([0.0, 1e-9, 0.3]), torch.tensor([0.9, 0.6, 0.51])).tolist() == [0, 0, 0]
+def test_a_saturated_sum_opens_the_gate_whatever_p(either_path):
+    assert clock.skipped_steps(torch.tensor([0.0, 1e-9, 0.3]), torch.tensor([0.9, 0.6, 0.51])).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_advance_adds_step_by_step(skipped_steps, dtype):
+def test_advance_adds_step_by_step(either_path, dtype):
     p, acc = problems(dtype)
     p = p / 64
     expected = acc.clone()
@@ -85,7 +75,7 @@ def test_advance_adds_step_by_step(skipped_steps, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_advance_ends_for_any_number_of_steps(skipped_steps, dtype):
+def test_advance_ends_for_any_number_of_steps(either_path, dtype):
     p, acc = torch.tensor([1e-30, 1e-9, 0.0, 1e-44], dtype=dtype), torch.tensor([0.25, 0.0, 0.4, 0.0], dtype=dtype)
     sums = clock.advance(p, acc, 10**8)
     assert sums[0] == 0.25

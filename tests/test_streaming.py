@@ -31,14 +31,6 @@ def assert_states_close(ours, theirs, tolerance):
         torch.testing.assert_close(mine.double(), other.detach().double(), rtol=0, atol=tolerance)
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def either_path(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(native, "LIBRARY", None)
-    elif native.LIBRARY is None:
-        pytest.skip("the compiled path was not built")
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
