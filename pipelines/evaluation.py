@@ -23,7 +23,7 @@ from pipelines.model import (
 from pipelines.presets import TrainConfig
 from pipelines.randomness import derive_seed
 from pipelines.runs import load_config, load_task
-from pipelines.storage import Sequences
+from pipelines.storage import Sequences, Split
 from pipelines.tasks import Task, load_data, task_of_attributes
 from skiprnn import used_samples
 
@@ -87,7 +87,7 @@ class TrainedModel:
 class TrainedRun(TrainedModel):
     """The same with a split of its data."""
 
-    sequences: Sequences  # on the device
+    sequences: Split  # on the device
 
 
 def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None) -> TrainedModel:
@@ -146,7 +146,8 @@ def evaluate_run(
     torch.manual_seed(derive_seed(config.seed, "evaluate"))
     result = evaluate(model, task, sequences, config)
     batch = sequences.take(slice(config.batch_size))
-    steps = sequences.x.shape[1] if sequences.lengths is None else sequences.lengths.double().mean().item()
+    steps = sequences.steps if sequences.lengths is None else sequences.lengths.double().mean().item()
+    cost = model.cost_per_update() + task.sample_cost
     plain = without_skipping(model).eval()
     alone, plain_alone = _seconds_alone(model, plain, sequences.take(slice(TIMED_SEQUENCES)), config)
     return Report(
@@ -164,8 +165,8 @@ def evaluate_run(
         used_mean=result.used_mean,
         used_std=result.used_std,
         used_percent=100 * result.used_mean / steps,
-        cost=result.used_mean * model.cost_per_update(),
-        cost_without_skipping=steps * model.cost_per_update(),
+        cost=result.used_mean * cost,
+        cost_without_skipping=steps * cost,
         device=str(trained.device),
         batch_size=len(batch),
         seconds_per_sequence=_seconds(model, batch, config) / len(batch),
@@ -175,7 +176,7 @@ def evaluate_run(
     )
 
 
-def evaluate(model: SequenceModel, task: Task, sequences: Sequences, config: TrainConfig) -> Evaluation:
+def evaluate(model: SequenceModel, task: Task, sequences: Split, config: TrainConfig) -> Evaluation:
     """Loss, metric and used samples of a model over sequences on its device."""
     size, batch_losses, scores, used = len(sequences), [], [], []
     for prediction, target in _predict(model, sequences, config):
@@ -191,10 +192,10 @@ def evaluate(model: SequenceModel, task: Task, sequences: Sequences, config: Tra
     )
 
 
-def _predict(model: SequenceModel, sequences: Sequences, config: TrainConfig) -> Iterator[tuple[Prediction, Tensor]]:
+def _predict(model: SequenceModel, sequences: Split, config: TrainConfig) -> Iterator[tuple[Prediction, Tensor]]:
     training = model.training
     model.eval()
-    with torch.inference_mode(), autocast(config, sequences.x.device):
+    with torch.inference_mode(), autocast(config, sequences.device):
         for start in range(0, len(sequences), 4 * config.batch_size):
             part = slice(start, start + 4 * config.batch_size)
             batch = sequences.take(part)

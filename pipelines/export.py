@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import load_run
 from pipelines.model import SequenceModel, with_gate
-from pipelines.storage import Sequences, atomic_path, check_writable
+from pipelines.storage import Split, atomic_path, check_writable
 from pipelines.tasks import Task
 from skiprnn import GRUState, LSTMState, SkipGRU, SkipLSTM
 
@@ -192,7 +192,7 @@ def _quiet(*names: str | None) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _compare(path: Path, model: SequenceModel, task: Task, sequences: Sequences) -> dict[str, Any]:
+def _compare(path: Path, model: SequenceModel, task: Task, sequences: Split) -> dict[str, Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import TrainedRun, load_run
+from pipelines.feature_file import FlatSequences, read_entries
 from pipelines.model import Prediction, autocast
 from pipelines.presets import TrainConfig
 from pipelines.randomness import derive_seed
 from pipelines.runs import load_config, load_words, read_metrics
-from pipelines.storage import Sequences, atomic_path, write_text
-from pipelines.tasks import TASKS, Imdb, Mnist
+from pipelines.storage import Sequences, atomic_path, read_attributes, write_text
+from pipelines.tasks import TASKS, Imdb, Mnist, Videos, task_of_file
 from pipelines.tasks.imdb import PADDING, UNKNOWN
 from pipelines.tasks.mnist import SIDE
 
@@ -37,19 +38,21 @@ def plot_usage(
     run: Path,
     out: Path,
     *,
-    examples: int = 10,
+    examples: int | None = None,
     split: str = "test",
     checkpoint: str = "best",
     data: Path | None = None,
+    videos: Path | None = None,
     device: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Draw the first sequences of a split, used samples red and skipped ones blue.
+    """Draw sequences of a split, the first ones or of videos some from all over it, used samples red, others blue.
 
     Args:
         run: the run directory.
         out: a path ending in .png, .pdf or .svg; for IMDB also .html.
-        examples: sequences to draw.
+        examples: sequences to draw; by default 10, or 3 videos.
+        videos: the folder of the videos, if they are no longer where their features were extracted.
         split, checkpoint, data, device: as for ``evaluation.evaluate_run``.
         overwrite: replace ``out`` if it exists.
 
@@ -62,6 +65,11 @@ def plot_usage(
         raise SkipRNNError(f"cannot draw {out}: only words make an .html page; name a .png, .pdf or .svg file")
     trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
     torch.manual_seed(derive_seed(config.seed, "evaluate"))
+    if isinstance(trained.task, Videos):
+        return _save(_videos(trained, examples or 3, split, data, videos), out, overwrite=overwrite)
+    if videos is not None:
+        raise SkipRNNError(f"{run} was not trained on videos; drop --videos")
+    examples = examples or 10
     if isinstance(trained.task, Mnist):
         return _save(_digits(trained, examples), out, overwrite=overwrite)
     shown = trained.sequences.take(slice(examples))
@@ -136,6 +144,33 @@ def _digits(trained: TrainedRun, examples: int) -> Figure:
     handles = [Patch(color=INK[0], label="used"), Patch(color=INK[1], label="skipped")]
     _legend(figure, handles, _title(trained.config))
     return figure
+
+
+def _videos(trained: TrainedRun, examples: int, split: str, data: Path | None, videos: Path | None) -> Figure:
+    """Videos frame by frame; without the videos, the change from frame to frame."""
+    path = data or Path(trained.config.data)
+    entries = [entry for entry in read_entries(path) if entry.split == split]
+    rows = torch.linspace(0, len(entries) - 1, min(examples, len(entries))).round().long()
+    shown = trained.sequences.take(rows.to(trained.sequences.device))
+    task, attributes = task_of_file(path), read_attributes(path)
+    assert isinstance(task, Videos)
+    if not task.network and videos is None:  # features that were made elsewhere
+        return _signals(trained, shown, _gates(trained, shown))
+    from pipelines.contact_sheet import Sheet, contact_sheets
+    from pipelines.video import Sampling
+
+    root = videos or Path(attributes["source"])
+    with torch.inference_mode(), autocast(trained.config, trained.device):
+        prediction: Prediction = trained.model(shown.x, shown.lengths)
+    assert isinstance(trained.sequences, FlatSequences)
+    counts = trained.sequences.counts[rows.to(trained.sequences.counts.device)].tolist()
+    sheets = []
+    for index, row in enumerate(rows.tolist()):
+        entry, used = entries[row], prediction.update_gate[index, : counts[index]].bool().tolist()
+        said = task.answer(prediction.output[index].cpu())
+        heading = f"{entry.name}: {said['class']} ({said['probability']:.0%}), {sum(used)} of {len(used)} frames used"
+        sheets.append(Sheet(root / entry.name, heading, used))
+    return contact_sheets(sheets, Sampling(task.fps, task.seconds), _title(trained.config), USED, SKIPPED)
 
 
 Reviews = list[tuple[str, list[tuple[str, bool]]]]  # a heading, and each word with whether it was used

@@ -15,9 +15,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Sequences
+from pipelines.storage import Split
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
@@ -76,16 +77,22 @@ def open_sources(path: Path, input_size: int, dataset: str | None = None) -> Ite
             arrays.close()
 
 
-def sequence_sources(sequences: Sequences, name: str) -> list[Source]:
+def sequence_sources(sequences: Split, name: str) -> list[Source]:
     """The sequences of a split, each to its end."""
-    steps = sequences.x.shape[1]
-    lengths = [steps] * len(sequences) if sequences.lengths is None else sequences.lengths.tolist()
-    x = sequences.x.reshape(len(sequences), steps, -1).numpy()
+    lengths = [sequences.steps] * len(sequences) if sequences.lengths is None else sequences.lengths.tolist()
     several = len(sequences) > 1
-    return [
-        _array_source(lambda t, row=row: row[t], length, f"{name}[{i}]" if several else name)  # type: ignore[misc]
-        for i, (row, length) in enumerate(zip(x, lengths, strict=True))
-    ]
+
+    def source(row: int) -> Source:
+        x: list[Tensor] = []  # read when first asked for
+
+        def sample(t: int) -> Any:
+            if not x:
+                x.append(sequences.take(slice(row, row + 1)).x.reshape(sequences.steps, -1))
+            return x[0][t].numpy()
+
+        return _array_source(sample, lengths[row], f"{name}[{row}]" if several else name)
+
+    return [source(row) for row in range(len(sequences))]
 
 
 def image_source(path: Path, side: int) -> Source:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from pipelines.inputs import (
     read_text,
     sequence_sources,
 )
-from pipelines.model import stream
+from pipelines.model import stream, without_skipping
 from pipelines.runs import load_words
-from pipelines.storage import SPLITS, Sequences, is_data_file
-from pipelines.tasks import Imdb, Mnist, load_data
+from pipelines.sources.videos import SUFFIXES
+from pipelines.storage import SPLITS, Sequences, schema_of
+from pipelines.tasks import Imdb, Mnist, Videos, load_data
 from pipelines.tasks.imdb import PADDING, UNKNOWN, tokenize
 from pipelines.tasks.mnist import SIDE
 from skiprnn import Stream
@@ -50,15 +51,42 @@ class Prediction:
     seconds: float  # reading included
 
 
+@dataclass(frozen=True)
+class VideoPrediction(Prediction):
+    """What the model says of a video, whose steps past the end it may read as absent."""
+
+    frames_used: int  # that went through the network
+    frames: int  # there are
+    answer_with_every_frame: dict[str, Any] | None = None  # of the same weights with the gate always open
+    seconds_with_every_frame: float | None = None
+
+
 class Predictor:
     """A trained run that predicts, one sequence at a time."""
 
-    def __init__(self, run: Path, *, checkpoint: str = "best", device: str | None = "cpu") -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        checkpoint: str = "best",
+        device: str | None = "cpu",
+        weights: str | None = None,
+        compare: bool = False,
+    ) -> None:
         """Load a run.
+
+        Args:
+            run: the run directory.
+            checkpoint: "best" or "last".
+            device: where to run it.
+            weights: of the network that looks at video frames, where they are not to be had from where they came.
+            compare: predict on videos with every frame used, too.
 
         Raises:
             SkipRNNError: it cannot be read, or skips at random.
         """
+        self._weights, self._compare = weights, compare
+        self._network: Any = None  # that looks at video frames
         self._run = Path(run)
         self._numbers: dict[str, int] | None = None  # of words
         self._model: TrainedModel = load_model(run, checkpoint=checkpoint, device=device)
@@ -73,6 +101,14 @@ class Predictor:
             dataset: which array of an .npz or HDF5 file; in a data file, by default ``test/x``.
             index: which of several sequences.
         """
+        task = self._model.task
+        if isinstance(task, Videos) and Path(path).suffix.lower() in SUFFIXES:
+            if index or dataset is not None:
+                raise SkipRNNError(f"{path} is one video; drop --dataset and --index")
+            yield self._video(Path(path), task)
+            return
+        if self._compare:
+            raise SkipRNNError("only a video can be compared with every frame used; drop --compare")
         with self._open(Path(path), dataset) as sources:
             if index is not None and not 0 <= index < len(sources):
                 raise SkipRNNError(f"{path} holds {len(sources)} sequences, so --index goes up to {len(sources) - 1}")
@@ -82,7 +118,7 @@ class Predictor:
     @contextmanager
     def _open(self, path: Path, dataset: str | None) -> Iterator[Sequence[Source]]:
         task = self._model.task
-        if path.is_file() and is_data_file(path):
+        if path.is_file() and schema_of(path):
             split = (dataset or "test/x").strip("/").partition("/")[0]
             if split not in SPLITS:
                 raise SkipRNNError(
@@ -130,6 +166,32 @@ class Predictor:
             yield Answer(step, self._model.task.answer(output))
         given = source.count()
         yield self._prediction(source, given, start)
+
+    def _video(self, path: Path, task: Videos) -> VideoPrediction:
+        from pipelines.video_source import every_frame, network_of, open_video
+
+        if self._network is None:
+            self._network = network_of(task, self._weights, self._model.device)
+        pads = not self._model.config.true_lengths
+        start = time.perf_counter()
+        with open_video(path, task, self._network, pads=pads) as video:
+            self._stream.reset()
+            self._stream.run(video.read)
+            answer = task.answer(self._stream.prediction)
+            seconds = time.perf_counter() - start
+            count, frames = video.count(), video.frames()
+        used = self._stream.used
+        said = VideoPrediction(str(path), answer, used, count, seconds, video.frames_used, frames)
+        if not self._compare:
+            return said
+        plain = without_skipping(self._model.model).eval()
+        start = time.perf_counter()
+        features = torch.from_numpy(every_frame(path, task, self._network, pads=pads)).to(self._model.device)
+        with torch.inference_mode():
+            answer = task.answer(plain(features[None]).output[0].cpu())
+        return replace(
+            said, answer_with_every_frame=answer, seconds_with_every_frame=time.perf_counter() - start
+        )  # fmt: skip
 
     def _predict(self, source: Source) -> Prediction:
         start = time.perf_counter()

@@ -74,7 +74,7 @@ class TrainConfig:
         return cell if self.p_skip is None else f"{cell} p_skip={self.p_skip:g}"
 
 
-TASK_NAMES = ("adding", "sine", "mnist", "imdb", "own-classes", "own-numbers")
+TASK_NAMES = ("adding", "sine", "mnist", "imdb", "ucf101", "videos", "own-classes", "own-numbers")
 CHOICES = {
     "task": TASK_NAMES,
     "preset": ("quick", "paper"),
@@ -117,6 +117,17 @@ PRESETS = {
             "paper": TrainConfig(task=task, preset="paper", true_lengths=True, epochs=300, eval_every=100),
         }
         for task in ("own-classes", "own-numbers")
+    },
+    # The paper trains for some 300 epochs. Quick: a few classes in minutes on two CPU cores.
+    **{
+        task: {
+            "quick": TrainConfig(
+                task=task, preset="quick", hidden_size=512, num_layers=2, dropout=0.5, lr=1e-3, batch_size=32,
+                epochs=30, eval_every=25,
+            ),
+            "paper": TrainConfig(task=task, preset="paper", hidden_size=512, num_layers=2, epochs=300, eval_every=38),
+        }
+        for task in ("ucf101", "videos")
     },
     # The paper stops early on the validation split. Quick: ten times its learning rate, minutes on two CPU cores.
     "imdb": {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -25,22 +25,64 @@ from torch import Tensor
 
 from pipelines.errors import SkipRNNError
 
-SCHEMA = "skiprnn-sequences"
-SCHEMA_VERSION = 1
+SEQUENCES, FEATURES = "skiprnn-sequences", "skiprnn-features"  # schemas; the second is feature_file.py's
+SCHEMA_VERSION = 1  # of both
 SPLITS = ("train", "val", "test")
 ARRAYS = ("x", "y", "lengths")  # of a split
 
 
+class Split(Protocol):
+    """One split of a data file."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def y(self) -> Tensor:
+        """(N,)."""
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """(N,); None: all steps."""
+
+    @property
+    def steps(self) -> int:
+        """T."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def take(self, rows: Tensor | slice) -> "Sequences": ...
+
+    def to(self, device: torch.device | str) -> "Split": ...
+
+    def padded(self) -> "Split":
+        """The sequences with what stands past their ends as part of them."""
+
+
 @dataclass(frozen=True)
 class Sequences:
-    """One split in memory."""
+    """Sequences in memory."""
 
-    x: Tensor  # (N, T, D) float32 or uint8, or (N, T) int32
+    x: Tensor  # (N, T, D) float32, float16 or uint8, or (N, T) int32
     y: Tensor  # (N,) float32 or int64
     lengths: Tensor | None = None  # (N,) int64; None: all T steps
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.x.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.x.device
+
+    def padded(self) -> "Sequences":
+        """The sequences with what stands past their ends as part of them."""
+        return Sequences(self.x, self.y)
 
     def take(self, rows: Tensor | slice) -> "Sequences":
         """The sequences of the given row numbers."""
@@ -63,7 +105,7 @@ class DataFile:
 
     path: Path
     attributes: dict[str, Any]
-    splits: dict[str, Sequences]
+    splits: dict[str, Split]
     extra: dict[str, npt.NDArray[Any]]
 
 
@@ -119,7 +161,7 @@ def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
 class SequencesWriter:
     """Writes an open HDF5 file split by split, chunk by chunk, with the digest as it goes."""
 
-    def __init__(self, file: h5py.File, disk: "_PatientFile") -> None:
+    def __init__(self, file: h5py.File, disk: "PatientFile") -> None:
         self._file = file
         self._disk = disk
         self._digest = hashlib.sha256()
@@ -149,26 +191,32 @@ class SequencesWriter:
         self._disk.check()
 
     def finish(self, attributes: dict[str, Any]) -> None:
-        described = {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            **attributes,
-            "digest": self._digest.hexdigest(),
-        }
-        for key, value in described.items():
-            self._file.attrs[key] = value
+        describe(self._file, SEQUENCES, {**attributes, "digest": self._digest.hexdigest()})
+
+
+def describe(file: h5py.File, schema: str, attributes: dict[str, Any]) -> None:
+    """Give a new file its attributes."""
+    for key, value in {"schema": schema, "schema_version": SCHEMA_VERSION, **attributes}.items():
+        file.attrs[key] = value
 
 
 @contextmanager
 def sequences_writer(path: Path, *, overwrite: bool) -> Iterator[SequencesWriter]:
     """Open a new data file for writing; it appears at ``path`` whole or not at all."""
-    with atomic_path(path, overwrite=overwrite) as temporary, _PatientFile(temporary, "w+") as disk:
+    with hdf5_writer(path, overwrite=overwrite) as (file, disk):
+        yield SequencesWriter(file, disk)
+
+
+@contextmanager
+def hdf5_writer(path: Path, *, overwrite: bool) -> Iterator[tuple[h5py.File, "PatientFile"]]:
+    """Open a new HDF5 file, which appears at ``path`` whole or not at all, and the file under it, to be checked."""
+    with atomic_path(path, overwrite=overwrite) as temporary, PatientFile(temporary, "w+") as disk:
         with h5py.File(disk, "w") as file:
-            yield SequencesWriter(file, disk)
+            yield file, disk
         disk.check()
 
 
-class _PatientFile(io.FileIO):
+class PatientFile(io.FileIO):
     """A file under HDF5, which crashes the process when a write fails: keeps the error for ``check`` to raise."""
 
     error: BaseException | None = None
@@ -195,13 +243,14 @@ class _PatientFile(io.FileIO):
             raise self.error
 
 
-def is_data_file(path: Path) -> bool:
-    """Whether a file is of this schema, in whatever state."""
+def schema_of(path: Path) -> str | None:
+    """Which of the schemas a file is of, in whatever state; None where of none."""
     try:
         with h5py.File(path, "r") as file:
-            return bool(file.attrs.get("schema") == SCHEMA)
+            schema = file.attrs.get("schema")
+            return schema if schema in (SEQUENCES, FEATURES) else None
     except OSError:
-        return False
+        return None
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -210,8 +259,8 @@ def read_attributes(path: Path) -> dict[str, Any]:
     Raises:
         SkipRNNError: there is no such file, or it is not an intact data file of this schema.
     """
-    with _open_sequences(path) as file:
-        return _attributes(file)
+    with open_data(path, SEQUENCES, FEATURES) as file:
+        return root_attributes(file)
 
 
 def read_sequences(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
@@ -220,19 +269,24 @@ def read_sequences(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
     Raises:
         SkipRNNError: the file is missing, foreign, damaged, or holds values that are not finite.
     """
-    with _open_sequences(path) as file:
-        attributes = _attributes(file)
+    with open_data(path, SEQUENCES) as file:
+        attributes = root_attributes(file)
         extra = {name: dataset[()] for name, dataset in file["extra"].items()} if "extra" in file else {}
         return DataFile(Path(path), attributes, {name: _read_split(file, path, name) for name in splits}, extra)
 
 
 @contextmanager
-def _open_sequences(path: Path) -> Iterator[h5py.File]:
+def open_data(path: Path, *schemas: str) -> Iterator[h5py.File]:
+    """Open a file of one of the schemas for reading.
+
+    Raises:
+        SkipRNNError: it is missing, foreign, or found damaged while it is open.
+    """
     if not Path(path).exists():
         raise SkipRNNError(f"no data file {path}; make one with `skiprnn gen-data` or name another with --data")
     try:
         with h5py.File(path, "r") as file:
-            if file.attrs.get("schema") != SCHEMA:
+            if file.attrs.get("schema") not in schemas:
                 raise SkipRNNError(f"{path} is not a skiprnn data file; make one with `skiprnn gen-data`")
             if file.attrs.get("schema_version") != SCHEMA_VERSION:
                 raise SkipRNNError(
@@ -247,7 +301,8 @@ def _open_sequences(path: Path) -> Iterator[h5py.File]:
         ) from error
 
 
-def _attributes(file: h5py.File) -> dict[str, Any]:
+def root_attributes(file: h5py.File) -> dict[str, Any]:
+    """The attributes of an open file, those that none lacks among them."""
     attributes = {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items()}
     for key in ("task", "digest"):
         attributes[key]  # a file without them was never finished

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader, Sampler
 
 from pipelines.checkpoints import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import Evaluation, evaluate
+from pipelines.feature_file import FlatSequences
 from pipelines.model import SequenceModel, autocast, build_model, choose_device
 from pipelines.presets import TrainConfig
 from pipelines.randomness import derive_seed, generator
@@ -29,10 +31,11 @@ from pipelines.runs import (
     remove_leftovers,
     rewind_metrics,
 )
-from pipelines.storage import DataFile, Sequences
+from pipelines.storage import DataFile, Sequences, Split
 from pipelines.tasks import SyntheticTask, Task, load_data
 from skiprnn import budget_loss, used_samples
 
+LOADERS = 2  # processes that read batches from a file too large for memory
 CHECK_EVERY = 100  # steps between looks for a loss that is not finite
 MEASURED = ("loss", "task_loss", "budget_loss", "metric", "used", "grad_norm")
 
@@ -198,7 +201,7 @@ def change_run(run: Path, **changes: Any) -> None:
         extend_run(run, **changes)
 
 
-def _total_steps(config: TrainConfig, splits: dict[str, Sequences]) -> int:
+def _total_steps(config: TrainConfig, splits: Mapping[str, Split]) -> int:
     if config.steps is not None:
         return config.steps
     return (config.epochs or 0) * math.ceil(len(splits["train"]) / config.batch_size)
@@ -224,7 +227,7 @@ def _step(
 
 
 def _batches(
-    config: TrainConfig, task: Task, splits: dict[str, Sequences], step: int, device: torch.device
+    config: TrainConfig, task: Task, splits: Mapping[str, Split], step: int, device: torch.device
 ) -> Iterator[Sequences]:
     """The batches that follow ``step``: a function of the seed and the step, wherever training was interrupted."""
     if config.fresh_batches:
@@ -236,14 +239,33 @@ def _batches(
             step += 1
             yield task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
     split = splits["train"]
-    per_epoch = math.ceil(len(split) / config.batch_size)
-    while True:
-        epoch, done = divmod(step, per_epoch)
-        order = np.random.default_rng(derive_seed(config.seed, "epoch", epoch)).permutation(len(split))
-        rows = torch.from_numpy(order).to(device)
-        for start in range(done * config.batch_size, len(rows), config.batch_size):
-            yield split.take(rows[start : start + config.batch_size])
-            step += 1
+    rows = _Rows(len(split), config, step)
+    if isinstance(split, FlatSequences) and split.streams:  # from the file, ahead of the step that needs them
+        loader: DataLoader[Sequences] = DataLoader(
+            replace(split, target=torch.device("cpu")),  # type: ignore[arg-type]
+            sampler=rows,
+            batch_size=None,
+            num_workers=LOADERS,
+            multiprocessing_context="spawn",
+        )
+        yield from (batch.to(device) for batch in loader)
+    yield from (split.take(chosen.to(device)) for chosen in rows)
+
+
+class _Rows(Sampler[Tensor]):
+    """The row numbers of the batches that follow a step, without end."""
+
+    def __init__(self, size: int, config: TrainConfig, step: int) -> None:
+        self._size, self._batch_size, self._seed, self._step = size, config.batch_size, config.seed, step
+
+    def __iter__(self) -> Iterator[Tensor]:
+        step, per_epoch = self._step, math.ceil(self._size / self._batch_size)
+        while True:
+            epoch, done = divmod(step, per_epoch)
+            order = np.random.default_rng(derive_seed(self._seed, "epoch", epoch)).permutation(self._size)
+            for rows in torch.split(torch.from_numpy(order), self._batch_size)[done:]:
+                yield rows
+                step += 1
 
 
 def _learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:

@@ -11,6 +11,7 @@ import click
 
 COMMANDS = {
     "gen-data": "Make a data file: adding, sine, mnist, imdb or your own.",
+    "extract-features": "Compute the features of videos' frames: UCF-101 or your own.",
     "train": "Train a model, or continue a run.",
     "evaluate": "Evaluate a trained run: metric, used samples, cost, time.",
     "predict": "Predict on a sequence, reading only the samples used.",

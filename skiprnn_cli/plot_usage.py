@@ -9,24 +9,29 @@ from skiprnn_cli import options
 
 @click.command(epilog="Example: skiprnn plot-usage runs/NAME --examples 6 --out usage.pdf")
 @options.run_argument
-@click.option("--examples", type=click.IntRange(1, 100), default=10, show_default=True, help="Sequences to draw.")
+@click.option("--examples", type=click.IntRange(1, 100), help="Sequences to draw.  [default: 10; videos: 3]")
 @options.split
 @options.checkpoint
 @options.data_of_run
+@click.option("--videos", type=options.PATH, help="Folder of the videos.  [default: where they were extracted from]")
 @options.device
 @click.option("--out", type=options.PATH, help="A .png, .pdf or .svg file; .html for imdb.  [default: RUN/usage.png]")
 @options.overwrite
 def command(
     run: Path | None,
-    examples: int,
+    examples: int | None,
     split: str,
     checkpoint: str,
     data: Path | None,
+    videos: Path | None,
     device: str | None,
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Draw which samples RUN, or the run under runs/ trained last, used (red) and skipped (blue)."""
+    """Draw which samples RUN, or the run under runs/ trained last, used (red) and skipped (blue).
+
+    Of videos it makes a contact sheet of all frames.
+    """
     from pipelines.figures import plot_usage
 
     run = options.chosen_run(run)
@@ -37,6 +42,7 @@ def command(
         split=split,
         checkpoint=checkpoint,
         data=data,
+        videos=videos,
         device=device,
         overwrite=overwrite,
     )

@@ -11,7 +11,9 @@ import click
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.prediction import Answer, Prediction
+    from pipelines.prediction import Answer, Prediction, VideoPrediction
+
+SHOWN = 5  # classes of a video, the likeliest
 
 
 @click.command(
@@ -19,26 +21,41 @@ if TYPE_CHECKING:
 Examples:
   skiprnn predict runs/NAME data/adding.h5 --index 3
   skiprnn predict runs/NAME recording.csv --json
-  sensor | skiprnn predict runs/NAME -"""
+  sensor | skiprnn predict runs/NAME -
+  skiprnn predict runs/NAME clip.avi --compare"""
 )
 @click.argument("run", type=options.PATH)
 @click.argument("input", type=options.PATH)
 @click.option("--dataset", help="Array of an NPZ or HDF5 file.  [default: the only one, x or test/x]")
 @click.option("--index", type=click.IntRange(min=0), help="Predict on this one of several sequences, counted from 0.")
 @options.checkpoint
+@click.option("--compare", is_flag=True, help="A video: say how long it takes with every frame used, too.")
+@click.option("--weights", help="A video: file of the weights that its features need.  [default: where they came from]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
-def command(run: Path, input: Path, dataset: str | None, index: int | None, checkpoint: str, as_json: bool) -> None:
+def command(
+    run: Path,
+    input: Path,
+    dataset: str | None,
+    index: int | None,
+    checkpoint: str,
+    compare: bool,
+    weights: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Predict with the trained RUN on the sequences in INPUT, reading only the samples it uses.
 
     INPUT is a CSV file (a sample a row), a .npy, .npz, .h5 or .hdf5 file of numbers (T, D) or (N, T, D), or - for CSV
     rows on standard input, which are answered as they come: a line after each row that is used, and a last one for
-    the whole. A run on MNIST takes images too; one on IMDB takes a text, in a file or on standard input. Samples that
-    are skipped are neither parsed nor checked. Runs on the CPU, in compiled code.
+    the whole. A run on MNIST takes images too; one on IMDB takes a text, in a file or on standard input; one on UCF-101
+    or other videos takes a video, of which only the frames used go through the convolutional network. Samples that are
+    skipped are neither parsed nor checked. Runs on the CPU, in compiled code, unless --device says otherwise.
     """
     from pipelines.errors import SkipRNNError
     from pipelines.prediction import Answer, Predictor
 
-    predictor = Predictor(run, checkpoint=checkpoint)
+    predictor = Predictor(run, checkpoint=checkpoint, device=device, weights=weights, compare=compare)
     if str(input) != "-":
         for prediction in predictor.file(input, dataset=dataset, index=index):
             click.echo(json.dumps(asdict(prediction)) if as_json else _text(prediction))
@@ -64,13 +81,32 @@ def _line(answer: "Answer") -> str:
 
 
 def _text(p: "Prediction") -> str:
+    from pipelines.prediction import VideoPrediction
+
+    if isinstance(p, VideoPrediction):
+        return _video_text(p)
     used = f"used {p.used:,} of {p.given:,} samples ({p.used / p.given:.1%})"
     return f"{p.sequence}: {_words(p.answer)}, {used}, {1e3 * p.seconds:.3f} ms"
+
+
+def _video_text(p: "VideoPrediction") -> str:
+    lines = [f"{p.sequence}: {_words(p.answer)}"]
+    best = sorted(p.answer["probabilities"].items(), key=lambda pair: -pair[1])[:SHOWN]
+    lines += [f"  {probability:7.2%}  {name}" for name, probability in best]
+    absent = p.used - p.frames_used
+    more = f", and {absent} of {p.given - p.frames} absent ones" if p.given > p.frames else ""
+    lines.append(f"used {p.frames_used} of {p.frames} frames ({p.frames_used / p.frames:.1%}){more}: {p.seconds:.3f} s")
+    if p.seconds_with_every_frame is not None and p.answer_with_every_frame is not None:
+        lines.append(
+            f"with every frame used: {_words(p.answer_with_every_frame)}, {p.seconds_with_every_frame:.3f} s: skipping "
+            f"is {p.seconds_with_every_frame / p.seconds:.2f}x as fast"
+        )
+    return "\n".join(lines)
 
 
 def _words(answer: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in answer.items()
-        if not isinstance(value, list)
+        if not isinstance(value, list | dict)
     )

@@ -19,8 +19,8 @@ PLAIN_EVERY = 5.0  # seconds
 
 
 @contextmanager
-def counted(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of units just done."""
+def counted(what: str, total: int, unit: str, finer: str | None = None) -> Iterator[Callable[..., None]]:
+    """Yield a function to call with the number of units just done, and of finer ones, in which the rate is given."""
     console = Console(stderr=True)
     if console.is_terminal:
         rate = TextColumn("{task.fields[rate]}")
@@ -28,26 +28,30 @@ def counted(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]
         with Progress(*columns, TimeElapsedColumn(), console=console) as live:
             task = live.add_task(what, total=total, rate="")
             started = monotonic()
+            work = 0
 
-            def advance(count: int) -> None:
-                done = live.tasks[0].completed + count
-                live.update(task, advance=count, rate=f"{done / max(monotonic() - started, 1e-9):,.0f} {unit}/s")
+            def advance(count: int, fine: int | None = None) -> None:
+                nonlocal work
+                work += count if fine is None else fine
+                rate = work / max(monotonic() - started, 1e-9)
+                live.update(task, advance=count, rate=f"{rate:,.0f} {finer or unit}/s")
 
             yield advance
         return
 
     started = reported = monotonic()
-    done = 0
+    done = work = 0
 
-    def advance_plainly(count: int) -> None:
-        nonlocal done, reported
+    def advance_plainly(count: int, fine: int | None = None) -> None:
+        nonlocal done, work, reported
         done += count
+        work += count if fine is None else fine
         now = monotonic()
         if now - reported >= PLAIN_EVERY:
-            rate = done / (now - started)
-            print_plain(
-                console, f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f}/s, {clock((total - done) / rate)} left"
-            )
+            seconds = now - started
+            rate = f"{work / seconds:,.0f}/s" if finer is None else f"{work / seconds:,.0f} {finer}/s"
+            left = clock((total - done) * seconds / done)
+            print_plain(console, f"{what}: {done:,} of {total:,} {unit}, {rate}, {left} left")
             reported = now
 
     yield advance_plainly

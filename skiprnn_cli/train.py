@@ -197,9 +197,9 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
 
 def _imported(data: Path) -> Path:
     """The data file itself, or one's own sequences made into one."""
-    from pipelines.storage import is_data_file
+    from pipelines.storage import schema_of
 
-    if not data.exists() or is_data_file(data) or not (data.is_dir() or data.suffix in (".npz", ".h5", ".hdf5")):
+    if not data.exists() or schema_of(data) or not (data.is_dir() or data.suffix in (".npz", ".h5", ".hdf5")):
         return data
     from skiprnn_cli.gen_data import import_own
 

@@ -4,17 +4,32 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import SkipRNNError
-from pipelines.storage import DataFile, read_attributes, read_sequences
+from pipelines.feature_file import read_features
+from pipelines.storage import FEATURES, DataFile, read_attributes, read_sequences, schema_of
 from pipelines.tasks.adding import Adding
 from pipelines.tasks.base import SyntheticTask, Task
 from pipelines.tasks.imdb import Imdb
 from pipelines.tasks.mnist import Mnist
 from pipelines.tasks.own import OwnClasses, OwnNumbers
 from pipelines.tasks.sine import Sine
+from pipelines.tasks.videos import Ucf101, Videos
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Adding, Sine, Mnist, Imdb, OwnClasses, OwnNumbers)}
+_KINDS = (Adding, Sine, Mnist, Imdb, Ucf101, Videos, OwnClasses, OwnNumbers)
+TASKS: dict[str, type[Task]] = {task.name: task for task in _KINDS}
 
-__all__ = ["TASKS", "Adding", "Imdb", "Mnist", "OwnClasses", "OwnNumbers", "Sine", "SyntheticTask", "Task"]
+__all__ = [
+    "TASKS",
+    "Adding",
+    "Imdb",
+    "Mnist",
+    "OwnClasses",
+    "OwnNumbers",
+    "Sine",
+    "SyntheticTask",
+    "Task",
+    "Ucf101",
+    "Videos",
+]
 __all__ += ["load_data", "task_of_attributes", "task_of_file"]
 
 
@@ -65,7 +80,7 @@ def load_data(
         ours, theirs = getattr(expected, field), getattr(task, field)
         if ours != theirs:
             raise SkipRNNError(f"{path} has {field} {theirs}, the run was trained on {ours}; name other --data")
-    data = read_sequences(path, splits)
+    data = read_features(path, splits) if schema_of(path) == FEATURES else read_sequences(path, splits)
     for name, sequences in data.splits.items():
         try:
             task.check(sequences)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Sequences
+from pipelines.storage import Sequences, Split
 from pipelines.tasks.base import SyntheticTask
 
 SOLVED_MSE = 1 / 600  # 1/100 of the variance of the target, 1/6
@@ -45,7 +45,7 @@ class Adding(SyntheticTask):
         target = values.gather(1, first) + values.gather(1, second)
         return Sequences(torch.stack([values, markers], dim=-1), target[:, 0])
 
-    def check(self, sequences: Sequences) -> None:
+    def check(self, sequences: Split) -> None:
         super().check(sequences)
         if not sequences.y.is_floating_point():
             raise SkipRNNError("y must hold floats, the sums")

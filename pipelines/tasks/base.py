@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Sequences
+from pipelines.storage import Sequences, Split
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,14 @@ class Task(ABC):
         """Give the embedding the initial values that the data file holds."""
         return
 
-    def with_padding(self, sequences: Sequences) -> Sequences:
+    @property
+    def sample_cost(self) -> float:
+        """Multiply-accumulates it takes to make a sample, where the paper counts them."""
+        return 0.0
+
+    def with_padding(self, sequences: Split) -> Split:
         """The sequences with their padding made part of them; as stored it stands at their ends."""
-        return Sequences(sequences.x, sequences.y)
+        return sequences.padded()
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> Self:
@@ -73,12 +78,13 @@ class Task(ABC):
         """Whether the metric counts as a solution; None where the paper has no such rule."""
         return None
 
-    def check(self, sequences: Sequences) -> None:
+    def check(self, sequences: Split) -> None:
         """Refuse sequences this task could not have made.
 
         Raises:
             SkipRNNError: saying what is wrong with them.
         """
+        assert isinstance(sequences, Sequences)
         x = sequences.x
         if x.dim() != 3 or x.shape[2] != self.input_size:
             raise SkipRNNError(f"x has {x.shape[-1]} features a step, {self.name} has {self.input_size}")
@@ -111,7 +117,7 @@ class ClassificationTask(Task):
     metric_name = "accuracy"
     higher_is_better = True
 
-    def check(self, sequences: Sequences) -> None:
+    def check(self, sequences: Split) -> None:
         super().check(sequences)
         self.check_classes(sequences.y)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Sequences
+from pipelines.storage import Sequences, Split
 from pipelines.tasks.base import ClassificationTask
 
 TOKENIZER = "words-1"
@@ -65,7 +65,8 @@ class Imdb(ClassificationTask):
         assert isinstance(embedding, nn.Embedding)
         embedding.weight.copy_(torch.from_numpy(extra["vectors"]))
 
-    def with_padding(self, sequences: Sequences) -> Sequences:
+    def with_padding(self, sequences: Split) -> Split:
+        assert isinstance(sequences, Sequences)
         if sequences.lengths is None:
             return sequences
         steps = sequences.x.shape[1]
@@ -73,7 +74,8 @@ class Imdb(ClassificationTask):
         x = sequences.x.gather(1, place.clamp(min=0)).where(place >= 0, PADDING)
         return Sequences(x, sequences.y)
 
-    def check(self, sequences: Sequences) -> None:
+    def check(self, sequences: Split) -> None:
+        assert isinstance(sequences, Sequences)
         self.check_classes(sequences.y)
         x = sequences.x
         if x.dtype != torch.int32 or x.shape[1] != self.length or x.min() < 0 or x.max() >= self.vocabulary:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Sequences
+from pipelines.storage import Sequences, Split
 from pipelines.tasks.base import ClassificationTask
 
 SIDE = 28  # pixels
@@ -46,8 +46,9 @@ class Mnist(ClassificationTask):
     def embedding(self) -> nn.Module:
         return Scale()
 
-    def check(self, sequences: Sequences) -> None:
+    def check(self, sequences: Split) -> None:
         super().check(sequences)
+        assert isinstance(sequences, Sequences)
         if sequences.x.dtype != torch.uint8 or sequences.x.shape[1] != SIDE * SIDE:
             raise SkipRNNError(f"x must hold {SIDE * SIDE} bytes a sequence, the pixels of a digit")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Sequences
+from pipelines.storage import Split
 from pipelines.tasks.base import ClassificationTask, Task
 
 
@@ -47,7 +47,7 @@ class _Own(Task):
     def embedding(self) -> nn.Module:
         return Standardize(json.loads(self.mean), json.loads(self.std))
 
-    def with_padding(self, sequences: Sequences) -> Sequences:
+    def with_padding(self, sequences: Split) -> Split:
         return sequences  # one's own sequences end where they end
 
     def signal(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class OwnNumbers(_Own):
     signal_name = "feature 0"
     meaning = ("features",)
 
-    def check(self, sequences: Sequences) -> None:
+    def check(self, sequences: Split) -> None:
         super().check(sequences)
         if not sequences.y.is_floating_point():
             raise SkipRNNError("y must hold floats")

@@ -1,0 +1,187 @@
+"""The convolutional network that turns frames into features: a ResNet from torchvision up to its average pool."""
+
+import hashlib
+import urllib.error
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+
+from pipelines.errors import SkipRNNError
+from pipelines.video import CROP, Clip
+
+# Multiply-accumulates of a frame. Source: He et al., 2015, table 1; the paper counts with ResNet-50's.
+FRAME_COST = {"resnet18": 1.8e9, "resnet34": 3.6e9, "resnet50": 3.8e9, "resnet101": 7.6e9, "resnet152": 11.3e9}
+NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
+RESIZE = 256  # pixels, unless the weights say otherwise
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What decides a frame's features: fields of the task ``videos``."""
+
+    network: str
+    weights: str
+    weights_sha256: str  # of the tensors, whatever file they come in
+    resize: int
+    precision: str
+
+    def attributes(self) -> dict[str, Any]:
+        return {**asdict(self), "frame_cost": FRAME_COST[self.network]}
+
+
+class FrameNetwork(nn.Module):
+    """Frames (n, 3, 224, 224), uint8, to features (n, D), float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: str, state: Mapping[str, Tensor], precision: str) -> None:
+        super().__init__()
+        self.trunk = _trunk(network)
+        self.trunk.load_state_dict(state)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None])  # ImageNet's
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+        self.products = getattr(torch, precision)
+        for module in self.trunk.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(self.products)
+        self.trunk.avgpool = nn.Sequential(_ToFloat32(), nn.AdaptiveAvgPool2d(1))
+        self.to(memory_format=torch.channels_last)
+        self.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def forward(self, frames: Tensor) -> Tensor:
+        x = frames.to(self.mean.device, non_blocking=True).float() / 255
+        x = ((x - self.mean) / self.std).to(self.products, memory_format=torch.channels_last)
+        features: Tensor = self.trunk(x)
+        return features
+
+    def of_clip(self, clip: Clip, batch_size: int) -> Tensor:
+        """The features of each step of a clip, (T, D) on the CPU."""
+        return torch.cat([self(frames).cpu() for frames in torch.split(clip.frames, batch_size)])[clip.places]
+
+    @property
+    def width(self) -> int:
+        """Features of a frame."""
+        features: Tensor = self(torch.zeros(1, 3, CROP, CROP, dtype=torch.uint8))
+        return features.shape[1]
+
+
+class _ToFloat32(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+def load_network(
+    network: str = "resnet50",
+    weights: str = "imagenet1k_v1",
+    *,
+    precision: str = "auto",
+    device: torch.device | str = "cpu",
+    origin: Origin | None = None,
+) -> tuple[FrameNetwork, Origin]:
+    """A network with its weights.
+
+    Args:
+        network: a key of FRAME_COST.
+        weights: one of NAMED_WEIGHTS, which torchvision downloads and checks; ``random:SEED``; or a .pth or
+            .safetensors file, from which no code is loaded.
+        precision: of the products; auto is bfloat16 on CUDA and float32 on the CPU.
+        device: where it is to run.
+        origin: what it must be equal to.
+
+    Raises:
+        SkipRNNError: the weights cannot be had, do not fit the network, or are not those of ``origin``.
+    """
+    if network not in FRAME_COST:
+        raise SkipRNNError(f"unknown network {network}; choose one of {', '.join(FRAME_COST)}")
+    device = torch.device(device)
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    state, weights, size = _weights(network, weights)
+    found = Origin(network, weights, _digest(state), size, precision)
+    if origin is not None and (found.weights_sha256, found.network) != (origin.weights_sha256, origin.network):
+        raise SkipRNNError(
+            f"the weights {weights} are not those whose features the run was trained on ({origin.weights} of "
+            f"{origin.network}, SHA-256 {origin.weights_sha256[:16]}…); name these with --weights"
+        )
+    return FrameNetwork(network, state, precision).to(device), found
+
+
+def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
+    """The tensors by name, what to call them, and the size of frames they want."""
+    trunk = _trunk(network)
+    if weights.startswith("random:"):
+        torch.manual_seed(int(weights.partition(":")[2]))
+        return _state(_trunk(network).state_dict()), weights, RESIZE
+    named = {entry.name.lower(): entry for entry in get_model_weights(network)}
+    if weights in NAMED_WEIGHTS:
+        if weights not in named:
+            raise SkipRNNError(f"torchvision has no weights {weights} of {network}; it has {', '.join(named)}")
+        entry = named[weights]
+        try:
+            state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (OSError, urllib.error.URLError, RuntimeError) as error:
+            raise SkipRNNError(
+                f"cannot download the weights {weights} of {network} from {entry.url} ({error}); fetch that file by "
+                "other means and name it with --weights"
+            ) from error
+    else:
+        state = _read(Path(weights))
+        with open(weights, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        by_digest = {entry.url.rpartition("-")[2].partition(".")[0]: name for name, entry in named.items()}
+        weights = by_digest.get(digest[:8], Path(weights).name)  # torchvision's files bear eight digits of theirs
+    size = named[weights].transforms().resize_size[0] if weights in named else RESIZE
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items() if "fc." not in name}
+    try:
+        trunk.load_state_dict(state)
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SkipRNNError(f"the weights {weights} are not of {network}: {reason}") from error
+    return _state(state), weights, size
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SkipRNNError(
+            f"cannot read weights from {path}: {reason}. Name imagenet1k_v1, imagenet1k_v2, random, or a .pth or "
+            ".safetensors file of tensors"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise SkipRNNError(f"{path} holds no tensors by name; save the network's state_dict()")
+    return cast("dict[str, Tensor]", state)
+
+
+def _trunk(network: str) -> nn.Module:
+    trunk = get_model(network, weights=None)
+    trunk.fc = nn.Identity()
+    return cast(nn.Module, trunk)
+
+
+def _state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in sorted(state.items())}
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        if not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

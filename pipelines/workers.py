@@ -1,0 +1,235 @@
+"""Runs the same function on many videos: in processes of this machine, or as Ray actors on a cluster.
+
+A CPU works best on whole videos, one thread each, so its processes decode and compute features. A GPU has one process
+that computes features, fed by others that decode. Jobs are taken from their iterator only when a worker is free, so
+that whoever makes them may decide late.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+from torch import Tensor
+
+from pipelines.errors import SkipRNNError
+from pipelines.features import FrameNetwork
+from pipelines.video import Clip, Sampling, read_clip
+
+AHEAD = 2  # jobs a worker has in hand
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to extract."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A video's features, and what its decoding found out."""
+
+    features: Tensor  # (T, D) float32
+    clip: Clip  # without its frames
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a video has none."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be done to each video."""
+
+    sampling: Sampling
+    resize: int
+    batch_size: int
+
+
+Result = Extracted | Failed
+Engine = Callable[[Iterator[Job], FrameNetwork, Recipe], Iterator[tuple[Job, Result]]]
+
+
+def extract(job: Job, network: FrameNetwork, recipe: Recipe) -> Result:
+    """A video's features."""
+    clip = decode(job, recipe)
+    return clip if isinstance(clip, Failed) else features_of(clip, network, recipe)
+
+
+def decode(job: Job, recipe: Recipe) -> Clip | Failed:
+    """A video's frames."""
+    try:
+        return read_clip(job.path, recipe.sampling, recipe.resize)
+    except SkipRNNError as error:
+        return Failed(str(error))
+
+
+def features_of(clip: Clip, network: FrameNetwork, recipe: Recipe) -> Extracted:
+    """A decoded video's features."""
+    return Extracted(network.of_clip(clip, recipe.batch_size), clip.without_frames())
+
+
+def local(workers: int) -> Engine:
+    """Processes of this machine."""
+
+    def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Iterator[tuple[Job, Result]]:
+        on_cpu = network.mean.device.type == "cpu"
+        pool = _Pool(workers, network if on_cpu else None, recipe)
+        try:
+            for job, result in pool.map(jobs):
+                yield job, features_of(result, network, recipe) if isinstance(result, Clip) else result
+        finally:
+            pool.close()
+
+    return run
+
+
+class _Pool:
+    """Processes that may die with a video without taking the others along."""
+
+    def __init__(self, workers: int, network: FrameNetwork | None, recipe: Recipe) -> None:
+        self._workers, self._arguments = workers, (network, recipe)
+        self._executor = self._start(workers)
+
+    def map(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Any]]:
+        """The results as they come."""
+        running: dict[Future[Any], Job] = {}
+        suspects: list[Job] = []
+        while True:
+            while not suspects and len(running) < AHEAD * self._workers and (job := next(jobs, None)) is not None:
+                running[self._executor.submit(_work, job)] = job
+            if suspects and not running:  # a process died with one of these: which?
+                job = suspects.pop()
+                yield job, self._alone(job)
+                continue
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            broken = False
+            for future in done:
+                job = running.pop(future)
+                try:
+                    yield job, future.result()
+                except BrokenProcessPool:
+                    suspects.append(job)
+                    broken = True
+            if broken:
+                suspects += running.values()
+                running.clear()
+                self.close()
+                self._executor = self._start(self._workers)
+
+    def _alone(self, job: Job) -> Any:
+        executor = self._start(1)
+        try:
+            return executor.submit(_work, job).result()
+        except BrokenProcessPool:
+            return Failed("the process that read it died, for want of memory or by a fault of the decoder")
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            workers, torch.multiprocessing.get_context("spawn"), initializer=_begin, initargs=self._arguments
+        )
+
+
+_network: FrameNetwork | None
+_recipe: Recipe
+
+
+def _begin(network: FrameNetwork | None, recipe: Recipe) -> None:
+    """Make a new process ready, which ends when the one that wants its work does."""
+    global _network, _recipe
+    _network, _recipe = network, recipe
+    torch.set_num_threads(1)
+    parent = parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+    threading.Thread(target=lambda: (wait_for([sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _work(job: Job) -> Result | Clip:
+    return decode(job, _recipe) if _network is None else extract(job, _network, _recipe)
+
+
+def on_ray(workers: int | None, address: str | None) -> Engine:
+    """Actors of a Ray cluster, or of one started here; ``workers`` of them, or as many as there are GPUs or CPUs.
+
+    Raises:
+        SkipRNNError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise SkipRNNError("Ray is not installed; `pip install 'skiprnn[ray]'` or use --engine local") from error
+
+    def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Iterator[tuple[Job, Result]]:
+        owned = not ray.is_initialized()
+        if owned:
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise SkipRNNError(f"no Ray cluster answers at {address}: {error}") from error
+        try:
+            yield from _map_on_ray(ray, jobs, network, recipe, workers)
+        finally:
+            if owned:
+                ray.shutdown()
+
+    return run
+
+
+def _map_on_ray(
+    ray: Any, jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe, workers: int | None
+) -> Iterator[tuple[Job, Result]]:
+    there = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0))
+    share = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
+    count = workers or gpus or max(int(there.get("CPU", 1)), 1)
+    actor = ray.remote(max_restarts=-1, max_task_retries=2, **share)(_Actor)
+    shared = ray.put(network.cpu())
+    actors = [actor.remote(shared, recipe, bool(gpus)) for _ in range(count)]
+    running: dict[Any, tuple[Job, int]] = {}
+    free = [index for index in range(count) for _ in range(AHEAD)]
+    while True:
+        while free and (job := next(jobs, None)) is not None:
+            index = free.pop()
+            running[actors[index].extract.remote(job)] = job, index
+        if not running:
+            return
+        (reference, *_), _ = ray.wait(list(running))
+        job, index = running.pop(reference)
+        free.append(index)
+        try:
+            yield job, ray.get(reference)
+        except ray.exceptions.RayError as error:
+            yield job, Failed(f"the actor that read it died three times ({' '.join(str(error).split())[:200]})")
+
+
+class _Actor:
+    """What runs on a node of the cluster; it sees videos under the same path as whoever sends them."""
+
+    def __init__(self, network: FrameNetwork, recipe: Recipe, on_gpu: bool) -> None:
+        torch.set_num_threads(1)
+        self._network, self._recipe = (network.cuda() if on_gpu else network), recipe
+
+    def extract(self, job: Job) -> Result:
+        return extract(job, self._network, self._recipe)

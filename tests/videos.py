@@ -1,0 +1,74 @@
+"""Videos whose frames carry their number, as tests need them."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+BITS = 10
+BLOCK = 16  # pixels of a bit
+
+
+def numbered(number: int, width: int = BITS * BLOCK, height: int = 48) -> np.ndarray:
+    """A picture with a number in black and white blocks, (height, width, 3)."""
+    picture = np.full((height, width, 3), 128, np.uint8)
+    for bit in range(BITS):
+        left = bit * width // BITS
+        right = (bit + 1) * width // BITS
+        picture[:, left:right] = 255 if number >> bit & 1 else 0
+    return picture
+
+
+def number_of(frame: np.ndarray) -> int:
+    """The number in a picture."""
+    width = frame.shape[1]
+    centres = [(2 * bit + 1) * width // (2 * BITS) for bit in range(BITS)]
+    return sum((frame[frame.shape[0] // 2, centre].mean() > 127) << bit for bit, centre in enumerate(centres))
+
+
+def write_video(
+    path: Path,
+    times: list[Fraction] | int,
+    rate: Fraction = Fraction(25),
+    *,
+    size: tuple[int, int] = (BITS * BLOCK, 48),
+    codec: str = "mpeg4",
+    first: int = 0,
+) -> Path:
+    """A video of numbered frames.
+
+    Args:
+        path: its ending says the container.
+        times: when each frame comes on screen, in s, or how many frames come at the rate.
+        rate: frames/s that the file declares.
+        size: width and height in pixels.
+        codec: of FFmpeg.
+        first: number of the first frame.
+    """
+    times = [number / rate for number in range(times)] if isinstance(times, int) else times
+    base = 1 / rate if all((time * rate).denominator == 1 for time in times) else Fraction(1, 60_000)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.time_base = base
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(numbered(first + number, *size), format="rgb24")
+            frame.pts, frame.time_base = round(time / base), base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    """A file of half a second of silence, without video."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mp2", rate=44_100)
+        for start in range(0, 22_050, 1_152):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1_152), np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 44_100, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
