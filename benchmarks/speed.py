@@ -78,15 +78,19 @@ def main():
 
 
 def set_usage(rnn, usage):
-    with torch.no_grad():
-        if usage == "mixed":
+    if usage == "mixed":
+        with torch.no_grad():
             rnn.update_weight.normal_(0, 8 / math.sqrt(rnn.hidden_size))
             rnn.update_bias.fill_(-1)
             return
-        n = USAGES[usage]
-        p = 0.9 if n == 1 else (0.5 / n + 0.5 / (n - 1)) / 2
-        rnn.update_weight.zero_()
-        rnn.update_bias.fill_(math.log(p / (1 - p)))
+    use_one_in(rnn, USAGES[usage])
+
+
+@torch.no_grad()
+def use_one_in(rnn, n):
+    p = 0.9 if n == 1 else (0.5 / n + 0.5 / (n - 1)) / 2
+    rnn.update_weight.zero_()
+    rnn.update_bias.fill_(math.log(p / (1 - p)))
 
 
 def forward(rnn, x):
@@ -172,19 +176,25 @@ def show(shape, cell, what, result, rival):
 
 
 def describe(options, device):
+    return {
+        **machine(device),
+        "dtype": options.dtype,
+        "tf32": options.tf32,
+        "batch": options.batch,
+        "engine": options.engine,
+        "repeats": options.repeats,
+    }
+
+
+def machine(device):
     cpu = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), "unknown")
     return {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
-        "dtype": options.dtype,
-        "tf32": options.tf32,
-        "batch": options.batch,
-        "engine": options.engine,
         "compiled_cpu_path": native.LIBRARY is not None,
         "torch": torch.__version__,
-        "repeats": options.repeats,
     }
 
 

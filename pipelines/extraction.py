@@ -122,7 +122,7 @@ def extract_features(
                 for job, result in engine(chain([first], jobs), network, recipe):
                     count = store.put(job, result)
                     locks.pop(job.name).release()
-                    extracted += not isinstance(result, Failed)
+                    extracted += count > 0
                     steps += count
                     on_progress(1, count)
             elif later:
@@ -246,7 +246,8 @@ class _Store:
         if isinstance(result, Failed):
             write_text(failure, json.dumps({"name": job.name, "reason": result.reason}))
             return 0
-        features = result.features.numpy().astype(self._dtype)
+        with np.errstate(over="ignore"):  # to infinity, which is refused
+            features = result.features.numpy().astype(self._dtype)
         if not np.isfinite(features).all():
             return self.put(job, Failed(f"a feature is not finite in {self._dtype}; store float32"))
         with atomic_path(self._part(job.name)) as temporary:

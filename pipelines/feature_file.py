@@ -185,7 +185,9 @@ def write_features(
             rows = read(entry)
             if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
                 raise SkipRNNError(f"{entry.name}: features of shape {rows.shape}, where (T, {width}) was expected")
-            if not np.isfinite(rows.astype(dtype)).all():
+            with np.errstate(over="ignore"):  # to infinity, which is refused
+                rows = rows.astype(dtype)
+            if not np.isfinite(rows).all():
                 raise SkipRNNError(f"{entry.name}: a feature is NaN or too large for {dtype}; store float32")
             offsets.append(offsets[-1] + len(rows))
             features.resize(offsets[-1], axis=0)

@@ -1,17 +1,18 @@
 """The convolutional network that turns frames into features: a ResNet from torchvision up to its average pool."""
 
+import copy
 import hashlib
 import urllib.error
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model, get_model_weights
 
 from pipelines.errors import SkipRNNError
@@ -20,6 +21,7 @@ from pipelines.video import CROP, Clip
 # Multiply-accumulates of a frame. Source: He et al., 2015, table 1; the paper counts with ResNet-50's.
 FRAME_COST = {"resnet18": 1.8e9, "resnet34": 3.6e9, "resnet50": 3.8e9, "resnet101": 7.6e9, "resnet152": 11.3e9}
 NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
+_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 RESIZE = 256  # pixels, unless the weights say otherwise
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -46,8 +48,7 @@ class FrameNetwork(nn.Module):
 
     def __init__(self, network: str, state: Mapping[str, Tensor], precision: str) -> None:
         super().__init__()
-        self.trunk = _trunk(network)
-        self.trunk.load_state_dict(state)
+        self.trunk = _filled(network, state)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None])  # ImageNet's
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
         self.products = getattr(torch, precision)
@@ -57,13 +58,19 @@ class FrameNetwork(nn.Module):
         self.trunk.avgpool = nn.Sequential(_ToFloat32(), nn.AdaptiveAvgPool2d(1))
         self.to(memory_format=torch.channels_last)
         self.eval().requires_grad_(False)
+        self._packed: list[nn.Module] = []  # the trunk again, as a CPU likes it, once it is used there
 
-    @torch.inference_mode()
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": []}
+
+    @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
-        x = frames.to(self.mean.device, non_blocking=True).float() / 255
-        x = ((x - self.mean) / self.std).to(self.products, memory_format=torch.channels_last)
-        features: Tensor = self.trunk(x)
-        return features
+        x = (frames.to(self.mean.device, non_blocking=True).float() / 255 - self.mean) / self.std
+        if x.device.type == "cpu" and self.products == torch.float32 and _ONEDNN:
+            if not self._packed:
+                self._packed.append(_packed(self.trunk))
+            return cast(Tensor, self._packed[0](x.to_mkldnn()).to_dense())
+        return cast(Tensor, self.trunk(x.to(self.products, memory_format=torch.channels_last)))
 
     def of_clip(self, clip: Clip, batch_size: int) -> Tensor:
         """The features of each step of a clip, (T, D) on the CPU."""
@@ -74,6 +81,38 @@ class FrameNetwork(nn.Module):
         """Features of a frame."""
         features: Tensor = self(torch.zeros(1, 3, CROP, CROP, dtype=torch.uint8))
         return features.shape[1]
+
+
+def _packed(trunk: nn.Module) -> nn.Module:
+    """A ResNet with its batch norms folded into its convolutions, whose weights lie as oneDNN wants them."""
+    trunk = copy.deepcopy(trunk)
+    for block in trunk.modules():
+        names = [(f"conv{n}", f"bn{n}") for n in (1, 2, 3)] if hasattr(block, "bn1") else []
+        pairs = [(block, conv, norm) for conv, norm in names if hasattr(block, norm)]
+        if isinstance(shortcut := getattr(block, "downsample", None), nn.Sequential):
+            pairs.append((shortcut, "0", "1"))
+        for holder, conv, norm in pairs:
+            folded = fuse_conv_bn_eval(getattr(holder, conv), getattr(holder, norm))
+            setattr(holder, conv, _PackedConvolution(folded))
+            setattr(holder, norm, nn.Identity())
+    return trunk
+
+
+class _PackedConvolution(nn.Module):
+    """A convolution of oneDNN's own tensors."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        assert convolution.bias is not None
+        self._how = (
+            tuple(map(int, convolution.padding)), convolution.stride, convolution.dilation, convolution.groups
+        )  # fmt: skip
+        weight = convolution.weight.detach().contiguous().to_mkldnn()
+        self._weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self._how)  # type: ignore[arg-type]
+        self._bias = convolution.bias.detach().to_mkldnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mkldnn_convolution(x, self._weight, self._bias, *self._how)
 
 
 class _ToFloat32(nn.Module):
@@ -119,7 +158,6 @@ def load_network(
 
 def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
     """The tensors by name, what to call them, and the size of frames they want."""
-    trunk = _trunk(network)
     if weights.startswith("random:"):
         torch.manual_seed(int(weights.partition(":")[2]))
         return _state(_trunk(network).state_dict()), weights, RESIZE
@@ -144,7 +182,7 @@ def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
     size = named[weights].transforms().resize_size[0] if weights in named else RESIZE
     state = {name.removeprefix("module."): tensor for name, tensor in state.items() if "fc." not in name}
     try:
-        trunk.load_state_dict(state)
+        _filled(network, state)
     except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SkipRNNError(f"the weights {weights} are not of {network}: {reason}") from error
@@ -155,8 +193,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the file may be instead
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler meets in a file that is none of torch's
         reason = " ".join(str(error).split())[:200]
         raise SkipRNNError(
             f"cannot read weights from {path}: {reason}. Name imagenet1k_v1, imagenet1k_v2, random, or a .pth or "
@@ -166,6 +206,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise SkipRNNError(f"{path} holds no tensors by name; save the network's state_dict()")
     return cast("dict[str, Tensor]", state)
+
+
+def _filled(network: str, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network with these tensors for its own."""
+    with torch.device("meta"):
+        trunk = _trunk(network)
+    trunk.load_state_dict(state, assign=True)
+    return trunk
 
 
 def _trunk(network: str) -> nn.Module:

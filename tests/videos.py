@@ -1,10 +1,18 @@
 """Videos whose frames carry their number, as tests need them."""
 
+import json
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import torch
+
+from pipelines.tasks import Videos
+from pipelines.video import CROP, Clip
+from pipelines.workers import Job, Recipe, Result, extract
 
 BITS = 10
 BLOCK = 16  # pixels of a bit
@@ -72,3 +80,38 @@ def write_sound(path: Path) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+class TinyNetwork(torch.nn.Module):
+    """Frames to six numbers, in no time, as a stand-in for ``FrameNetwork``."""
+
+    width = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def of_clip(self, clip: Clip, batch_size: int) -> torch.Tensor:
+        halves = clip.frames.float().div(255).unflatten(3, (2, CROP // 2)).mean((2, 4))
+        return halves.flatten(1)[clip.places]
+
+
+def tiny_task(classes: list[str], **parameters: Any) -> Videos:
+    """The task that goes with ``TinyNetwork``: 10 frames a second for 2 seconds."""
+    settings = {"features": TinyNetwork.width, "steps": 20, "fps": 10.0, "seconds": 2.0, "resize": 224}
+    return Videos(**{**settings, "network": "tiny", "classes": json.dumps(classes), **parameters})
+
+
+def inline(jobs: Iterator[Job], network: Any, recipe: Recipe) -> Iterator[tuple[Job, Result]]:
+    """An engine without processes."""
+    for job in jobs:
+        yield job, extract(job, network, recipe)
+
+
+def write_folder(root: Path, *, classes: int = 2, each: int = 6) -> Path:
+    """A folder of videos for each class, which differ in the numbers of their frames."""
+    for label in range(classes):
+        for number in range(each):
+            path = root / f"class{label}" / f"clip{number:02}.avi"
+            write_video(path, 8 + number, first=500 * label + 10 * number, codec="mjpeg")
+    return root

@@ -136,13 +136,12 @@ def hold_out(videos: list[Video], share: float, seed: int, into: str = "val") ->
     for video in videos:
         if video.split == "train":
             groups[video.label].add(video.group)
-    held: set[tuple[int, str]] = set()
-    for label, names in groups.items():
+    held: set[str] = set()
+    for label, names in sorted(groups.items()):
         draws = np.random.default_rng(derive_seed(seed, "videos", into, label))
-        count = min(math.ceil(share * len(names)), len(names) - 1)
-        held |= {(label, str(name)) for name in draws.permutation(sorted(names))[:count]}
-    inside = ((video.label, video.group) in held and video.split == "train" for video in videos)
-    return [replace(video, split=into) if put else video for video, put in zip(videos, inside, strict=True)]
+        count = min(math.ceil(share * len(names)), len(names) - 1) - len(names & held)  # some by another class
+        held |= {str(name) for name in draws.permutation(sorted(names - held))[: max(count, 0)]}
+    return [replace(video, split=into) if video.group in held and video.split == "train" else video for video in videos]
 
 
 def handful(videos: list[Video], limit: int) -> list[Video]:

@@ -1,0 +1,359 @@
+"""Extraction: what ends in the file, whatever happens on the way."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from pipelines import extraction
+from pipelines.errors import SkipRNNError
+from pipelines.extraction import extract_features, report_path
+from pipelines.feature_file import read_entries, reading_videos
+from pipelines.sources.videos import own_videos
+from pipelines.tasks import load_data
+from pipelines.video import Sampling, read_clip
+from pipelines.workers import Failed, Job, Recipe, _Pool, extract, local, on_ray
+from tests.videos import TinyNetwork, inline, tiny_task, write_folder, write_sound, write_video
+
+KILLS = int(os.environ.get("SKIPRNN_KILLS", "3"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("videos"))
+
+
+def run(folder, out, engine=inline, **options):
+    videos = own_videos(folder)
+    return extract_features(videos, out, tiny_task(videos.classes), TinyNetwork(), engine, **options)
+
+
+def content(path):
+    """All of a feature file but the versions."""
+    with h5py.File(path) as file:
+        arrays = {}
+        file.visititems(
+            lambda name, item: arrays.update({name: item[()].tolist()}) if isinstance(item, h5py.Dataset) else None
+        )
+        return arrays, dict(file.attrs)
+
+
+def test_a_folder_becomes_a_file_of_features(folder, tmp_path):
+    done = run(folder, tmp_path / "out.h5")
+    assert (done.videos, done.extracted, done.failed, done.waiting, done.merged) == (12, 12, {}, 0, True)
+    entries = read_entries(tmp_path / "out.h5")
+    assert [entry.split for entry in entries] == sorted((e.split for e in entries), key=["train", "val", "test"].index)
+    network, recipe = TinyNetwork(), Recipe(Sampling(10, 2), 224, 8)
+    with reading_videos(tmp_path / "out.h5") as read:
+        for entry in entries:
+            expected = extract(Job(entry.name, folder / entry.name), network, recipe)
+            assert read(entry.name).dtype == np.float16
+            np.testing.assert_allclose(read(entry.name), expected.features.numpy(), atol=1e-3)
+            assert entry.frames == 8 + int(entry.name[-6:-4])
+            assert entry.source_bytes == (folder / entry.name).stat().st_size
+    lines = [json.loads(line) for line in report_path(tmp_path / "out.h5").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["ok"] * 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.h5.lock", "out.h5", "out.report.jsonl"]
+
+
+def test_float32_is_kept_on_request(folder, tmp_path):
+    run(folder, tmp_path / "out.h5", dtype="float32")
+    with reading_videos(tmp_path / "out.h5") as read:
+        assert read("class0/clip00.avi").dtype == np.float32
+
+
+def test_what_is_done_is_not_done_again(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    videos = own_videos(folder)
+    some = [video for video in videos.videos if not video.name.endswith("5.avi")]
+    first = run(folder, out, chosen=some)
+    assert (first.extracted, first.merged) == (10, True)
+    digest = content(out)
+    again = run(folder, out, chosen=some)
+    assert (again.extracted, again.merged) == (0, True)
+    assert content(out) == digest
+    more = run(folder, out)
+    assert (more.extracted, more.merged) == (2, True)
+    run(folder, tmp_path / "whole.h5")
+    assert content(out) == content(tmp_path / "whole.h5")
+    with pytest.raises(SkipRNNError, match=r"also holds 2 videos not asked for.*--overwrite"):
+        run(folder, out, chosen=some)
+    assert run(folder, out, chosen=some, overwrite=True).extracted == 0
+    assert content(out) == digest
+
+
+def test_another_split_of_the_same_videos_needs_no_extraction(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    run(folder, out)
+    videos = own_videos(folder, seed=1)
+    again = extract_features(videos, out, tiny_task(videos.classes), TinyNetwork(), inline)
+    assert (again.extracted, again.merged) == (0, True)
+    assert {e.name: e.split for e in read_entries(out)} == {v.name: v.split for v in videos.videos}
+
+
+def test_a_video_that_changed_is_done_again(tmp_path):
+    folder, out = write_folder(tmp_path / "videos"), tmp_path / "out.h5"
+    run(folder, out)
+    changed = folder / "class0/clip00.avi"
+    os.utime(changed, (1, 1))  # the same content
+    assert run(folder, out).extracted == 0
+    write_video(changed, 5, first=900, codec="mjpeg")
+    assert run(folder, out).extracted == 1
+    changed.unlink()
+    videos = own_videos(folder)
+    assert "class0/clip00.avi" not in {video.name for video in videos.videos}
+
+
+def test_features_made_in_another_way_are_kept_apart(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    run(folder, out)
+    videos = own_videos(folder)
+    other = tiny_task(videos.classes, fps=5.0, steps=10)
+    with pytest.raises(SkipRNNError, match=r"out.h5 was made with fps 10.0, not 5.0; pass --overwrite"):
+        extract_features(videos, out, other, TinyNetwork(), inline)
+    assert extract_features(videos, out, other, TinyNetwork(), inline, overwrite=True).extracted == 12
+
+
+def test_parts_made_in_another_way_are_kept_apart(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    run(folder, out, shard=(0, 2))
+    videos = own_videos(folder)
+    other = tiny_task(videos.classes, fps=5.0, steps=10)
+    with pytest.raises(SkipRNNError, match=r"out.parts was made with fps 10.0, not 5.0"):
+        extract_features(videos, out, other, TinyNetwork(), inline)
+    assert extract_features(videos, out, other, TinyNetwork(), inline, overwrite=True).extracted == 12
+
+
+def test_a_file_of_something_else_is_left_alone(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    out.write_text("precious")
+    with pytest.raises(SkipRNNError, match="holds no features; choose another --out"):
+        run(folder, out, overwrite=True)
+    assert out.read_text() == "precious"
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """A folder with everything that may be wrong with a video."""
+    folder = write_folder(tmp_path / "videos", each=4)
+    (folder / "class0" / "empty.avi").write_bytes(b"")
+    (folder / "class0" / "text.avi").write_text("not a video\n" * 99)
+    write_sound(folder / "class1" / "sound.avi")
+    cut = write_video(folder / "class1" / "cut.avi", 40, codec="mjpeg")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    write_video(folder / "class0" / "odd.avi", 5, size=(34, 58), codec="mjpeg")
+    write_video(folder / "class0" / "one frame.avi", 1, codec="mjpeg")
+    write_video(folder / "class1" / "clip00 видео ü.avi", 6, codec="mjpeg")
+    write_video(folder / "class1" / "deeper" / "clip00.avi", 7, codec="mjpeg")  # a name that is there already
+    return folder
+
+
+def test_faults_are_reported_by_name_and_cost_nothing_else(spoilt, tmp_path):
+    out = tmp_path / "out.h5"
+    first = run(spoilt, out)
+    assert not first.merged
+    assert not out.exists()
+    assert set(first.failed) == {"class0/empty.avi", "class0/text.avi", "class1/sound.avi"}
+    assert "is empty" in first.failed["class0/empty.avi"]
+    lines = {record["video"]: record for record in map(json.loads, report_path(out).read_text().splitlines())}
+    assert lines["class1/cut.avi"]["status"] == "truncated"
+    assert 5 < lines["class1/cut.avi"]["frames"] < 35
+    assert lines["class0/text.avi"]["status"] == "failed"
+    assert sum(line["status"] == "ok" for line in lines.values()) == 12
+    allowed = run(spoilt, out, allow_failures=True)
+    assert (allowed.extracted, allowed.merged, allowed.truncated) == (0, True, 1)
+    names = {entry.name for entry in read_entries(out)}
+    assert len(names) == 13
+    assert {"class1/clip00.avi", "class1/deeper/clip00.avi", "class1/clip00 видео ü.avi"} <= names
+    with reading_videos(out) as read:
+        assert len(read("class0/one frame.avi")) == 1
+        assert len(read("class1/deeper/clip00.avi")) != len(read("class1/clip00.avi"))
+
+
+def test_mended_videos_are_done_by_a_rerun(spoilt, tmp_path):
+    run(spoilt, tmp_path / "out.h5")
+    for name in ("class0/empty.avi", "class0/text.avi", "class1/sound.avi"):
+        write_video(spoilt / name, 6, codec="mjpeg")
+    again = run(spoilt, tmp_path / "out.h5")
+    assert (again.extracted, again.failed, again.merged) == (3, {}, True)
+
+
+def test_features_that_do_not_fit_half_precision_fail_by_name(folder, tmp_path):
+    class Loud(TinyNetwork):
+        def of_clip(self, clip, batch_size):
+            return super().of_clip(clip, batch_size) * (1e6 if clip.decoded == 13 else 1)
+
+    videos = own_videos(folder)
+    done = extract_features(videos, tmp_path / "out.h5", tiny_task(videos.classes), Loud(), inline)
+    assert sorted(done.failed) == ["class0/clip05.avi", "class1/clip05.avi"]
+    assert "not finite in float16" in done.failed["class0/clip05.avi"]
+
+
+def test_two_shards_make_the_whole(folder, tmp_path):
+    run(folder, tmp_path / "whole.h5")
+    first = run(folder, tmp_path / "out.h5", shard=(1, 2))
+    assert (first.extracted, first.waiting, first.merged) == (6, 6, False)
+    second = run(folder, tmp_path / "out.h5", shard=(0, 2))
+    assert (second.extracted, second.waiting, second.merged) == (6, 0, True)
+    assert content(tmp_path / "out.h5") == content(tmp_path / "whole.h5")
+
+
+def test_a_damaged_part_is_done_again(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    run(folder, out, shard=(0, 2))
+    parts = sorted((tmp_path / "out.parts").glob("*.safetensors"))
+    parts[0].write_bytes(parts[0].read_bytes()[:-20])  # its header tells
+    data = bytearray(parts[1].read_bytes())
+    data[-4] ^= 1
+    parts[1].write_bytes(data)
+    with pytest.raises(SkipRNNError, match=r"was damaged and is removed.*run the same command again"):
+        run(folder, out)
+    assert run(folder, out).merged
+    run(folder, tmp_path / "whole.h5")
+    assert content(out) == content(tmp_path / "whole.h5")
+
+
+def test_a_split_without_videos_is_refused_at_once(folder, tmp_path):
+    videos = own_videos(folder)
+    train = [video for video in videos.videos if video.split == "train"]
+    with pytest.raises(SkipRNNError, match="leave none for val"):
+        run(folder, tmp_path / "out.h5", chosen=train)
+    assert not list(tmp_path.iterdir())
+
+
+class Deadly(TinyNetwork):
+    """Takes its process along on one of the videos."""
+
+    def of_clip(self, clip, batch_size):
+        if clip.decoded == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().of_clip(clip, batch_size)
+
+
+def test_processes_that_die_cost_only_their_video(folder, tmp_path):
+    videos = own_videos(folder)
+    done = extract_features(videos, tmp_path / "out.h5", tiny_task(videos.classes), Deadly(), local(2))
+    assert sorted(done.failed) == ["class0/clip02.avi", "class1/clip02.avi"]
+    assert "died" in done.failed["class0/clip02.avi"]
+    assert done.extracted == 10
+
+
+def test_processes_that_decode_feed_a_network_elsewhere(folder):
+    recipe = Recipe(Sampling(10, 2), 224, 8)
+    names = ["class0/clip00.avi", "class1/clip03.avi"]
+    pool = _Pool(1, None, recipe)
+    try:
+        clips = {job.name: clip for job, clip in pool.map(iter([Job(name, folder / name) for name in names]))}
+    finally:
+        pool.close()
+    for name in names:
+        assert torch.equal(clips[name].frames, read_clip(folder / name, Sampling(10, 2), 224).frames)
+
+
+def test_ray_makes_the_same_file(folder, tmp_path):
+    pytest.importorskip("ray")
+    run(folder, tmp_path / "whole.h5")
+    done = run(folder, tmp_path / "out.h5", on_ray(2, "local"))
+    assert (done.extracted, done.merged) == (12, True)
+    assert content(tmp_path / "out.h5") == content(tmp_path / "whole.h5")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pipelines.extraction import extract_features
+from pipelines.sources.videos import own_videos
+from tests.videos import TinyNetwork, inline, tiny_task
+videos = own_videos(Path(sys.argv[1]))
+task = tiny_task(videos.classes)
+print("ready", flush=True)
+extract_features(videos, Path(sys.argv[2]), task, TinyNetwork(), inline)
+"""
+
+
+def start(folder, out):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(out)]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def finish(process):
+    with process:
+        process.communicate()
+    return process.returncode
+
+
+def test_killed_at_any_moment_a_rerun_finishes_the_same(folder, tmp_path):
+    whole, out = tmp_path / "whole.h5", tmp_path / "out" / "out.h5"
+    process = start(folder, whole)
+    begun = time.monotonic()
+    assert finish(process) == 0
+    seconds = time.monotonic() - begun
+    draws = random.Random(0)
+    for _ in range(KILLS):
+        process = start(folder, out)
+        time.sleep(draws.uniform(0, seconds))
+        process.kill()
+        finish(process)
+        if out.exists():
+            assert content(out) == content(whole)
+            out.unlink()
+    assert finish(start(folder, out)) == 0
+    assert content(out) == content(whole)
+    assert sorted(path.name for path in out.parent.iterdir()) == [".out.h5.lock", "out.h5", "out.report.jsonl"]
+
+
+def test_two_processes_share_the_work(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    assert [finish(process) for process in [start(folder, out), start(folder, out)]] == [0, 0]
+    run(folder, tmp_path / "whole.h5")
+    assert content(out) == content(tmp_path / "whole.h5")
+    assert not (tmp_path / "out.parts").exists()
+
+
+def test_a_video_another_process_is_at_is_waited_for(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out.h5"
+    videos = own_videos(folder)
+    name = videos.videos[0].name
+    parameters = {"task": "videos", **tiny_task(videos.classes).parameters(), "dtype": "float16"}
+    store = extraction._Store(out, parameters, {video.name for video in videos.videos}, False)
+    lock = store.lock(name)
+    lock.acquire()
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        store.put(Job(name, folder / name), extract(Job(name, folder / name), TinyNetwork(), RECIPE))
+        lock.release()
+
+    monkeypatch.setattr(extraction.time, "sleep", sleep)
+    done = run(folder, out)
+    assert len(waits) == 1
+    assert (done.extracted, done.merged) == (11, True)
+
+
+RECIPE = Recipe(Sampling(10, 2), 224, 8)
+
+
+def test_a_failure_is_no_result(tmp_path):
+    assert isinstance(extract(Job("x", tmp_path / "x.avi"), TinyNetwork(), RECIPE), Failed)
+
+
+def test_training_data_comes_out(folder, tmp_path):
+    run(folder, tmp_path / "out.h5")
+    task, data = load_data(tmp_path / "out.h5", "videos", ("train", "val", "test"))
+    assert task.name == "videos"
+    batch = data.splits["train"].to("cpu").take(slice(0, 2))
+    assert batch.x.shape == (2, 20, 6)
+    assert batch.lengths is None
