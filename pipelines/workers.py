@@ -209,19 +209,24 @@ def _map_on_ray(
     actors = [actor.remote(shared, recipe, bool(gpus)) for _ in range(count)]
     running: dict[Any, tuple[Job, int]] = {}
     free = [index for index in range(count) for _ in range(AHEAD)]
-    while True:
-        while free and (job := next(jobs, None)) is not None:
-            index = free.pop()
-            running[actors[index].extract.remote(job)] = job, index
-        if not running:
-            return
-        (reference, *_), _ = ray.wait(list(running))
-        job, index = running.pop(reference)
-        free.append(index)
-        try:
-            yield job, ray.get(reference)
-        except ray.exceptions.RayError as error:
-            yield job, Failed(f"the actor that read it died three times ({' '.join(str(error).split())[:200]})")
+    try:
+        while True:
+            while free and (job := next(jobs, None)) is not None:
+                index = free.pop()
+                running[actors[index].extract.remote(job)] = job, index
+            if not running:
+                return
+            (reference, *_), _ = ray.wait(list(running))
+            job, index = running.pop(reference)
+            free.append(index)
+            try:
+                yield job, ray.get(reference)
+            except ray.exceptions.RayError as error:
+                reason = " ".join(str(error).split())[:200]
+                yield job, Failed(f"the actor that read it died three times ({reason})")
+    finally:
+        for one in actors:
+            ray.kill(one)
 
 
 class _Actor:
