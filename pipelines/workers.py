@@ -6,23 +6,17 @@ that whoever makes them may decide late.
 """
 
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import parent_process
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing
 from torch import Tensor
 
 from pipelines.errors import SkipRNNError
 from pipelines.features import FrameNetwork
+from pipelines.processes import Died, pool
 from pipelines.video import Clip, Sampling, read_clip
 
 AHEAD = 2  # jobs a worker has in hand
@@ -88,67 +82,17 @@ def local(workers: int) -> Engine:
 
     def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Iterator[tuple[Job, Result]]:
         on_cpu = network.mean.device.type == "cpu"
-        pool = _Pool(workers, network if on_cpu else None, recipe)
-        try:
-            for job, result in pool.map(jobs):
-                yield job, features_of(result, network, recipe) if isinstance(result, Clip) else result
-        finally:
-            pool.close()
+        given = (network if on_cpu else None, recipe)
+        with pool(workers, _work, ahead=AHEAD, begin=_begin, arguments=given) as processes:
+            for job, result in processes.map(jobs):
+                if isinstance(result, Clip):
+                    yield job, features_of(result, network, recipe)
+                elif isinstance(result, Died):
+                    yield job, Failed("the process that read it died, for want of memory or by a fault of the decoder")
+                else:
+                    yield job, result
 
     return run
-
-
-class _Pool:
-    """Processes that may die with a video without taking the others along."""
-
-    def __init__(self, workers: int, network: FrameNetwork | None, recipe: Recipe) -> None:
-        self._workers, self._arguments = workers, (network, recipe)
-        self._executor = self._start(workers)
-
-    def map(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Any]]:
-        """The results as they come."""
-        running: dict[Future[Any], Job] = {}
-        suspects: list[Job] = []
-        while True:
-            while not suspects and len(running) < AHEAD * self._workers and (job := next(jobs, None)) is not None:
-                running[self._executor.submit(_work, job)] = job
-            if suspects and not running:  # a process died with one of these: which?
-                job = suspects.pop()
-                yield job, self._alone(job)
-                continue
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            broken = False
-            for future in done:
-                job = running.pop(future)
-                try:
-                    yield job, future.result()
-                except BrokenProcessPool:
-                    suspects.append(job)
-                    broken = True
-            if broken:
-                suspects += running.values()
-                running.clear()
-                self.close()
-                self._executor = self._start(self._workers)
-
-    def _alone(self, job: Job) -> Any:
-        executor = self._start(1)
-        try:
-            return executor.submit(_work, job).result()
-        except BrokenProcessPool:
-            return Failed("the process that read it died, for want of memory or by a fault of the decoder")
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def _start(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            workers, torch.multiprocessing.get_context("spawn"), initializer=_begin, initargs=self._arguments
-        )
 
 
 _network: FrameNetwork | None
@@ -156,14 +100,8 @@ _recipe: Recipe
 
 
 def _begin(network: FrameNetwork | None, recipe: Recipe) -> None:
-    """Make a new process ready, which ends when the one that wants its work does."""
     global _network, _recipe
     _network, _recipe = network, recipe
-    torch.set_num_threads(1)
-    parent = parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-    threading.Thread(target=lambda: (wait_for([sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _work(job: Job) -> Result | Clip:

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import extraction
+from pipelines import extraction, workers
 from pipelines.errors import SkipRNNError
 from pipelines.extraction import extract_features, report_path
 from pipelines.feature_file import read_entries, reading_videos
+from pipelines.processes import pool
 from pipelines.sources.videos import own_videos
 from pipelines.tasks import load_data
 from pipelines.video import Sampling, read_clip
-from pipelines.workers import Failed, Job, Recipe, _Pool, extract, local, on_ray
+from pipelines.workers import Failed, Job, Recipe, extract, local, on_ray
 from tests.videos import TinyNetwork, inline, tiny_task, write_folder, write_sound, write_video
 
 KILLS = int(os.environ.get("SKIPRNN_KILLS", "3"))
@@ -250,11 +251,9 @@ def test_processes_that_die_cost_only_their_video(folder, tmp_path):
 def test_processes_that_decode_feed_a_network_elsewhere(folder):
     recipe = Recipe(Sampling(10, 2), 224, 8)
     names = ["class0/clip00.avi", "class1/clip03.avi"]
-    pool = _Pool(1, None, recipe)
-    try:
-        clips = {job.name: clip for job, clip in pool.map(iter([Job(name, folder / name) for name in names]))}
-    finally:
-        pool.close()
+    jobs = iter([Job(name, folder / name) for name in names])
+    with pool(1, workers._work, begin=workers._begin, arguments=(None, recipe)) as processes:
+        clips = {job.name: clip for job, clip in processes.map(jobs)}
     for name in names:
         assert torch.equal(clips[name].frames, read_clip(folder / name, Sampling(10, 2), 224).frames)
 
