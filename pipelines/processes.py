@@ -17,6 +17,11 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Died:
     """What comes of a job whose process died, even when it had one to itself."""
 

@@ -5,6 +5,8 @@ task.json         the task, with the parameters of the data it was trained on
 words.txt         where sequences are words: the vocabulary, a word a line, in the order of their numbers
 environment.json  versions, device and command of each session of training
 metrics.jsonl     a line an evaluation
+outcome.json      once training has ended: how
+result.json       after a sweep: the evaluation of the run
 checkpoints/      see checkpoints.py
 """
 
@@ -31,7 +33,8 @@ from pipelines.storage import write_text
 
 CONFIG_SCHEMA = 1
 CONTENTS = {
-    "config.json", "task.json", "words.txt", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard",
+    "config.json", "task.json", "words.txt", "environment.json", "metrics.jsonl", "outcome.json", "result.json",
+    "checkpoints", "tensorboard",
     "usage.png", "usage.html", "model.onnx", ".lock",
 }  # fmt: skip
 
@@ -179,6 +182,28 @@ def extend_run(run: Path, **options: Any) -> TrainConfig:
     config = replace(load_config(run), **options)
     _write_json(Path(run) / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
     return config
+
+
+def record_outcome(run: Path, outcome: dict[str, Any]) -> None:
+    """Write ``outcome.json``."""
+    _write_json(Path(run) / "outcome.json", outcome)
+
+
+def load_outcome(run: Path) -> dict[str, Any] | None:
+    """The contents of ``outcome.json``; None where training has not ended."""
+    path = Path(run) / "outcome.json"
+    try:
+        outcome: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return outcome
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise SkipRNNError(f"cannot read {path}: damaged ({error}); `skiprnn train --resume {run}` mends it") from error
+
+
+def forget_outcome(run: Path) -> None:
+    """Remove ``outcome.json``: training goes on."""
+    (Path(run) / "outcome.json").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -23,9 +23,11 @@ from pipelines.randomness import derive_seed, generator
 from pipelines.runs import (
     append_metrics,
     extend_run,
+    forget_outcome,
     load_config,
     lock_run,
     record_environment,
+    record_outcome,
     record_task,
     record_words,
     remove_leftovers,
@@ -104,7 +106,7 @@ def train(
         device = choose_device(config.device)
         task, data = load_training_data(config)
         splits = {name: sequences.to(device) for name, sequences in data.splits.items()}
-        total_steps = _total_steps(config, splits)
+        last_step = total_steps(config, splits)
 
         torch.manual_seed(derive_seed(config.seed, "weights"))
         model = build_model(config, task).to(device).train()
@@ -122,6 +124,7 @@ def train(
         record_task(run, task.name, task.parameters())
         if "words" in data.extra:
             record_words(run, data.extra["words"])
+        forget_outcome(run)
         rewind_metrics(run, progress.step)
         record_environment(run, config, progress.step)
         log = _tensorboard(run, progress.step) if tensorboard else None
@@ -130,14 +133,14 @@ def train(
         sums = torch.tensor(progress.sums, device=device, dtype=torch.float64)
         started = time.monotonic() - progress.seconds
         reason = "patience" if _out_of_patience(config, progress) else "finished"
-        while progress.step < total_steps and reason == "finished":
+        while progress.step < last_step and reason == "finished":
             progress.step += 1
             torch.manual_seed(derive_seed(config.seed, "step", progress.step))
-            optimizer.param_groups[0]["lr"] = _learning_rate(config, progress.step, total_steps)
+            optimizer.param_groups[0]["lr"] = _learning_rate(config, progress.step, last_step)
             sums += _step(model, optimizer, task, next(batches), config)
 
             record, is_best = None, False
-            if progress.step % config.eval_every == 0 or progress.step == total_steps:
+            if progress.step % config.eval_every == 0 or progress.step == last_step:
                 result = evaluate(model, task, splits["val"], config)
                 _check_finite([*sums.tolist(), result.loss], progress.step, run)
                 means = dict(zip(MEASURED, (sums[:-1] / sums[-1]).tolist(), strict=True))
@@ -163,12 +166,15 @@ def train(
                 progress.seconds = time.monotonic() - started
                 names = ("best", "last") if is_best else ("last",)  # last is what a resumed run believes: write it last
                 save_checkpoint(run, names, _checkpoint(progress, model, optimizer))
-            on_progress(Report(progress.step, total_steps, time.monotonic() - started, record))
-            if stopping and progress.step < total_steps:
+            on_progress(Report(progress.step, last_step, time.monotonic() - started, record))
+            if stopping and progress.step < last_step:
                 reason = "interrupted"
         if log is not None:
             log.close()
-        return Outcome(Path(run), progress.step, total_steps, reason, progress.best_step)
+        outcome = Outcome(Path(run), progress.step, last_step, reason, progress.best_step)
+        if reason != "interrupted":
+            record_outcome(run, {"reason": reason, "step": progress.step, "best_step": progress.best_step})
+        return outcome
 
 
 def load_training_data(config: TrainConfig) -> tuple[Task, DataFile]:
@@ -195,13 +201,14 @@ def change_run(run: Path, **changes: Any) -> None:
             progress = Progress.of(load_checkpoint(run, "last"))
             if progress.data_digest != data.attributes["digest"]:
                 raise SkipRNNError(f"{config.data} is not the data {run} was trained on")
-            total_steps = _total_steps(config, data.splits)
-            if total_steps < progress.step:
-                raise SkipRNNError(f"{run} is at step {progress.step} already, beyond the {total_steps} asked for")
+            last_step = total_steps(config, data.splits)
+            if last_step < progress.step:
+                raise SkipRNNError(f"{run} is at step {progress.step} already, beyond the {last_step} asked for")
         extend_run(run, **changes)
 
 
-def _total_steps(config: TrainConfig, splits: Mapping[str, Split]) -> int:
+def total_steps(config: TrainConfig, splits: Mapping[str, Split]) -> int:
+    """Updates of the weights that a configuration asks for."""
     if config.steps is not None:
         return config.steps
     return (config.epochs or 0) * math.ceil(len(splits["train"]) / config.batch_size)
@@ -224,6 +231,11 @@ def _step(
     used = used_samples(update_gate.detach(), batch_first=True).mean()
     measured = (loss, task_loss, budget, metric, used, grad_norm, torch.ones_like(used))
     return torch.stack([value.detach().double() for value in measured])
+
+
+def measure_step(model: SequenceModel, task: Task, batch: Sequences, config: TrainConfig) -> None:
+    """The work of one update, to be timed."""
+    _step(model, torch.optim.SGD(model.parameters(), lr=0.0), task, batch, config)
 
 
 def _batches(

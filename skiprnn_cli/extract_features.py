@@ -1,7 +1,6 @@
 """``skiprnn extract-features``."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +127,7 @@ def _extract(found: "Videos", default: Path, make_task: Callable[..., Any], **ho
     from pipelines.extraction import extract_features
     from pipelines.features import load_network
     from pipelines.model import choose_device
+    from pipelines.processes import cores
     from pipelines.sources.videos import handful
     from pipelines.video import Sampling
     from pipelines.workers import local, on_ray
@@ -143,7 +143,7 @@ def _extract(found: "Videos", default: Path, make_task: Callable[..., Any], **ho
     )  # fmt: skip
     chosen = found.videos if how["limit"] is None else handful(found.videos, how["limit"])
     shard = how["shard"] or _rank()
-    engine = on_ray(how["workers"], how["ray_address"]) if how["engine"] == "ray" else local(how["workers"] or _cores())
+    engine = on_ray(how["workers"], how["ray_address"]) if how["engine"] == "ray" else local(how["workers"] or cores())
     with counted("extracting", len(range(shard[0], len(chosen), shard[1])), "videos", "frames") as advance:
         summary = extract_features(
             found,
@@ -197,7 +197,3 @@ def _rank() -> tuple[int, int]:
                 click.echo(f"shard {shard[0]}/{shard[1]}, by {rank} and {size}", err=True)
                 return shard
     return 0, 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

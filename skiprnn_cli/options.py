@@ -39,6 +39,13 @@ device = click.option(
 data_of_run = click.option("--data", type=PATH, help="Data file.  [default: the run's]")
 
 
+def cpu_name() -> str:
+    """What Linux calls the processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
 def chosen_run(run: Path | None) -> Path:
     """The run named, or the one under runs/ that was trained last."""
     from pipelines.runs import newest_run

@@ -1,0 +1,199 @@
+"""What ``reproduce`` and ``sweep`` share: options, training a grid with something to see, and its table."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.errors import SkipRNNError
+from pipelines.presets import TrainConfig
+from skiprnn_cli import options
+
+if TYPE_CHECKING:
+    from pipelines.sweep import Finished, Planned
+
+LOOK_EVERY = 20.0  # s between lines about runs that are being trained
+NOT_SETTABLE = {"task", "preset", "data", "cell", "skip", "lam", "p_skip", "seed", "device"}
+
+
+class Setting(click.ParamType[tuple[str, Any]]):
+    """NAME=VALUE, a field of the configuration."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, _, text = str(value).partition("=")
+        name = name.strip().replace("-", "_")
+        kinds = {
+            field.name: getattr(field.type, "__name__", str(field.type))
+            for field in fields(TrainConfig)
+            if field.name not in NOT_SETTABLE
+        }
+        if name not in kinds:
+            self.fail(f"{name!r} is none of {', '.join(sorted(kinds))}.", param, ctx)
+        try:
+            return name, _parsed(text.strip(), kinds[name])
+        except ValueError:
+            self.fail(f"{text!r} is no {kinds[name].split(' ')[0]}, which {name} is.", param, ctx)
+
+
+def _parsed(text: str, kind: str) -> Any:
+    if "bool" in kind:
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+    if "int" in kind:
+        return int(text)
+    return float(text) if "float" in kind else text
+
+
+def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every grid."""
+    for option in reversed(
+        [
+            click.option("--set", "settings", type=Setting(), multiple=True,
+                         help="Another option of training than the preset's, such as lr=1e-3; may be repeated."),
+            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                         help="auto: CUDA where there is one."),
+            click.option("--jobs", type=click.IntRange(min=1),
+                         help="Runs trained at once.  [default: one a CPU core, or 4 a GPU]"),
+            click.option("--dry-run", is_flag=True, help="Say what would be trained, and how long it should take."),
+        ]
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def run_grid(
+    configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], jobs: int | None, dry_run: bool
+) -> None:
+    """Train a grid and write its table."""
+    from pipelines.results import markdown, write_results
+    from pipelines.sweep import evaluate_all, local, plan, train_all
+    from skiprnn_cli.progress import counted
+
+    runs = plan(out, configs)
+    if dry_run:
+        _say_plan(runs, jobs)
+        return
+    for config in configs:
+        _ensure_data(config)
+    with _watching(runs) as on_finished:
+        failed = train_all(runs, local(jobs), on_finished)
+    with counted("evaluating", len(runs), "runs") as advance:
+        results = evaluate_all(runs, advance)
+    if results:
+        asked = {"task": configs[0].task, "preset": configs[0].preset, "settings": dict(settings)}
+        lines = write_results(out, results, failed, {"asked": asked, "where": _where()})
+        click.echo(markdown(lines), nl=False)
+        click.echo(f"wrote {out / 'results.json'}, table.md and table.tex; next: skiprnn report {out}", err=True)
+    if failed:
+        for path, reason in failed.items():
+            click.echo(f"failed: {path}: {reason}", err=True)
+        raise SkipRNNError(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again")
+
+
+def _say_plan(runs: list["Planned"], jobs: int | None) -> None:
+    from pipelines.processes import cores
+    from pipelines.sweep import estimate, is_finished
+    from skiprnn_cli.progress import clock
+
+    times = estimate([run.config for run in runs if not is_finished(run)])
+    total = 0.0
+    for run in runs:
+        seconds = times.get(run.config)
+        if is_finished(run):
+            state = "finished"
+        else:
+            state = "to go on" if run.path.exists() else "to train"
+            state += f", about {clock(seconds)} from its beginning" if seconds else ", its data is not there yet"
+            total += seconds or 0
+        click.echo(f"{run.path}: {run.config.model_name} on {Path(run.config.data).name}, {state}")
+    if total:
+        click.echo(f"about {clock(total / min(jobs or cores(), len(times)))} with {jobs or cores()} at once")
+
+
+@contextmanager
+def _watching(runs: list["Planned"]) -> Iterator[Callable[["Finished"], None]]:
+    """Say which runs end, and now and then where the others are."""
+    from pipelines.runs import read_metrics
+    from pipelines.sweep import is_finished
+
+    done = sum(map(is_finished, runs))
+    ended, lock = threading.Event(), threading.Lock()
+    if done:
+        click.echo(f"{done} of {len(runs)} runs are finished already", err=True)
+
+    def line(run: "Planned") -> str | None:
+        records = read_metrics(run.path) if run.path.exists() else []
+        if not records:
+            return None
+        val = records[-1]["val"]
+        return f"{run.path.name}: step {records[-1]['step']:,}, {val['metric']:.5f}, {val['used_mean']:.1f} used"
+
+    def look() -> None:
+        told: dict[Path, str] = {}
+        while not ended.wait(LOOK_EVERY):
+            for run in runs:
+                said = None if is_finished(run) else line(run)
+                if said is not None and told.get(run.path) != said:
+                    told[run.path] = said
+                    with lock:
+                        click.echo(f"  {said}", err=True)
+
+    def on_finished(finished: "Finished") -> None:
+        nonlocal done
+        run = finished.planned
+        done += finished.reason is None
+        with lock:
+            if finished.reason is None:
+                click.echo(f"{done} of {len(runs)} runs finished; {line(run)}", err=True)
+            else:
+                click.echo(f"{run.path}: {finished.reason}", err=True)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield on_finished
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _ensure_data(config: TrainConfig) -> None:
+    """Generate a synthetic task's data file if it is missing."""
+    from pipelines.presets import DEFAULT_SIZES
+    from pipelines.sweep import synthetic_task
+    from skiprnn_cli.gen_data import write_with_progress
+
+    path = Path(config.data)
+    if path.exists():
+        return
+    task = synthetic_task(config)
+    if task is None:
+        raise SkipRNNError(f"no data file {path}; make it first, see `skiprnn gen-data --help` and README.md")
+    click.echo(f"generating {path}", err=True)
+    write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
+
+
+def _where() -> dict[str, Any]:
+    import platform
+    import sys
+    from datetime import UTC, datetime
+    from importlib.metadata import version
+
+    import torch
+
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["skiprnn", *sys.argv[1:]]),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else options.cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "skiprnn": version("skiprnn"),
+    }

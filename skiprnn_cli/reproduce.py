@@ -1,0 +1,45 @@
+"""``skiprnn reproduce``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.presets import DATA
+from skiprnn_cli import options
+from skiprnn_cli.grids import grid_options, run_grid
+
+
+@click.command(epilog="Example: skiprnn reproduce adding --preset quick --runs 2")
+@click.argument("experiment", type=click.Choice(["adding", "sine", "mnist", "imdb", "ucf101", "all"]))
+@click.option("--runs", type=click.IntRange(min=1), default=4, show_default=True, help="Seeds, from 0.")
+@click.option("--preset", type=click.Choice(["paper", "quick"]), default="paper", show_default=True,
+              help="paper: its protocol, which wants a GPU; quick: minutes a run on a CPU core.")  # fmt: skip
+@click.option("--data", type=options.PATH, default=DATA, show_default=True,
+              help="Folder of the data files; adding and sine are generated if missing.")  # fmt: skip
+@click.option("--out", type=options.PATH, help="Folder of runs and tables.  [default: reproduced/EXPERIMENT-PRESET]")
+@grid_options
+def command(
+    experiment: str,
+    runs: int,
+    preset: str,
+    data: Path,
+    out: Path | None,
+    settings: tuple[tuple[str, Any], ...],
+    device: str,
+    jobs: int | None,
+    dry_run: bool,
+) -> None:
+    """Train the models of a table of the paper and print it with ours beside it.
+
+    Each run is an ordinary run directory under OUT/runs. Finished runs are kept and interrupted ones go on, so the same
+    command may be run again after an interruption, or with more --runs. Writes results.json, table.md and table.tex.
+    """
+    from pipelines.paper import NUMBERS
+    from pipelines.sweep import grid_of_table
+
+    for task in NUMBERS if experiment == "all" else [experiment]:
+        folder = (out / task if experiment == "all" else out) if out else Path("reproduced") / f"{task}-{preset}"
+        click.echo(f"table {NUMBERS[task]}, {task}: {folder}", err=True)
+        configs = grid_of_table(task, preset, data, range(runs), device=device, **dict(settings))
+        run_grid(configs, folder, settings, jobs, dry_run)
