@@ -193,6 +193,7 @@ def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
         if there["outcome"] == outcome:
             return there
     result = {
+        "name": run.path.name,
         "config": asdict(run.config),
         "outcome": outcome,
         "training_seconds": read_metrics(run.path)[-1]["seconds"],
