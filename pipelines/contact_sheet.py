@@ -59,23 +59,32 @@ def contact_sheets(sheets: list[Sheet], sampling: Sampling, title: str, used: st
 
 
 def _sheet(sheet: Sheet, sampling: Sampling, colors: list[Frame]) -> Frame:
-    frames = [frame for (_, frame), _ in zip(VideoReader(sheet.path, sampling), sheet.used, strict=False)]
+    frames = _thumbnails(sheet, sampling)
     if len(frames) < len(sheet.used):
         raise SkipRNNError(
             f"{sheet.path} has {len(frames)} frames, where its features are of {len(sheet.used)}; it was changed since"
         )
-    high, wide = frames[0].shape[:2]
-    size = WIDTH, max(1, min(4 * WIDTH, round(WIDTH * high / wide)))
+    size = frames[0].shape[1], frames[0].shape[0]
     cell_width, cell_height = size[0] + 2 * BORDER + GAP, size[1] + 2 * BORDER + GAP
     rows = math.ceil(len(frames) / COLUMNS)
     picture = np.full((rows * cell_height, COLUMNS * cell_width, 3), 255, np.uint8)
-    last, small = None, frames[0]
-    for number, (frame, on) in enumerate(zip(frames, sheet.used, strict=True)):
-        if frame is not last:
-            small, last = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)), frame
+    for number, (small, on) in enumerate(zip(frames, sheet.used, strict=True)):
         row, column = divmod(number, COLUMNS)
         top, left = row * cell_height, column * cell_width
         picture[top : top + size[1] + 2 * BORDER, left : left + size[0] + 2 * BORDER] = colors[on]
         shown = small if on else (255 - (255 - small.astype(np.float32)) * FADED).astype(np.uint8)
         picture[top + BORDER : top + BORDER + size[1], left + BORDER : left + BORDER + size[0]] = shown
     return picture
+
+
+def _thumbnails(sheet: Sheet, sampling: Sampling) -> list[Frame]:
+    small: list[Frame] = []
+    last = None
+    for (_, frame), _ in zip(VideoReader(sheet.path, sampling), sheet.used, strict=False):
+        if frame is not last:
+            high, wide = frame.shape[:2]
+            size = WIDTH, max(1, min(4 * WIDTH, round(WIDTH * high / wide)))
+            thumbnail = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
+            last = frame
+        small.append(thumbnail)
+    return small

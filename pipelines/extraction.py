@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -48,6 +48,7 @@ class Summary:
     path: Path
     report: Path
     merged: bool  # whether ``path`` holds all videos now
+    written: bool  # whether this process wrote it
     videos: int  # asked for, of all shards
     extracted: int  # by this process
     steps: int  # of these
@@ -96,7 +97,7 @@ def extract_features(
         batch_size: frames through the network at once.
         dtype: of the stored features, "float16" or "float32".
         allow_failures: merge without the videos that failed.
-        overwrite: replace what was made in another way, or holds other videos.
+        overwrite: replace what was made in another way, or holds other videos or splits.
         on_progress: called with the number of videos and of their steps just done.
 
     Returns:
@@ -110,7 +111,7 @@ def extract_features(
         if not any(video.split == split for video in chosen):
             raise SkipRNNError(f"{len(chosen)} videos leave none for {split}; take more, or give their splits")
     parameters = {"task": task.name, **task.parameters(), "dtype": dtype}
-    store = _Store(Path(path), parameters, {video.name for video in chosen}, overwrite)
+    store = _Store(Path(path), parameters, chosen, overwrite)
     recipe = Recipe(Sampling(task.fps, task.seconds), task.resize, batch_size)
     wanted, extracted, steps = chosen[shard[0] :: shard[1]], 0, 0
     locks: dict[str, FileLock] = {}
@@ -119,12 +120,13 @@ def extract_features(
             later: list[Video] = []
             jobs = _claimed(store, videos.root, wanted, later, locks, on_progress)
             if (first := next(jobs, None)) is not None:
-                for job, result in engine(chain([first], jobs), network, recipe):
-                    count = store.put(job, result)
-                    locks.pop(job.name).release()
-                    extracted += count > 0
-                    steps += count
-                    on_progress(1, count)
+                with closing(engine(chain([first], jobs), network, recipe)) as results:
+                    for job, result in results:
+                        count = store.put(job, result)
+                        locks.pop(job.name).release()
+                        extracted += count > 0
+                        steps += count
+                        on_progress(1, count)
             elif later:
                 time.sleep(POLL)
             wanted = later
@@ -139,12 +141,17 @@ def extract_features(
         **{name: version(name) for name in ("torch", "torchvision", "opencv-python")},
         "version": version("skiprnn"),
     }
-    return store.merge(chosen, attributes, allow_failures, overwrite, extracted, steps)
+    return store.merge(attributes, allow_failures, extracted, steps)
 
 
 def report_path(path: Path) -> Path:
     """Where the report of an extraction to ``path`` is written: a JSON object a video."""
-    return path.with_name(f"{path.stem}.report.jsonl")
+    return path.with_name(f"{path.name}.report.jsonl")
+
+
+def parts_path(path: Path) -> Path:
+    """Where finished videos are kept until all are."""
+    return path.with_name(f"{path.name}.parts")
 
 
 def _claimed(
@@ -176,47 +183,49 @@ def _claimed(
 class _Store:
     """The parts, and the file they were merged into."""
 
-    def __init__(self, path: Path, parameters: dict[str, Any], names: set[str], overwrite: bool) -> None:
+    def __init__(self, path: Path, parameters: dict[str, Any], chosen: list[Video], overwrite: bool) -> None:
         check_writable(path, overwrite=True)
-        self._path, self._folder = path, path.with_name(f"{path.stem}.parts")
         self._way = {key: parameters[key] for key in WAYS}
-        self._parameters = parameters
-        self._dtype = parameters["dtype"]
+        way = hashlib.sha256(json.dumps(self._way).encode()).hexdigest()[:16]  # parts of two ways never mix
+        self._path, self._folder = path, parts_path(path) / way
+        self._parameters, self._dtype, self._overwrite = parameters, parameters["dtype"], overwrite
+        self._chosen = {video.name: video for video in chosen}
         self._merged: dict[str, Entry] = {}
         self._merged_stamp = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock_all():
-                self._begin(names, overwrite)
+                self._check()
         except OSError as error:
             raise SkipRNNError(f"cannot write {path}: {error.strerror}; choose another --out") from error
 
-    def _begin(self, names: set[str], overwrite: bool) -> None:
-        if self._path.exists():
-            if schema_of(self._path) != FEATURES:
-                raise SkipRNNError(f"{self._path} exists and holds no features; choose another --out")
-            if not overwrite:
-                self._refuse_other_way(read_attributes(self._path), self._path)
-                if others := sorted({entry.name for entry in read_entries(self._path)} - names):
-                    raise SkipRNNError(
-                        f"{self._path} also holds {len(others)} videos not asked for, such as {others[0]}; pass "
-                        "--overwrite to leave them out, or choose another --out"
-                    )
-        settings = self._folder / "settings.json"
-        if settings.exists():
-            there = json.loads(settings.read_text(encoding="utf-8"))
-            if not overwrite:
-                self._refuse_other_way(there, self._folder)
-            elif there != self._way:
-                shutil.rmtree(self._folder)
-        write_text(settings, json.dumps(self._way))
-
-    def _refuse_other_way(self, there: dict[str, Any], path: Path) -> None:
+    def _check(self) -> None:
+        """Refuse to lose what is in the file already."""
+        if not self._path.exists():
+            return
+        if schema_of(self._path) != FEATURES:
+            raise SkipRNNError(f"{self._path} exists and holds no features; choose another --out")
+        if self._overwrite:
+            return
+        there = read_attributes(self._path)
         for key, ours in self._way.items():
             if there.get(key) != ours:
                 raise SkipRNNError(
-                    f"{path} was made with {key} {there.get(key)}, not {ours}; pass --overwrite to replace it, or "
-                    "choose another --out"
+                    f"{self._path} was made with {key} {there.get(key)}, not {ours}; pass --overwrite to replace it, "
+                    "or choose another --out"
+                )
+        for entry in read_entries(self._path):
+            video = self._chosen.get(entry.name)
+            if video is None:
+                raise SkipRNNError(
+                    f"{self._path} also holds videos not asked for, such as {entry.name}; pass --overwrite to leave "
+                    "them out, or choose another --out"
+                )
+            if (video.split, video.label) != (entry.split, entry.label):
+                raise SkipRNNError(
+                    f"{self._path} has {entry.name} in {entry.split} as class {entry.label}, now it would be in "
+                    f"{video.split} as class {video.label}; pass --overwrite to write it anew (nothing is extracted "
+                    "again), or choose another --out"
                 )
 
     def lock(self, name: str) -> FileLock:
@@ -256,19 +265,12 @@ class _Store:
         failure.unlink(missing_ok=True)
         return len(features)
 
-    def merge(
-        self,
-        chosen: list[Video],
-        attributes: dict[str, Any],
-        allow_failures: bool,
-        overwrite: bool,
-        extracted: int,
-        steps: int,
-    ) -> Summary:
+    def merge(self, attributes: dict[str, Any], allow_failures: bool, extracted: int, steps: int) -> Summary:
         """Write the report and, when all is there, the file."""
         with self._lock_all():
+            self._check()  # another process may have written it
             entries, failed, records = [], {}, []
-            for video in chosen:
+            for video in self._chosen.values():
                 done = self._done(video.name)
                 failure = self._failure(video.name)
                 record: dict[str, Any] = {"video": video.name, "split": video.split}
@@ -283,14 +285,19 @@ class _Store:
                 records.append(json.dumps(record, ensure_ascii=False))
             report = report_path(self._path)
             write_text(report, "\n".join([*records, ""]))
-            waiting = len(chosen) - len(entries) - len(failed)
+            waiting = len(self._chosen) - len(entries) - len(failed)
             merged = not waiting and bool(entries) and (allow_failures or not failed)
+            written = merged and not self._is_merged(entries)
+            if written:
+                self._write(entries, attributes)
             if merged:
-                if not self._is_merged(entries):
-                    self._write(entries, attributes)
                 shutil.rmtree(self._folder, ignore_errors=True)
+                with suppress(OSError):
+                    self._folder.parent.rmdir()
         truncated = sum(entry.status == "truncated" for entry in entries)
-        return Summary(self._path, report, merged, len(chosen), extracted, steps, truncated, failed, waiting)
+        return Summary(
+            self._path, report, merged, written, len(self._chosen), extracted, steps, truncated, failed, waiting
+        )  # fmt: skip
 
     def _is_merged(self, entries: list[Entry]) -> bool:
         if set(entries) != set(self._merged.values()):
@@ -310,11 +317,17 @@ class _Store:
 
     def _features(self, entry: Entry, merged: Callable[[str], Floats] | None) -> Floats:
         part = self._part(entry.name)
+        from_part = part.exists() or merged is None
         try:
-            rows: Floats = merged(entry.name) if merged and not part.exists() else load_file(part)["features"]
+            rows: Floats = load_file(part)["features"] if from_part else merged(entry.name)  # type: ignore[misc]
             if _digest(rows) != entry.features_sha256:
                 raise ValueError("its SHA-256 is wrong")
         except (OSError, KeyError, ValueError, SafetensorError) as error:
+            if not from_part:
+                raise SkipRNNError(
+                    f"{self._path} is damaged where it has {entry.name} ({error}); move it away and run the same "
+                    "command again"
+                ) from error
             part.unlink(missing_ok=True)
             raise SkipRNNError(
                 f"the part {part} of {entry.name} was damaged and is removed ({error}); run the same command again"

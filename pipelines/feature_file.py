@@ -34,7 +34,8 @@ from pipelines.storage import (
 
 CHUNK = 64  # frames; a whole video is a few chunks
 CPU = torch.device("cpu")
-SHARE = 0.5  # of a device's memory that features may take
+SHARE = 1 / 3  # of a device's memory that the features of a split may take
+BLOCK = 8192  # frames read at once
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -68,7 +69,12 @@ class StoredRows:
     def __getitem__(self, rows: slice) -> Tensor:
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), h5py.File(self.path, "r")
-        return torch.from_numpy(self._opened[1]["features"][rows])
+        try:
+            return torch.from_numpy(self._opened[1]["features"][rows])
+        except OSError as error:
+            raise SkipRNNError(
+                f"cannot read the features in {self.path}: damaged ({error}); extract them again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class FlatSequences:
         return replace(self, reads_padding=True)
 
     def to(self, device: torch.device | str) -> "FlatSequences":
-        """The split on a device, if its features fit into half of the memory there; else its batches will be."""
+        """The split on a device, if its features fit into a third of the memory there; else its batches will be."""
         target, rows = torch.device(device), self.rows
         moved = {name: getattr(self, name).to(target) for name in ("y", "starts", "counts")}
         if isinstance(rows, Tensor):
@@ -118,7 +124,8 @@ class FlatSequences:
         if (last - first) * self.row_bytes > SHARE * _memory(target):
             return replace(self, target=target)
         moved["starts"] -= first
-        return replace(self, rows=rows[first:last].to(target), target=target, **moved)
+        blocks = [rows[start : min(start + BLOCK, last)].to(target) for start in range(first, last, BLOCK)]
+        return replace(self, rows=torch.cat(blocks), target=target, **moved)
 
     def take(self, rows: Tensor | slice) -> Sequences:
         """The sequences of the given row numbers, x (B, steps, D) with zeros for absent frames."""

@@ -149,17 +149,17 @@ def load_network(
     state, weights, size = _weights(network, weights)
     found = Origin(network, weights, _digest(state), size, precision)
     if origin is not None and (found.weights_sha256, found.network) != (origin.weights_sha256, origin.network):
-        raise SkipRNNError(
-            f"the weights {weights} are not those whose features the run was trained on ({origin.weights} of "
-            f"{origin.network}, SHA-256 {origin.weights_sha256[:16]}…); name these with --weights"
-        )
+        raise SkipRNNError(f"the weights {weights} are not those whose features the run was trained on")
     return FrameNetwork(network, state, precision).to(device), found
 
 
 def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
     """The tensors by name, what to call them, and the size of frames they want."""
     if weights.startswith("random:"):
-        torch.manual_seed(int(weights.partition(":")[2]))
+        seed = weights.partition(":")[2]
+        if not seed.isdecimal():
+            raise SkipRNNError(f"random weights need a seed, such as random:0, got {weights}")
+        torch.manual_seed(int(seed))
         return _state(_trunk(network).state_dict()), weights, RESIZE
     named = {entry.name.lower(): entry for entry in get_model_weights(network)}
     if weights in NAMED_WEIGHTS:
@@ -178,7 +178,9 @@ def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
         with open(weights, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         by_digest = {entry.url.rpartition("-")[2].partition(".")[0]: name for name, entry in named.items()}
-        weights = by_digest.get(digest[:8], Path(weights).name)  # torchvision's files bear eight digits of theirs
+        weights = by_digest.get(
+            digest[:8], str(Path(weights).resolve())
+        )  # torchvision's files bear eight digits of theirs
     size = named[weights].transforms().resize_size[0] if weights in named else RESIZE
     state = {name.removeprefix("module."): tensor for name, tensor in state.items() if "fc." not in name}
     try:
@@ -223,7 +225,10 @@ def _trunk(network: str) -> nn.Module:
 
 
 def _state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in sorted(state.items())}
+    return {
+        name: tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in sorted(state.items())
+    }
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

@@ -154,12 +154,15 @@ def _videos(trained: TrainedRun, examples: int, split: str, data: Path | None, v
     shown = trained.sequences.take(rows.to(trained.sequences.device))
     task, attributes = task_of_file(path), read_attributes(path)
     assert isinstance(task, Videos)
-    if not task.network and videos is None:  # features that were made elsewhere
-        return _signals(trained, shown, _gates(trained, shown))
     from pipelines.contact_sheet import Sheet, contact_sheets
+    from pipelines.features import FRAME_COST
     from pipelines.video import Sampling
 
+    if task.network not in FRAME_COST and videos is None:  # features that were made elsewhere
+        return _signals(trained, shown, _gates(trained, shown))
     root = videos or Path(attributes["source"])
+    if not root.is_dir():
+        raise SkipRNNError(f"the videos are no longer in {root}; name their folder with --videos")
     with torch.inference_mode(), autocast(trained.config, trained.device):
         prediction: Prediction = trained.model(shown.x, shown.lengths)
     assert isinstance(trained.sequences, FlatSequences)

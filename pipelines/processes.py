@@ -1,12 +1,13 @@
 """Processes of this machine that do jobs, any of which may bring its process down without harm to the others."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import parent_process
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from typing import Any, Generic, TypeVar
 
@@ -48,8 +49,10 @@ def pool(
     opened = Pool(workers, work, ahead, (threads, begin, arguments))
     try:
         yield opened
-    finally:
-        opened.close()
+    except BaseException:
+        opened.close(at_once=True)
+        raise
+    opened.close()
 
 
 class Pool(Generic[J, R]):
@@ -57,7 +60,7 @@ class Pool(Generic[J, R]):
 
     def __init__(self, workers: int, work: Callable[[J], R], ahead: int, start: tuple[Any, ...]) -> None:
         self._workers, self._work, self._in_hand, self._arguments = workers, work, workers * ahead, start
-        self._executor = self._start(workers)
+        self._executor, self._lifeline = self._start(workers)
 
     def map(self, jobs: Iterator[J]) -> Iterator[tuple[J, R | Died]]:
         """The results as they come; a job is taken when a worker is free for it."""
@@ -83,32 +86,37 @@ class Pool(Generic[J, R]):
                 suspects += running.values()
                 running.clear()
                 self.close()
-                self._executor = self._start(self._workers)
+                self._executor, self._lifeline = self._start(self._workers)
 
     def _alone(self, job: J) -> R | Died:
-        executor = self._start(1)
+        executor, lifeline = self._start(1)
         try:
             return executor.submit(self._work, job).result()
         except BrokenProcessPool:
             return Died()
         finally:
+            lifeline.close()
             executor.shutdown(cancel_futures=True)
 
-    def close(self) -> None:
-        """End the processes when they have done the jobs in hand."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End the processes, when they have done the jobs in hand or at once."""
+        if at_once:
+            self._lifeline.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
+        self._lifeline.close()
 
-    def _start(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            workers, torch.multiprocessing.get_context("spawn"), initializer=_begin, initargs=self._arguments
-        )
+    def _start(self, workers: int) -> tuple[ProcessPoolExecutor, Connection]:
+        context = torch.multiprocessing.get_context("spawn")
+        theirs, ours = context.Pipe(duplex=False)
+        executor = ProcessPoolExecutor(
+            workers, context, initializer=_begin, initargs=(theirs, *self._arguments)
+        )  # fmt: skip
+        return executor, ours
 
 
-def _begin(threads: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    parent = parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-    threading.Thread(target=lambda: (wait_for([sentinel]), os._exit(1)), daemon=True).start()
+def _begin(lifeline: Connection, threads: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the process that wants the work decides
+    threading.Thread(target=lambda: (wait_for([lifeline]), os._exit(1)), daemon=True).start()  # its other end is closed
     torch.set_num_threads(threads)
     if begin is not None:
         begin(*arguments)

@@ -283,7 +283,10 @@ def open_data(path: Path, *schemas: str) -> Iterator[h5py.File]:
         SkipRNNError: it is missing, foreign, or found damaged while it is open.
     """
     if not Path(path).exists():
-        raise SkipRNNError(f"no data file {path}; make one with `skiprnn gen-data` or name another with --data")
+        raise SkipRNNError(
+            f"no data file {path}; make one with `skiprnn gen-data` or `skiprnn extract-features`, or name another "
+            "with --data"
+        )
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("schema") not in schemas:

@@ -7,7 +7,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class Finished:
     reason: str | None = None
 
 
-Engine = Callable[[Iterator[Planned]], Iterator[tuple[Planned, str | None]]]
+Results = Generator[tuple[Planned, str | None], None, None]
+Engine = Callable[[Iterator[Planned]], Results]
 """Trains runs; yields each with why it failed, or None."""
 
 
@@ -127,11 +129,12 @@ def train_all(runs: list[Planned], engine: Engine, on_finished: Callable[[Finish
     failed: dict[str, str] = {}
     wanted = [run for run in runs if not is_finished(run)]
     for _ in range(ATTEMPTS):
-        for run, reason in engine(iter(wanted)):
-            failed.pop(str(run.path), None)
-            if reason is not None:
-                failed[str(run.path)] = reason
-            on_finished(Finished(run, reason))
+        with closing(engine(iter(wanted))) as results:
+            for run, reason in results:
+                failed.pop(str(run.path), None)
+                if reason is not None:
+                    failed[str(run.path)] = reason
+                on_finished(Finished(run, reason))
         wanted = [run for run in wanted if str(run.path) in failed]
     return failed
 
@@ -139,7 +142,7 @@ def train_all(runs: list[Planned], engine: Engine, on_finished: Callable[[Finish
 def local(jobs: int | None = None) -> Engine:
     """Processes of this machine, by default one a CPU core, or four a GPU."""
 
-    def run(runs: Iterator[Planned]) -> Iterator[tuple[Planned, str | None]]:
+    def run(runs: Iterator[Planned]) -> Results:
         first = next(runs, None)
         if first is None:
             return

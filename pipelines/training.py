@@ -261,7 +261,8 @@ def _batches(
             multiprocessing_context="spawn",
         )
         yield from (batch.to(device) for batch in loader)
-    yield from (split.take(chosen.to(device)) for chosen in rows)
+    else:
+        yield from (split.take(chosen.to(device)) for chosen in rows)
 
 
 class _Rows(Sampler[Tensor]):

@@ -38,10 +38,16 @@ def network_of(task: Videos, weights: str | None, device: torch.device) -> Frame
             f"the run was trained on features made elsewhere ({task.network or 'by what is not said'}), so it cannot "
             "look at a video; predict on a feature file"
         )
-    if weights == "random":
+    if weights == "random" and task.weights.startswith("random:"):
         weights = task.weights
     origin = Origin(task.network, task.weights, task.weights_sha256, task.resize, task.precision)
-    network, _ = load_network(task.network, weights or task.weights, device=device, origin=origin)
+    try:
+        network, _ = load_network(task.network, weights or task.weights, device=device, origin=origin)
+    except SkipRNNError as error:
+        raise SkipRNNError(
+            f"no weights to look at frames with: {error}. The run's features were made with {task.weights} of "
+            f"{task.network}, SHA-256 of the tensors {task.weights_sha256[:16]}…; name these with --weights"
+        ) from error
     for count in (1, EVERY_FRAME_BATCH):  # the first call of a size takes longer
         network(torch.zeros(count, 3, 224, 224, dtype=torch.uint8))
     return network
@@ -133,7 +139,7 @@ class _Ahead:
                 self._queue.put(item)
                 if self._closed.is_set():
                     break
-        except SkipRNNError as error:
+        except Exception as error:  # for whoever asks for the next frame
             last = error
         self._queue.put(last)
 
@@ -142,7 +148,7 @@ class _Ahead:
         if self._ended:
             return None
         item = self._queue.get()
-        if isinstance(item, SkipRNNError):
+        if isinstance(item, Exception):
             self._ended = True
             raise item
         self._ended = item is None

@@ -6,7 +6,7 @@ that whoever makes them may decide late.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ class Recipe:
 
 
 Result = Extracted | Failed
-Engine = Callable[[Iterator[Job], FrameNetwork, Recipe], Iterator[tuple[Job, Result]]]
+Results = Generator[tuple[Job, Result], None, None]
+Engine = Callable[[Iterator[Job], FrameNetwork, Recipe], Results]
 
 
 def extract(job: Job, network: FrameNetwork, recipe: Recipe) -> Result:
@@ -70,6 +71,8 @@ def decode(job: Job, recipe: Recipe) -> Clip | Failed:
         return read_clip(job.path, recipe.sampling, recipe.resize)
     except SkipRNNError as error:
         return Failed(str(error))
+    except Exception as error:  # whatever a decoder makes of a damaged file
+        return Failed(f"{type(error).__name__}: {error}")
 
 
 def features_of(clip: Clip, network: FrameNetwork, recipe: Recipe) -> Extracted:
@@ -80,7 +83,7 @@ def features_of(clip: Clip, network: FrameNetwork, recipe: Recipe) -> Extracted:
 def local(workers: int) -> Engine:
     """Processes of this machine."""
 
-    def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Iterator[tuple[Job, Result]]:
+    def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
         on_cpu = network.mean.device.type == "cpu"
         given = (network if on_cpu else None, recipe)
         with pool(workers, _work, ahead=AHEAD, begin=_begin, arguments=given) as processes:
@@ -119,7 +122,7 @@ def on_ray(workers: int | None, address: str | None) -> Engine:
     except ImportError as error:
         raise SkipRNNError("Ray is not installed; `pip install 'skiprnn[ray]'` or use --engine local") from error
 
-    def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Iterator[tuple[Job, Result]]:
+    def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
         owned = not ray.is_initialized()
         if owned:
             try:
@@ -135,9 +138,7 @@ def on_ray(workers: int | None, address: str | None) -> Engine:
     return run
 
 
-def _map_on_ray(
-    ray: Any, jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe, workers: int | None
-) -> Iterator[tuple[Job, Result]]:
+def _map_on_ray(ray: Any, jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe, workers: int | None) -> Results:
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
     share = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
@@ -145,20 +146,26 @@ def _map_on_ray(
     actor = ray.remote(max_restarts=-1, max_task_retries=2, **share)(_Actor)
     shared = ray.put(network.cpu())
     actors = [actor.remote(shared, recipe, bool(gpus)) for _ in range(count)]
+    starting = {one.ready.remote(): index for index, one in enumerate(actors)}  # some may wait for room for ever
     running: dict[Any, tuple[Job, int]] = {}
-    free = [index for index in range(count) for _ in range(AHEAD)]
+    free: list[int] = []
+    upcoming = next(jobs, None)
     try:
-        while True:
-            while free and (job := next(jobs, None)) is not None:
+        while upcoming is not None or running:
+            while free and upcoming is not None:
                 index = free.pop()
-                running[actors[index].extract.remote(job)] = job, index
-            if not running:
-                return
-            (reference, *_), _ = ray.wait(list(running))
+                running[actors[index].extract.remote(upcoming)] = upcoming, index
+                upcoming = next(jobs, None)
+            (reference, *_), _ = ray.wait([*running, *starting])
+            if reference in starting:
+                free += [starting.pop(reference)] * AHEAD
+                continue
             job, index = running.pop(reference)
             free.append(index)
             try:
                 yield job, ray.get(reference)
+            except ray.exceptions.RayTaskError:
+                raise
             except ray.exceptions.RayError as error:
                 reason = " ".join(str(error).split())[:200]
                 yield job, Failed(f"the actor that read it died three times ({reason})")
@@ -173,6 +180,9 @@ class _Actor:
     def __init__(self, network: FrameNetwork, recipe: Recipe, on_gpu: bool) -> None:
         torch.set_num_threads(1)
         self._network, self._recipe = (network.cuda() if on_gpu else network), recipe
+
+    def ready(self) -> None:
+        """Answer once there is room for this actor."""
 
     def extract(self, job: Job) -> Result:
         return extract(job, self._network, self._recipe)

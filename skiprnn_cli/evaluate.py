@@ -23,7 +23,8 @@ def command(
 ) -> None:
     """Evaluate RUN, or the run under runs/ trained last: metric, used samples, cost and time per sequence.
 
-    Cost counts one multiply-accumulate per input and recurrent weight used, as the paper does. Time is the median of
+    Cost counts one multiply-accumulate per input and recurrent weight used, as the paper does, and those of the network
+    that looks at video frames, absent ones too. Time is the median of
     several forward passes of one batch, beside the same weights with skipping off (torch's own LSTM or GRU); and of
     single sequences, read by a stream that takes only the samples it uses.
     """

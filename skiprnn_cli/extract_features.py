@@ -12,6 +12,8 @@ from pipelines.presets import DATA
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
+    import torch
+
     from pipelines.extraction import Summary
     from pipelines.sources.videos import Videos
 
@@ -67,7 +69,7 @@ def extraction_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
                          help="Of the features in the file."),
             click.option("--limit", type=click.IntRange(min=1),
-                         help="Only so many videos, of all splits and classes alike."),
+                         help="Only so many videos, from all classes in turn."),
             click.option("--shard", type=Shard(),
                          help="Do each N-th video only; the last shard merges all.  [default: torchrun's or SLURM's "
                          "rank, else 0/1]"),
@@ -134,7 +136,7 @@ def _extract(found: "Videos", default: Path, make_task: Callable[..., Any], **ho
     from skiprnn_cli.progress import counted
 
     sampling = Sampling(how["fps"], how["seconds"])
-    device = choose_device("cpu" if how["engine"] == "ray" else how["device"])
+    device = _own_gpu(choose_device("cpu" if how["engine"] == "ray" else how["device"]))
     weights = f"random:{how['seed']}" if how["weights"] == "random" else how["weights"]
     network, origin = load_network(how["network"], weights, precision=how["precision"], device=device)
     task = make_task(
@@ -143,7 +145,11 @@ def _extract(found: "Videos", default: Path, make_task: Callable[..., Any], **ho
     )  # fmt: skip
     chosen = found.videos if how["limit"] is None else handful(found.videos, how["limit"])
     shard = how["shard"] or _rank()
-    engine = on_ray(how["workers"], how["ray_address"]) if how["engine"] == "ray" else local(how["workers"] or cores())
+    engine = (
+        on_ray(how["workers"], how["ray_address"])
+        if how["engine"] == "ray"
+        else local(how["workers"] or max(cores() // _neighbours(), 1))
+    )
     with counted("extracting", len(range(shard[0], len(chosen), shard[1])), "videos", "frames") as advance:
         summary = extract_features(
             found,
@@ -170,11 +176,12 @@ def _say(summary: "Summary", allow_failures: bool) -> None:
     counts = f"{summary.videos - len(summary.failed) - summary.waiting:,} of {summary.videos:,} videos"
     if summary.truncated:
         counts += f", {summary.truncated} of them truncated (see {summary.report})"
-    now = (
-        f"; now {summary.extracted:,} videos, {summary.steps:,} frames" if summary.extracted else "; nothing was to do"
-    )
+    now = f"; now {summary.extracted:,} videos, {summary.steps:,} frames" if summary.extracted else ""
+    if not summary.extracted and not summary.written:
+        now = "; nothing was to do"
     if summary.merged:
-        click.echo(f"wrote {summary.path}: {counts}{now}" if summary.extracted else f"{summary.path}: {counts}{now}")
+        said = f"{summary.path}: {counts}{now}"
+        click.echo(f"wrote {said}" if summary.written else said)
         return
     if summary.waiting:
         click.echo(f"{counts} done{now}; {summary.waiting:,} are left to other shards, the last of which merges")
@@ -183,14 +190,30 @@ def _say(summary: "Summary", allow_failures: bool) -> None:
     if summary.failed and not allow_failures:
         raise SkipRNNError(
             f"{len(summary.failed)} of {summary.videos} videos failed (see {summary.report}), so {summary.path} is not "
-            "written; mend or remove them, or pass --allow-failures, and run the same command again: what is done "
+            "written now; mend or remove them, or pass --allow-failures, and run the same command again: what is done "
             "is kept"
         )
 
 
+def _own_gpu(device: "torch.device") -> "torch.device":
+    """A GPU for each process that torchrun or SLURM started on this machine."""
+    import torch
+
+    local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
+    if device.type == "cuda" and local_rank.isdecimal():
+        return torch.device("cuda", int(local_rank) % torch.cuda.device_count())
+    return device
+
+
+def _neighbours() -> int:
+    """Processes that torchrun started on this machine."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(count) if count.isdecimal() and int(count) else 1
+
+
 def _rank() -> tuple[int, int]:
     """This process's place among those that torchrun or SLURM started."""
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):  # the latter by srun only
         if os.environ.get(rank, "").isdecimal() and os.environ.get(size, "").isdecimal():
             shard = int(os.environ[rank]), int(os.environ[size])
             if shard[0] < shard[1] and shard[1] > 1:

@@ -18,7 +18,7 @@ from pipelines import extraction, workers
 from pipelines.errors import SkipRNNError
 from pipelines.extraction import extract_features, report_path
 from pipelines.feature_file import read_entries, reading_videos
-from pipelines.processes import pool
+from pipelines.processes import cores, pool
 from pipelines.sources.videos import own_videos
 from pipelines.tasks import load_data
 from pipelines.video import Sampling, read_clip
@@ -63,7 +63,7 @@ def test_a_folder_becomes_a_file_of_features(folder, tmp_path):
             assert entry.source_bytes == (folder / entry.name).stat().st_size
     lines = [json.loads(line) for line in report_path(tmp_path / "out.h5").read_text().splitlines()]
     assert [line["status"] for line in lines] == ["ok"] * 12
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.h5.lock", "out.h5", "out.report.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.h5.lock", "out.h5", "out.h5.report.jsonl"]
 
 
 def test_float32_is_kept_on_request(folder, tmp_path):
@@ -86,7 +86,7 @@ def test_what_is_done_is_not_done_again(folder, tmp_path):
     assert (more.extracted, more.merged) == (2, True)
     run(folder, tmp_path / "whole.h5")
     assert content(out) == content(tmp_path / "whole.h5")
-    with pytest.raises(SkipRNNError, match=r"also holds 2 videos not asked for.*--overwrite"):
+    with pytest.raises(SkipRNNError, match=r"also holds videos not asked for.*--overwrite"):
         run(folder, out, chosen=some)
     assert run(folder, out, chosen=some, overwrite=True).extracted == 0
     assert content(out) == digest
@@ -95,9 +95,14 @@ def test_what_is_done_is_not_done_again(folder, tmp_path):
 def test_another_split_of_the_same_videos_needs_no_extraction(folder, tmp_path):
     out = tmp_path / "out.h5"
     run(folder, out)
+    before = content(out)
     videos = own_videos(folder, seed=1)
-    again = extract_features(videos, out, tiny_task(videos.classes), TinyNetwork(), inline)
-    assert (again.extracted, again.merged) == (0, True)
+    task = tiny_task(videos.classes)
+    with pytest.raises(SkipRNNError, match=r"in .* as class ., now it would be in .*; pass --overwrite"):
+        extract_features(videos, out, task, TinyNetwork(), inline)
+    assert content(out) == before
+    again = extract_features(videos, out, task, TinyNetwork(), inline, overwrite=True)
+    assert (again.extracted, again.written) == (0, True)
     assert {e.name: e.split for e in read_entries(out)} == {v.name: v.split for v in videos.videos}
 
 
@@ -109,9 +114,17 @@ def test_a_video_that_changed_is_done_again(tmp_path):
     assert run(folder, out).extracted == 0
     write_video(changed, 5, first=900, codec="mjpeg")
     assert run(folder, out).extracted == 1
-    changed.unlink()
+    with reading_videos(out) as read:
+        assert len(read("class0/clip00.avi")) == 2  # of 5 at 25 a second
+
+
+def test_features_outlive_their_videos(tmp_path):
+    folder, out = write_folder(tmp_path / "videos"), tmp_path / "out.h5"
     videos = own_videos(folder)
-    assert "class0/clip00.avi" not in {video.name for video in videos.videos}
+    run(folder, out)
+    (folder / "class0/clip00.avi").unlink()
+    again = extract_features(videos, out, tiny_task(videos.classes), TinyNetwork(), inline)
+    assert (again.extracted, again.merged, again.written) == (0, True, False)
 
 
 def test_features_made_in_another_way_are_kept_apart(folder, tmp_path):
@@ -124,14 +137,46 @@ def test_features_made_in_another_way_are_kept_apart(folder, tmp_path):
     assert extract_features(videos, out, other, TinyNetwork(), inline, overwrite=True).extracted == 12
 
 
-def test_parts_made_in_another_way_are_kept_apart(folder, tmp_path):
+def test_parts_made_in_another_way_never_mix(folder, tmp_path):
     out = tmp_path / "out.h5"
     run(folder, out, shard=(0, 2))
     videos = own_videos(folder)
     other = tiny_task(videos.classes, fps=5.0, steps=10)
-    with pytest.raises(SkipRNNError, match=r"out.parts was made with fps 10.0, not 5.0"):
-        extract_features(videos, out, other, TinyNetwork(), inline)
-    assert extract_features(videos, out, other, TinyNetwork(), inline, overwrite=True).extracted == 12
+    assert extract_features(videos, out, other, TinyNetwork(), inline).extracted == 12
+    with h5py.File(out) as file:
+        assert np.diff(file["offsets"]).max() <= 10
+    with pytest.raises(SkipRNNError, match=r"was made with fps 5.0, not 10.0"):
+        run(folder, out)
+    assert run(folder, out, overwrite=True).extracted == 6
+    run(folder, tmp_path / "whole.h5")
+    assert content(out) == content(tmp_path / "whole.h5")
+
+
+def test_a_file_that_appears_meanwhile_is_not_lost(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    videos = own_videos(folder)
+
+    def slow(jobs, network, recipe):
+        yield from inline(jobs, network, recipe)
+        extract_features(videos, out, tiny_task(videos.classes, fps=5.0, steps=10), TinyNetwork(), inline)
+
+    with pytest.raises(SkipRNNError, match=r"was made with fps 5.0, not 10.0"):
+        run(folder, out, slow)
+
+
+def test_a_damaged_file_says_so(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    run(folder, out)
+    with h5py.File(out) as file:
+        place = file["features"].id.get_chunk_info(0).byte_offset
+    data = bytearray(out.read_bytes())
+    data[place + 3] ^= 1
+    out.write_bytes(data)
+    videos = own_videos(folder, seed=1)
+    with pytest.raises(SkipRNNError, match=r"out.h5 is damaged where it has .*; move it away"):
+        extract_features(videos, out, tiny_task(videos.classes), TinyNetwork(), inline, overwrite=True)
+    with pytest.raises(SkipRNNError, match=r"out.h5: damaged .*; extract them again"):
+        load_data(out, "videos", ("train",))[1].splits["train"].to("cpu")
 
 
 def test_a_file_of_something_else_is_left_alone(folder, tmp_path):
@@ -211,7 +256,7 @@ def test_two_shards_make_the_whole(folder, tmp_path):
 def test_a_damaged_part_is_done_again(folder, tmp_path):
     out = tmp_path / "out.h5"
     run(folder, out, shard=(0, 2))
-    parts = sorted((tmp_path / "out.parts").glob("*.safetensors"))
+    parts = sorted((tmp_path / "out.h5.parts").glob("*/*.safetensors"))
     parts[0].write_bytes(parts[0].read_bytes()[:-20])  # its header tells
     data = bytearray(parts[1].read_bytes())
     data[-4] ^= 1
@@ -258,10 +303,43 @@ def test_processes_that_decode_feed_a_network_elsewhere(folder):
         assert torch.equal(clips[name].frames, read_clip(folder / name, Sampling(10, 2), 224).frames)
 
 
+class Slow(TinyNetwork):
+    """Takes its time over every video."""
+
+    def of_clip(self, clip, batch_size):
+        time.sleep(60)
+        return super().of_clip(clip, batch_size)
+
+
+def test_an_interruption_does_not_wait_for_the_videos_in_hand(folder):
+    def interrupted():
+        with pool(1, workers._work, begin=workers._begin, arguments=(Slow(), RECIPE)) as processes:
+            processes._executor.submit(workers._work, Job("class0/clip00.avi", folder / "class0/clip00.avi"))
+            time.sleep(5)
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - started < 50
+
+
+def test_any_fault_of_a_decoder_fails_one_video(folder, tmp_path, monkeypatch):
+    def read(path, sampling, size):
+        if path.name == "clip03.avi":
+            raise MemoryError("too large")
+        return read_clip(path, sampling, size)
+
+    monkeypatch.setattr(workers, "read_clip", read)
+    done = run(folder, tmp_path / "out.h5")
+    assert done.failed["class0/clip03.avi"] == "MemoryError: too large"
+    assert done.extracted == 10
+
+
 def test_ray_makes_the_same_file(folder, tmp_path):
     pytest.importorskip("ray")
     run(folder, tmp_path / "whole.h5")
-    done = run(folder, tmp_path / "out.h5", on_ray(2, "local"))
+    done = run(folder, tmp_path / "out.h5", on_ray(cores() + 1, "local"))  # one more than there is room for
     assert (done.extracted, done.merged) == (12, True)
     assert content(tmp_path / "out.h5") == content(tmp_path / "whole.h5")
 
@@ -275,7 +353,7 @@ from tests.videos import TinyNetwork, inline, tiny_task
 videos = own_videos(Path(sys.argv[1]))
 task = tiny_task(videos.classes)
 print("ready", flush=True)
-extract_features(videos, Path(sys.argv[2]), task, TinyNetwork(), inline)
+print(extract_features(videos, Path(sys.argv[2]), task, TinyNetwork(), inline).extracted)
 """
 
 
@@ -310,15 +388,18 @@ def test_killed_at_any_moment_a_rerun_finishes_the_same(folder, tmp_path):
             out.unlink()
     assert finish(start(folder, out)) == 0
     assert content(out) == content(whole)
-    assert sorted(path.name for path in out.parent.iterdir()) == [".out.h5.lock", "out.h5", "out.report.jsonl"]
+    assert sorted(path.name for path in out.parent.iterdir()) == [".out.h5.lock", "out.h5", "out.h5.report.jsonl"]
 
 
 def test_two_processes_share_the_work(folder, tmp_path):
     out = tmp_path / "out.h5"
-    assert [finish(process) for process in [start(folder, out), start(folder, out)]] == [0, 0]
+    processes = [start(folder, out), start(folder, out)]
+    counts = [int(process.communicate()[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum(counts) == 12
     run(folder, tmp_path / "whole.h5")
     assert content(out) == content(tmp_path / "whole.h5")
-    assert not (tmp_path / "out.parts").exists()
+    assert not (tmp_path / "out.h5.parts").exists()
 
 
 def test_a_video_another_process_is_at_is_waited_for(folder, tmp_path, monkeypatch):
@@ -326,7 +407,7 @@ def test_a_video_another_process_is_at_is_waited_for(folder, tmp_path, monkeypat
     videos = own_videos(folder)
     name = videos.videos[0].name
     parameters = {"task": "videos", **tiny_task(videos.classes).parameters(), "dtype": "float16"}
-    store = extraction._Store(out, parameters, {video.name for video in videos.videos}, False)
+    store = extraction._Store(out, parameters, videos.videos, False)
     lock = store.lock(name)
     lock.acquire()
     waits = []

@@ -74,7 +74,7 @@ def test_weights_are_told_by_their_tensors_whatever_file_they_come_in(weights):
     names = ["weights.pth", "wrapped.pth", "weights.safetensors", "headless.safetensors"]
     loaded = [load_network("resnet18", str(weights / name)) for name in names]
     assert len({origin.weights_sha256 for _, origin in loaded}) == 1
-    assert [origin.weights for _, origin in loaded] == names
+    assert [origin.weights for _, origin in loaded] == [str(weights / name) for name in names]
     clip = clip_of(frames(1))
     assert len({tuple(network.of_clip(clip, 1)[0].tolist()) for network, _ in loaded}) == 1
     other = load_network("resnet18", "random:6")[1]
@@ -160,6 +160,18 @@ def test_files_without_weights_are_refused(tmp_path, content, message, suffix):
         load_network("resnet18", str(path))
 
 
+def test_half_precision_weights_are_read(weights):
+    state = torch.load(weights / "weights.pth", weights_only=True)
+    torch.save({k: v.bfloat16() if v.is_floating_point() else v for k, v in state.items()}, weights / "half.pth")
+    network, _ = load_network("resnet18", str(weights / "half.pth"))
+    assert torch.isfinite(network.of_clip(clip_of(frames(1)), 1)).all()
+
+
+def test_random_weights_need_a_seed():
+    with pytest.raises(SkipRNNError, match="need a seed, such as random:0, got random:abc"):
+        load_network("resnet18", "random:abc")
+
+
 def test_weights_of_another_network_are_refused(weights):
     with pytest.raises(SkipRNNError, match="are not of resnet34"):
         load_network("resnet34", str(weights / "weights.pth"))
@@ -168,5 +180,5 @@ def test_weights_of_another_network_are_refused(weights):
 def test_other_weights_than_a_run_s_are_refused(weights):
     _, origin = load_network("resnet18", "random:1")
     load_network("resnet18", "random:1", origin=origin)
-    with pytest.raises(SkipRNNError, match=r"not those whose features the run was trained on \(random:1 of resnet18"):
+    with pytest.raises(SkipRNNError, match="not those whose features the run was trained on"):
         load_network("resnet18", str(weights / "weights.pth"), origin=origin)

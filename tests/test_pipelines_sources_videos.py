@@ -186,6 +186,7 @@ def test_a_handful_has_all_splits_and_classes(small):
     }
     assert handful(videos, 1000) == handful(videos, 80)
     assert {v.split for v in handful(videos, 3)} == {"train", "val", "test"}
+    assert {v.label for v in handful(videos, 2)} == {0, 1}
 
 
 @pytest.mark.realdata

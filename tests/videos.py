@@ -12,7 +12,7 @@ import torch
 
 from pipelines.tasks import Videos
 from pipelines.video import CROP, Clip
-from pipelines.workers import Job, Recipe, Result, extract
+from pipelines.workers import Job, Recipe, Results, extract
 
 BITS = 10
 BLOCK = 16  # pixels of a bit
@@ -102,7 +102,7 @@ def tiny_task(classes: list[str], **parameters: Any) -> Videos:
     return Videos(**{**settings, "network": "tiny", "classes": json.dumps(classes), **parameters})
 
 
-def inline(jobs: Iterator[Job], network: Any, recipe: Recipe) -> Iterator[tuple[Job, Result]]:
+def inline(jobs: Iterator[Job], network: Any, recipe: Recipe) -> Results:
     """An engine without processes."""
     for job in jobs:
         yield job, extract(job, network, recipe)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -152,8 +153,8 @@ def handful(videos: list[Video], limit: int) -> list[Video]:
         key = (video.split, video.label)
         ranks.append((seen[key], SPLITS.index(video.split), video.label, video))
         seen[key] += 1
-    by_class = sorted(ranks, key=lambda rank: (rank[0], rank[2], rank[1]))
-    return [video for *_, video in by_class[:limit]]
+    turns = sorted(ranks, key=lambda rank: (rank[0], (rank[1] + rank[2]) % len(SPLITS), rank[2]))
+    return [video for *_, video in turns[:limit]]
 
 
 def _files(root: Path) -> list[str]:
@@ -195,11 +196,12 @@ def _list(path: Path) -> list[tuple[str, str, str, str]]:
     rows: dict[str, tuple[str, str, str, str]] = {}
     for line, record in enumerate(records, start=2):
         name, label, group, split = ((record.get(key) or "").strip() for key in ("file", "label", "group", "split"))
+        name = os.path.normpath(name).replace(os.sep, "/") if name else ""
         if not name or not label:
             raise SkipRNNError(f"{path}, line {line}: it names no {'label' if name else 'file'}")
         if name in rows:
             raise SkipRNNError(f"{path}, line {line}: {name} is listed twice")
         if "split" in record and split not in SPLITS:
             raise SkipRNNError(f"{path}, line {line}: unknown split {split!r}; it must be train, val or test")
-        rows[name] = (Path(name).as_posix(), label, group, split)
+        rows[name] = (name, label, group, split)
     return list(rows.values())

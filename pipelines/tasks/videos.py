@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Videos(ClassificationTask):
 
     name = "videos"
     signal_name = "change of features since the frame before"
-    meaning = ("features", "classes", "fps", "network", "weights_sha256", "resize")
+    meaning: ClassVar[tuple[str, ...]] = ("features", "classes", "fps", "network", "weights_sha256", "resize")
 
     def __post_init__(self) -> None:
         if self.features < 1 or self.steps < 1 or len(json.loads(self.classes)) < 2:
@@ -98,3 +98,4 @@ class Ucf101(Videos):
     split: int = 1  # of the three official ones
 
     name = "ucf101"
+    meaning = (*Videos.meaning, "split")
