@@ -1,6 +1,5 @@
 """The network of every task: a recurrent stack and a linear head on its last state."""
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -87,19 +86,6 @@ def with_gate(model: SequenceModel) -> SequenceModel:
     gated_rnn = cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True, update_bias=100)
     nn.init.zeros_(gated_rnn.update_weight)
     return model.with_rnn(gated_rnn)
-
-
-def always_open(model: SequenceModel) -> SequenceModel:
-    """The same weights, the learned initial state among them, with the gate open at every step.
-
-    Raises:
-        SkipRNNError: the model skips at random.
-    """
-    opened = copy.deepcopy(with_gate(model))
-    assert isinstance(opened.rnn, SkipLSTM | SkipGRU)
-    nn.init.zeros_(opened.rnn.update_weight)
-    nn.init.constant_(opened.rnn.update_bias, 100)
-    return opened
 
 
 def stream(model: SequenceModel) -> Stream:

@@ -22,7 +22,7 @@ from pipelines.inputs import (
     read_text,
     sequence_sources,
 )
-from pipelines.model import always_open, stream
+from pipelines.model import stream, without_skipping
 from pipelines.runs import load_words
 from pipelines.sources.videos import SUFFIXES
 from pipelines.storage import SPLITS, Sequences, schema_of
@@ -184,7 +184,7 @@ class Predictor:
         said = VideoPrediction(str(path), answer, used, count, seconds, video.frames_used, frames)
         if not self._compare:
             return said
-        plain = always_open(self._model.model).eval()
+        plain = without_skipping(self._model.model).eval()
         start = time.perf_counter()
         features = torch.from_numpy(every_frame(path, task, self._network, pads=pads)).to(self._model.device)
         with torch.inference_mode():

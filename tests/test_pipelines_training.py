@@ -289,7 +289,9 @@ def test_bad_configurations(options, message):
 def test_presets_follow_the_paper():
     for task, presets in PRESETS.items():
         paper = presets["paper"]
-        units, dropout = (128, 0.2) if task == "imdb" else (110, 0.0)
+        videos = task in ("ucf101", "videos")
+        units, dropout = (128, 0.2) if task == "imdb" else (512 if videos else 110, 0.0)
+        assert paper.num_layers == (2 if videos else 1)
         assert (paper.lr, paper.batch_size, paper.grad_clip) == (1e-4, 256, 1.0)
         assert (paper.hidden_size, paper.dropout) == (units, dropout)
         assert paper.fresh_batches == (task in ("adding", "sine"))
