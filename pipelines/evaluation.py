@@ -25,6 +25,7 @@ from pipelines.randomness import derive_seed
 from pipelines.runs import load_config, load_task
 from pipelines.storage import Sequences, Split
 from pipelines.tasks import Task, load_data, task_of_attributes
+from pipelines.team import ALONE, Team
 from skiprnn import used_samples
 
 TIMED_REPEATS = 5
@@ -176,28 +177,35 @@ def evaluate_run(
     )
 
 
-def evaluate(model: SequenceModel, task: Task, sequences: Split, config: TrainConfig) -> Evaluation:
-    """Loss, metric and used samples of a model over sequences on its device."""
-    size, batch_losses, scores, used = len(sequences), [], [], []
-    for prediction, target in _predict(model, sequences, config):
+def evaluate(
+    model: SequenceModel, task: Task, sequences: Split, config: TrainConfig, team: Team = ALONE
+) -> Evaluation:  # fmt: skip
+    """Loss, metric and used samples of a model over sequences on its device, each process doing its part of them."""
+    batch_losses, scores, used = [], [], []
+    for prediction, target in _predict(model, sequences, config, team.part(len(sequences))):
         batch_losses.append(task.loss(prediction.output, target) * len(target))
         scores.append(task.scores(prediction.output, target))
         used.append(used_samples(prediction.update_gate, batch_first=True))
+    if team.size > 1:
+        parts = team.gather(([t.cpu() for t in batch_losses], [t.cpu() for t in scores], [t.cpu() for t in used]))
+        batch_losses, scores, used = ([tensor for part in parts for tensor in part[kind]] for kind in range(3))
     counts = torch.cat(used).double()
     return Evaluation(
-        loss=torch.stack(batch_losses).double().sum().item() / size,
+        loss=torch.stack(batch_losses).double().sum().item() / len(sequences),
         metric=torch.cat(scores).double().mean().item(),
         used_mean=counts.mean().item(),
         used_std=counts.std(correction=0).item(),
     )
 
 
-def _predict(model: SequenceModel, sequences: Split, config: TrainConfig) -> Iterator[tuple[Prediction, Tensor]]:
+def _predict(
+    model: SequenceModel, sequences: Split, config: TrainConfig, rows: slice
+) -> Iterator[tuple[Prediction, Tensor]]:
     training = model.training
     model.eval()
     with torch.inference_mode(), autocast(config, sequences.device):
-        for start in range(0, len(sequences), 4 * config.batch_size):
-            part = slice(start, start + 4 * config.batch_size)
+        for start in range(rows.start, rows.stop, 4 * config.batch_size):
+            part = slice(start, min(start + 4 * config.batch_size, rows.stop))
             batch = sequences.take(part)
             yield model(batch.x, batch.lengths), batch.y
     model.train(training)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pipelines.cluster import connected, map_tasks, require_ray
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import evaluate_run
 from pipelines.model import build_model, choose_device
@@ -27,6 +28,7 @@ from pipelines.tasks import TASKS, Sine, SyntheticTask
 from pipelines.training import load_training_data, measure_step, total_steps, train
 
 ATTEMPTS = 2  # at a run that fails
+RETRIES = 3  # of a run whose Ray worker died
 RUNS_A_GPU = 4  # small models leave most of one idle
 
 
@@ -153,6 +155,40 @@ def local(jobs: int | None = None) -> Engine:
                 yield planned, "its process died" if isinstance(reason, Died) else reason
 
     return run
+
+
+def on_ray(jobs: int | None, address: str | None) -> Engine:
+    """Tasks of a Ray cluster, a CPU core or a quarter of a GPU each; run directories lie on storage that all share.
+
+    A run whose worker dies goes on from its last checkpoint on another.
+
+    Raises:
+        SkipRNNError: Ray is not installed; later, no cluster answers.
+    """
+    require_ray()
+
+    def run(runs: Iterator[Planned]) -> Results:
+        first = next(runs, None)
+        if first is None:
+            return
+        with connected(address) as ray:
+            there = ray.cluster_resources()
+            gpus, share = int(there.get("GPU", 0)), {"num_cpus": 1.0}
+            if gpus:
+                share["num_gpus"] = 1 / RUNS_A_GPU
+            at_once = jobs or gpus * RUNS_A_GPU or int(there.get("CPU", 1))
+            for planned, said in map_tasks(
+                ray, _train_one_on_ray, _chain(first, runs), at_once=at_once, retries=RETRIES, **share
+            ):
+                died = isinstance(said, Exception)
+                yield planned, f"its worker died ({' '.join(str(said).split())[:200]})" if died else said
+
+    return run
+
+
+def _train_one_on_ray(run: Planned) -> str | None:
+    torch.set_num_threads(1)
+    return train_one(run)
 
 
 def synthetic_task(config: TrainConfig) -> SyntheticTask | None:

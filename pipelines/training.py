@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +36,7 @@ from pipelines.runs import (
 )
 from pipelines.storage import DataFile, Sequences, Split
 from pipelines.tasks import SyntheticTask, Task, load_data
+from pipelines.team import ALONE, Team
 from skiprnn import budget_loss, used_samples
 
 LOADERS = 2  # processes that read batches from a file too large for memory
@@ -86,6 +88,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Report], None] = lambda report: None,
     tensorboard: bool = False,
+    team: Team = ALONE,
 ) -> Outcome:
     """Train the run in a directory, from its last checkpoint if it has one.
 
@@ -96,14 +99,16 @@ def train(
         should_stop: asked after each step; when true the run saves itself and returns.
         on_progress: called after each step.
         tensorboard: also log to ``run/tensorboard``; needs the extra of that name.
+        team: the processes that train together, each of which calls this.
 
     Raises:
         SkipRNNError: the run is in use, its files or data cannot be read or written, or the loss is no longer finite.
     """
-    with lock_run(run):
-        remove_leftovers(run)
+    with lock_run(run) if team.is_first else nullcontext():
+        if team.is_first:
+            remove_leftovers(run)
         config = load_config(run)
-        device = choose_device(config.device)
+        device = team.device(config.device)
         task, data = load_training_data(config)
         splits = {name: sequences.to(device) for name, sequences in data.splits.items()}
         last_step = total_steps(config, splits)
@@ -113,6 +118,8 @@ def train(
         task.initialize(model.embedding, data.extra)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         progress = Progress(data_digest=data.attributes["digest"])
+        if not team.is_first:
+            team.wait()  # for the first to have a checkpoint
         if has_checkpoint(run, "last"):
             progress = _restore(run, model, optimizer)
             if progress.data_digest != data.attributes["digest"]:
@@ -121,27 +128,29 @@ def train(
             raise SkipRNNError(f"{run} has lost its checkpoint last.json; train the run again")
         else:
             save_checkpoint(run, ("last",), _checkpoint(progress, model, optimizer))
-        record_task(run, task.name, task.parameters())
-        if "words" in data.extra:
-            record_words(run, data.extra["words"])
-        forget_outcome(run)
-        rewind_metrics(run, progress.step)
-        record_environment(run, config, progress.step)
-        log = _tensorboard(run, progress.step) if tensorboard else None
+        if team.is_first:
+            record_task(run, task.name, task.parameters())
+            if "words" in data.extra:
+                record_words(run, data.extra["words"])
+            forget_outcome(run)
+            rewind_metrics(run, progress.step)
+            record_environment(run, config, progress.step)
+            team.wait()
+        log = _tensorboard(run, progress.step) if tensorboard and team.is_first else None
 
-        batches = _batches(config, task, splits, progress.step, device)
+        batches = _batches(config, task, splits, progress.step, device, team)
         sums = torch.tensor(progress.sums, device=device, dtype=torch.float64)
         started = time.monotonic() - progress.seconds
         reason = "patience" if _out_of_patience(config, progress) else "finished"
         while progress.step < last_step and reason == "finished":
             progress.step += 1
-            torch.manual_seed(derive_seed(config.seed, "step", progress.step))
+            torch.manual_seed(derive_seed(config.seed, "step", progress.step, *([team.rank] if team.rank else [])))
             optimizer.param_groups[0]["lr"] = _learning_rate(config, progress.step, last_step)
-            sums += _step(model, optimizer, task, next(batches), config)
+            sums += _step(model, optimizer, task, next(batches), config, team)
 
             record, is_best = None, False
             if progress.step % config.eval_every == 0 or progress.step == last_step:
-                result = evaluate(model, task, splits["val"], config)
+                result = evaluate(model, task, splits["val"], config, team)
                 _check_finite([*sums.tolist(), result.loss], progress.step, run)
                 means = dict(zip(MEASURED, (sums[:-1] / sums[-1]).tolist(), strict=True))
                 sums.zero_()
@@ -152,27 +161,29 @@ def train(
                     progress.best_objective, progress.best_step = objective, progress.step
                     progress.evaluations_since_best = 0
                 record = _record(progress.step, time.monotonic() - started, means, result, config)
-                append_metrics(run, record)
+                if team.is_first:
+                    append_metrics(run, record)
                 if log is not None:
                     _log(log, record)
                 if _out_of_patience(config, progress):
                     reason = "patience"
             elif progress.step % CHECK_EVERY == 0:
                 _check_finite(sums.tolist(), progress.step, run)
-            stopping = should_stop()
+            stopping = team.any(should_stop())
             if record is not None or stopping:
                 progress.sums = sums.tolist()
                 _check_finite(progress.sums, progress.step, run)
                 progress.seconds = time.monotonic() - started
                 names = ("best", "last") if is_best else ("last",)  # last is what a resumed run believes: write it last
-                save_checkpoint(run, names, _checkpoint(progress, model, optimizer))
+                if team.is_first:
+                    save_checkpoint(run, names, _checkpoint(progress, model, optimizer))
             on_progress(Report(progress.step, last_step, time.monotonic() - started, record))
             if stopping and progress.step < last_step:
                 reason = "interrupted"
         if log is not None:
             log.close()
         outcome = Outcome(Path(run), progress.step, last_step, reason, progress.best_step)
-        if reason != "interrupted":
+        if reason != "interrupted" and team.is_first:
             record_outcome(run, {"reason": reason, "step": progress.step, "best_step": progress.best_step})
         return outcome
 
@@ -215,22 +226,34 @@ def total_steps(config: TrainConfig, splits: Mapping[str, Split]) -> int:
 
 
 def _step(
-    model: SequenceModel, optimizer: torch.optim.Optimizer, task: Task, batch: Sequences, config: TrainConfig
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    batch: Sequences,
+    config: TrainConfig,
+    team: Team = ALONE,
 ) -> Tensor:
     """One update of the weights; returns MEASURED and 1, to be summed, on the device, so that nothing waits for it."""
-    with autocast(config, batch.x.device):
-        prediction, update_gate = model(batch.x, batch.lengths)
-    task_loss = task.loss(prediction, batch.y)
-    budget = budget_loss(update_gate, config.lam, batch_first=True)
-    loss = task_loss + budget
+    device = batch.x.device
+    share = 1.0  # of the joint batch
+    if team.size > 1:
+        share = len(batch) / float(team.sum(torch.tensor(float(len(batch)))))
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    means = torch.zeros(len(MEASURED) - 1, dtype=torch.float64, device=device)
+    if len(batch):
+        with autocast(config, device):
+            prediction, update_gate = model(batch.x, batch.lengths)
+        task_loss = task.loss(prediction, batch.y)
+        budget = budget_loss(update_gate, config.lam, batch_first=True)
+        loss = task_loss + budget
+        (loss if team.size == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+        metric = task.scores(prediction.detach(), batch.y).mean()
+        used = used_samples(update_gate.detach(), batch_first=True).mean()
+        means += torch.stack([value.detach().double() for value in (loss, task_loss, budget, metric, used)]) * share
+    team.sum_gradients(model.parameters())
     grad_norm = clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()
-    metric = task.scores(prediction.detach(), batch.y).mean()
-    used = used_samples(update_gate.detach(), batch_first=True).mean()
-    measured = (loss, task_loss, budget, metric, used, grad_norm, torch.ones_like(used))
-    return torch.stack([value.detach().double() for value in measured])
+    return torch.cat([team.sum(means), grad_norm.detach().double()[None], means.new_ones(1)])
 
 
 def measure_step(model: SequenceModel, task: Task, batch: Sequences, config: TrainConfig) -> None:
@@ -239,9 +262,9 @@ def measure_step(model: SequenceModel, task: Task, batch: Sequences, config: Tra
 
 
 def _batches(
-    config: TrainConfig, task: Task, splits: Mapping[str, Split], step: int, device: torch.device
+    config: TrainConfig, task: Task, splits: Mapping[str, Split], step: int, device: torch.device, team: Team
 ) -> Iterator[Sequences]:
-    """The batches that follow ``step``: a function of the seed and the step, wherever training was interrupted."""
+    """The batches that follow ``step``, this process's part of each: a function of the seed and the step alone."""
     if config.fresh_batches:
         if not isinstance(task, SyntheticTask):
             raise SkipRNNError(
@@ -249,9 +272,10 @@ def _batches(
             )
         while True:
             step += 1
-            yield task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
+            joint = task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
+            yield joint if team.size == 1 else joint.take(team.part(config.batch_size))
     split = splits["train"]
-    rows = _Rows(len(split), config, step)
+    rows = _Rows(len(split), config, step, team)
     if isinstance(split, FlatSequences) and split.streams:  # from the file, ahead of the step that needs them
         loader: DataLoader[Sequences] = DataLoader(
             replace(split, target=torch.device("cpu")),  # type: ignore[arg-type]
@@ -268,8 +292,9 @@ def _batches(
 class _Rows(Sampler[Tensor]):
     """The row numbers of the batches that follow a step, without end."""
 
-    def __init__(self, size: int, config: TrainConfig, step: int) -> None:
+    def __init__(self, size: int, config: TrainConfig, step: int, team: Team) -> None:
         self._size, self._batch_size, self._seed, self._step = size, config.batch_size, config.seed, step
+        self._team = team
 
     def __iter__(self) -> Iterator[Tensor]:
         step, per_epoch = self._step, math.ceil(self._size / self._batch_size)
@@ -277,7 +302,7 @@ class _Rows(Sampler[Tensor]):
             epoch, done = divmod(step, per_epoch)
             order = np.random.default_rng(derive_seed(self._seed, "epoch", epoch)).permutation(self._size)
             for rows in torch.split(torch.from_numpy(order), self._batch_size)[done:]:
-                yield rows
+                yield rows[self._team.part(len(rows))]
                 step += 1
 
 

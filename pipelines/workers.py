@@ -5,7 +5,6 @@ that computes features, fed by others that decode. Jobs are taken from their ite
 that whoever makes them may decide late.
 """
 
-import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.cluster import connected, require_ray
 from pipelines.errors import SkipRNNError
 from pipelines.features import FrameNetwork
 from pipelines.processes import Died, pool
@@ -117,23 +117,11 @@ def on_ray(workers: int | None, address: str | None) -> Engine:
     Raises:
         SkipRNNError: Ray is not installed, or there is no cluster at the address.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise SkipRNNError("Ray is not installed; `pip install 'skiprnn[ray]'` or use --engine local") from error
+    require_ray()
 
     def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
-        owned = not ray.is_initialized()
-        if owned:
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise SkipRNNError(f"no Ray cluster answers at {address}: {error}") from error
-        try:
+        with connected(address) as ray:
             yield from _map_on_ray(ray, jobs, network, recipe, workers)
-        finally:
-            if owned:
-                ray.shutdown()
 
     return run
 

@@ -61,6 +61,9 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
                          help="auto: CUDA where there is one."),
             click.option("--jobs", type=click.IntRange(min=1),
                          help="Runs trained at once.  [default: one a CPU core, or 4 a GPU]"),
+            click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+                         help="Processes of this machine, or tasks of a Ray cluster (extra: ray)."),
+            click.option("--ray-address", help="The cluster's address.  [default: RAY_ADDRESS, or start one here]"),
             click.option("--dry-run", is_flag=True, help="Say what would be trained, and how long it should take."),
         ]
     ):  # fmt: skip
@@ -68,22 +71,21 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def run_grid(
-    configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], jobs: int | None, dry_run: bool
-) -> None:
-    """Train a grid and write its table."""
+def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], **how: Any) -> None:
+    """Train a grid and write its table; ``how`` are the other options of ``grid_options``."""
     from pipelines.results import markdown, write_results
-    from pipelines.sweep import evaluate_all, local, plan, train_all
+    from pipelines.sweep import evaluate_all, local, on_ray, plan, train_all
     from skiprnn_cli.progress import counted
 
-    runs = plan(out, configs)
-    if dry_run:
-        _say_plan(runs, jobs)
+    runs = plan(out.absolute(), configs)  # workers elsewhere have other working folders
+    if how["dry_run"]:
+        _say_plan(runs, how["jobs"])
         return
     for config in configs:
         _ensure_data(config)
     with _watching(runs) as on_finished:
-        failed = train_all(runs, local(jobs), on_finished)
+        engine = on_ray(how["jobs"], how["ray_address"]) if how["engine"] == "ray" else local(how["jobs"])
+        failed = train_all(runs, engine, on_finished)
     with counted("evaluating", len(runs), "runs") as advance:
         results = evaluate_all(runs, advance)
     if results:

@@ -27,8 +27,7 @@ def command(
     out: Path | None,
     settings: tuple[tuple[str, Any], ...],
     device: str,
-    jobs: int | None,
-    dry_run: bool,
+    **how: Any,
 ) -> None:
     """Train the models of a table of the paper and print it with ours beside it.
 
@@ -42,4 +41,4 @@ def command(
         folder = (out / task if experiment == "all" else out) if out else Path("reproduced") / f"{task}-{preset}"
         click.echo(f"table {NUMBERS[task]}, {task}: {folder}", err=True)
         configs = grid_of_table(task, preset, data, range(runs), device=device, **dict(settings))
-        run_grid(configs, folder, settings, jobs, dry_run)
+        run_grid(configs, folder, settings, **how)

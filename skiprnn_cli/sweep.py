@@ -58,8 +58,7 @@ def command(
     out: Path | None,
     settings: tuple[tuple[str, Any], ...],
     device: str,
-    jobs: int | None,
-    dry_run: bool,
+    **how: Any,
 ) -> None:
     """Train a grid of models: each cell with each λ and seed.
 
@@ -73,4 +72,4 @@ def command(
     task = task or "adding"
     path = (data or DATA / f"{task}.h5").absolute()
     configs = grid(task, preset, cells, lams, seeds, data=str(path), device=device, **dict(settings))
-    run_grid(configs, out or Path("sweeps") / f"{path.stem}-{preset}", settings, jobs, dry_run)
+    run_grid(configs, out or Path("sweeps") / f"{path.stem}-{preset}", settings, **how)

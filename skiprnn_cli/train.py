@@ -16,6 +16,7 @@ from pipelines.presets import CHOICES, DATA, DEFAULT_SIZES, FOR_CELL, PRESETS, T
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
+    from pipelines.team import Team
     from pipelines.training import Outcome
 
 FOR_CELL_NOTE = "".join(
@@ -117,14 +118,40 @@ def command(
     """Train a Skip RNN on adding, or what the options say, and save the run.
 
     The run directory receives config.json, environment.json, metrics.jsonl and the checkpoints last and best. Ctrl-C
-    and SIGTERM save the run and stop it; --resume continues it as if it had not stopped.
+    and SIGTERM save the run and stop it; --resume continues it as if it had not stopped. Under torchrun several processes
+    train one run together.
     """
+    from pipelines.team import team_of_environment
+
+    if tensorboard and find_spec("tensorboard") is None:
+        raise SkipRNNError("TensorBoard is not installed; `pip install tensorboard` or drop --tensorboard")
+    with team_of_environment() as team:
+        prepared = _prepare(ctx, task, preset, data, out, resume, overwrite, training) if team.is_first else None
+        run = team.agree(prepared)
+        assert run is not None
+        with stop_signals() as stopped:
+            outcome = _train_with_display(run, stopped, tensorboard, team)
+        if team.is_first:
+            _summarise(outcome)
+    if outcome.reason == "interrupted":
+        sys.exit(128 + (stopped.signal or signal.SIGTERM))
+
+
+def _prepare(
+    ctx: click.Context,
+    task: str | None,
+    preset: str,
+    data: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    overwrite: bool,
+    training: dict[str, Any],
+) -> Path:
+    """The run to train, made or changed."""
     from pipelines.model import choose_device
     from pipelines.runs import check_run_path, create_run, default_run_path
     from pipelines.training import load_training_data
 
-    if tensorboard and find_spec("tensorboard") is None:
-        raise SkipRNNError("TensorBoard is not installed; `pip install tensorboard` or drop --tensorboard")
     if resume is not None:
         run = resume
         _change_resumed(ctx, run, data, training)
@@ -138,11 +165,7 @@ def command(
         load_training_data(config)  # refuse bad data before there is a run
         create_run(run, config, overwrite=overwrite)
     click.echo(f"run: {run}", err=True)
-    with stop_signals() as stopped:
-        outcome = _train_with_display(run, stopped, tensorboard)
-    _summarise(outcome)
-    if outcome.reason == "interrupted":
-        sys.exit(128 + stopped.signal)
+    return run
 
 
 class StopSignals:
@@ -258,12 +281,14 @@ def _ensure_data(config: TrainConfig) -> None:
         write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 
-def _train_with_display(run: Path, stopped: Callable[[], bool], tensorboard: bool) -> "Outcome":
+def _train_with_display(run: Path, stopped: Callable[[], bool], tensorboard: bool, team: "Team") -> "Outcome":
     from pipelines.training import train
     from skiprnn_cli.progress import training_display
 
+    if not team.is_first:
+        return train(run, should_stop=stopped, team=team)
     with training_display() as show:
-        return train(run, should_stop=stopped, on_progress=show, tensorboard=tensorboard)
+        return train(run, should_stop=stopped, on_progress=show, tensorboard=tensorboard, team=team)
 
 
 def _summarise(outcome: "Outcome") -> None:

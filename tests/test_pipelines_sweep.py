@@ -1,8 +1,14 @@
 """Grids of runs: what is trained, kept, resumed and tried again; and the tables that come of them."""
 
 import json
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +17,8 @@ from pipelines.errors import SkipRNNError
 from pipelines.paper import NUMBERS, table
 from pipelines.report import count_figures, write_report
 from pipelines.results import COLUMNS, cells, latex, lines_of, markdown, read_results, write_results
-from pipelines.runs import load_config, load_outcome
-from pipelines.sweep import evaluate_all, grid, grid_of_table, local, plan, train_all, train_one
+from pipelines.runs import load_config, load_outcome, read_metrics
+from pipelines.sweep import evaluate_all, grid, grid_of_table, local, on_ray, plan, train_all, train_one
 from pipelines.training import train
 
 
@@ -144,6 +150,34 @@ def test_processes_train_what_one_would(configs, tmp_path):
     for mine, other in zip(evaluate_all(ours), evaluate_all(theirs), strict=True):
         assert mine["evaluation"]["metric"] == other["evaluation"]["metric"]
         assert mine["evaluation"]["used_mean"] == other["evaluation"]["used_mean"]
+
+
+def test_ray_goes_on_where_a_worker_was_killed(configs, tmp_path):
+    pytest.importorskip("ray")
+    runs = plan(tmp_path, [replace(config, steps=400, eval_every=20) for config in configs[1:3]])
+    killed = []
+
+    def kill():
+        while not killed:
+            time.sleep(0.2)
+            started = any((run.path / "metrics.jsonl").exists() and read_metrics(run.path) for run in runs)
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    if started and (process / "cmdline").read_bytes().startswith(b"ray::_train_one_on_ray"):
+                        os.kill(int(process.name), signal.SIGKILL)
+                        killed.append(process.name)
+                        break
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    assert train_all(runs, on_ray(2, "local"), lambda finished: None) == {}
+    assert killed
+    sessions = [json.loads((run.path / "environment.json").read_text()) for run in runs]
+    assert sorted(len(one) for one in sessions) == [1, 2]
+    alone = plan(tmp_path / "alone", [run.config for run in runs])
+    train_all(alone, inline, lambda finished: None)
+    for mine, other in zip(evaluate_all(runs), evaluate_all(alone), strict=True):
+        assert mine["evaluation"]["metric"] == other["evaluation"]["metric"]
 
 
 @pytest.fixture

@@ -1,0 +1,103 @@
+"""One run in two processes, as torchrun starts them, against one process on the joint batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.checkpoints import load_checkpoint
+from pipelines.runs import read_metrics
+from pipelines.team import Team
+
+OPTIONS = [
+    "--hidden",
+    "9",
+    "--batch-size",
+    "37",
+    "--steps",
+    "20",
+    "--eval-every",
+    "1",
+    "--lam",
+    "1e-3",
+    "--device",
+    "cpu",
+]
+
+
+def train(folder, data, name, *more, processes=1, code=0):
+    """Train through the command and return the run directory."""
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    command = [
+        sys.executable,
+        *launch,
+        "-m",
+        "skiprnn_cli",
+        "train",
+        "--data",
+        str(data),
+        "--out",
+        name,
+        *OPTIONS,
+        *more,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return folder / name, done
+
+
+@pytest.mark.parametrize("options", [(), ("--cell", "gru", "--fresh-batches"), ("--layers", "2")])
+def test_two_processes_are_one_on_the_joint_batch(adding_file, tmp_path, options):
+    alone, _ = train(tmp_path, adding_file, "alone", *options)
+    both, done = train(tmp_path, adding_file, "both", *options, processes=2)
+    ours, theirs = (load_checkpoint(run, "last").tensors for run in (both, alone))
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
+    first, second = (read_metrics(run) for run in (both, alone))
+    assert len(first) == len(second) == 20
+    assert first[0]["train"]["used"] == pytest.approx(second[0]["train"]["used"], abs=1e-9)
+    assert first[0]["val"]["used_mean"] == second[0]["val"]["used_mean"]
+    for mine, other in zip(first, second, strict=True):
+        for part in ("train", "val"):
+            assert mine[part] == pytest.approx(other[part], rel=1e-4, abs=1e-5)
+    assert done.stdout.count("finished at step 20 of 20") == 1
+
+
+def test_a_run_goes_on_with_another_number_of_processes(adding_file, tmp_path):
+    whole, _ = train(tmp_path, adding_file, "whole")
+    part, _ = train(tmp_path, adding_file, "part", "--steps", "10", processes=2)
+    command = [sys.executable, "-m", "skiprnn_cli", "train", "--resume", str(part), "--steps", "20"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    ours, theirs = (load_checkpoint(run, "last").tensors for run in (part, whole))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
+
+
+def test_errors_of_the_first_process_end_all(tmp_path):
+    _, done = train(tmp_path, tmp_path / "missing.h5", "run", processes=2, code=1)
+    assert "no data file" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_cover_a_batch_once():
+    for size in (0, 1, 2, 37, 256):
+        for count in (1, 2, 3, 8):
+            rows = [row for rank in range(count) for row in range(size)[Team(rank, count).part(size)]]
+            assert rows == list(range(size))
+
+
+def test_alone_nothing_is_exchanged():
+    team = Team()
+    value = torch.tensor([1.0, 2.0])
+    assert team.sum(value) is value
+    assert (team.gather(3), team.agree("a"), team.any(True), team.any(False)) == ([3], "a", True, False)
+    assert team.part(5) == slice(0, 5)
