@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.errors import SkipRNNError
 from pipelines.figures import plot_curves, plot_usage
 from pipelines.presets import TrainConfig
-from pipelines.results import COLUMNS, cells, read_results
+from pipelines.results import read_results, rows_of
 from pipelines.storage import write_text
 
 STYLE = """
@@ -83,8 +83,9 @@ def count_figures(folder: Path) -> int:
 
 
 def _table(lines: list[Any]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
-    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in cells(line)) for line in lines)
+    header, *body_rows = rows_of(lines)
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in body_rows)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 

@@ -143,9 +143,8 @@ def read_results(out: Path) -> dict[str, Any]:
 
 def markdown(lines: list[Line]) -> str:
     """The table in Markdown."""
-    header = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    rows = [*header, *(cells(line) for line in lines)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    header, *rows = rows_of(lines)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *rows])
 
 
 def latex(lines: list[Line]) -> str:
@@ -158,11 +157,19 @@ def latex(lines: list[Line]) -> str:
             joined = joined.replace(sign, code)
         return joined + r" \\"
 
+    header, *rows = rows_of(lines)
     body = [
-        r"\begin{tabular}{" + "l" * 3 + "r" * (len(COLUMNS) - 3) + "}", r"\toprule", row(COLUMNS), r"\midrule",
-        *(row(cells(line)) for line in lines), r"\bottomrule", r"\end{tabular}",
+        r"\begin{tabular}{" + "l" * 3 + "r" * (len(header) - 3) + "}", r"\toprule", row(header), r"\midrule",
+        *map(row, rows), r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip
     return "\n".join(body) + "\n"
+
+
+def rows_of(lines: list[Line]) -> list[list[str]]:
+    """The table as texts, names of columns first, without columns that are empty."""
+    rows = [cells(line) for line in lines]
+    kept = [number for number in range(len(COLUMNS)) if any(row[number] for row in rows)]
+    return [[row[number] for number in kept] for row in [list(COLUMNS), *rows]]
 
 
 def cells(line: Line) -> list[str]:

@@ -118,8 +118,8 @@ def command(
     """Train a Skip RNN on adding, or what the options say, and save the run.
 
     The run directory receives config.json, environment.json, metrics.jsonl and the checkpoints last and best. Ctrl-C
-    and SIGTERM save the run and stop it; --resume continues it as if it had not stopped. Under torchrun several processes
-    train one run together.
+    and SIGTERM save the run and stop it; --resume continues it as if it had not stopped. Under torchrun several
+    processes train one run together.
     """
     from pipelines.team import team_of_environment
 
