@@ -140,7 +140,7 @@ def test_best_has_the_lowest_objective(make_run):
 def test_every_epoch_visits_every_sequence_once(config, adding_file):
     task, data = training.load_data(adding_file, "adding", ("train",))
     split = data.splits["train"]
-    batches = training._batches(replace(config, batch_size=40), task, data.splits, 0, torch.device("cpu"))
+    batches = training._batches(replace(config, batch_size=40), task, data.splits, 0, torch.device("cpu"), ALONE)
     epochs = [[next(batches) for _ in range(3)] for _ in range(2)]
     for epoch in epochs:
         assert [len(batch) for batch in epoch] == [40, 40, 16]
