@@ -18,6 +18,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.evaluation import load_run
 from pipelines.presets import PRESETS, TrainConfig, configure
 from pipelines.runs import create_run, extend_run, lock_run, read_metrics
+from pipelines.team import ALONE
 from pipelines.training import change_run, train
 
 
