@@ -72,10 +72,13 @@ class Pool(Generic[J, R]):
                 yield job, self._alone(job)
                 continue
             while not suspects and len(running) < self._in_hand and (upcoming := next(jobs, None)) is not None:
-                running[self._executor.submit(self._work, upcoming)] = upcoming
-            if not running:
+                try:
+                    running[self._executor.submit(self._work, upcoming)] = upcoming
+                except BrokenProcessPool:  # by one of those that are running
+                    suspects.append(upcoming)
+            if not running and not suspects:
                 return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            done = wait(running, return_when=FIRST_COMPLETED).done if running else set()
             for future in done:
                 job = running.pop(future)
                 try:

@@ -94,7 +94,9 @@ def team_of_environment() -> Iterator[Team]:
         yield Team(dist.get_rank(), dist.get_world_size())
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    team = Team(dist.get_rank(), dist.get_world_size())
     try:
-        yield Team(dist.get_rank(), dist.get_world_size())
+        yield team
+        team.wait()  # nobody leaves while another still listens
     finally:
         dist.destroy_process_group()
