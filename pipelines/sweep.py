@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def local(jobs: int | None = None) -> Engine:
         on_gpu = choose_device(first.config.device).type == "cuda"
         count = jobs or (RUNS_A_GPU * torch.cuda.device_count() if on_gpu else cores())
         with pool(count, train_one, threads=max(cores() // count, 1)) as processes:
-            for planned, reason in processes.map(_chain(first, runs)):
+            for planned, reason in processes.map(chain([first], runs)):
                 yield planned, "its process died" if isinstance(reason, Died) else reason
 
     return run
@@ -178,7 +179,7 @@ def on_ray(jobs: int | None, address: str | None) -> Engine:
                 share["num_gpus"] = 1 / RUNS_A_GPU
             at_once = jobs or gpus * RUNS_A_GPU or int(there.get("CPU", 1))
             for planned, said in map_tasks(
-                ray, _train_one_on_ray, _chain(first, runs), at_once=at_once, retries=RETRIES, **share
+                ray, _train_one_on_ray, chain([first], runs), at_once=at_once, retries=RETRIES, **share
             ):
                 died = isinstance(said, Exception)
                 yield planned, f"its worker died ({' '.join(str(said).split())[:200]})" if died else said
@@ -268,8 +269,3 @@ def _estimate(config: TrainConfig) -> float:
         seconds.append(time.perf_counter() - start)
     evaluations = math.ceil(steps / config.eval_every) * len(data.splits["val"]) / len(sequences) / 3
     return (steps + evaluations) * statistics.median(seconds[1:])
-
-
-def _chain(first: Planned, rest: Iterator[Planned]) -> Iterator[Planned]:
-    yield first
-    yield from rest

@@ -73,7 +73,7 @@ class Team:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so for any."""
-        return bool(self.sum(torch.tensor(float(flag))) > 0)
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag))) > 0)
 
     def wait(self) -> None:
         """Until everyone is here."""

@@ -160,7 +160,7 @@ def test_ray_goes_on_where_a_worker_was_killed(configs, tmp_path):
     def kill():
         while not killed:
             time.sleep(0.2)
-            started = any((run.path / "metrics.jsonl").exists() and read_metrics(run.path) for run in runs)
+            started = all((run.path / "metrics.jsonl").exists() and read_metrics(run.path) for run in runs)
             for process in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError):
                     if started and (process / "cmdline").read_bytes().startswith(b"ray::_train_one_on_ray"):
