@@ -93,6 +93,9 @@ def team_of_environment() -> Iterator[Team]:
     if dist.is_initialized():
         yield Team(dist.get_rank(), dist.get_world_size())
         return
+    # First, lest it bind the group as a default argument: a group that outlives destroy_process_group aborts the exit.
+    import torch.distributed.nn
+
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     team = Team(dist.get_rank(), dist.get_world_size())
     try:

@@ -101,3 +101,27 @@ def test_alone_nothing_is_exchanged():
     assert team.sum(value) is value
     assert (team.gather(3), team.agree("a"), team.any(True), team.any(False)) == ([3], "a", True, False)
     assert team.part(5) == slice(0, 5)
+
+
+def test_no_thread_outlives_the_team(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import os
+import torch
+from pipelines.team import team_of_environment
+
+with team_of_environment() as team:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([weight])
+    weight.sum().backward()
+    team.sum_gradients([weight])
+    optimizer.step()
+names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+assert not [name for name in names if "gloo" in name], names
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
