@@ -12,7 +12,17 @@ from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerState
 from skiprnn.reference import GateState
 from skiprnn.stack import RecurrentStack, State
 
-ENGINES = {"reference": reference.skip_rnn, "events": events.skip_rnn}
+
+
+def _triton(*arguments: Any) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
+    try:
+        from skiprnn import triton_events
+    except ImportError as error:
+        raise RuntimeError(f"engine='triton' needs the package triton ({error}); use engine='auto'") from error
+    return triton_events.skip_rnn(*arguments)
+
+
+ENGINES = {"reference": reference.skip_rnn, "events": events.skip_rnn, "triton": _triton}
 
 
 class StepOutput(NamedTuple):

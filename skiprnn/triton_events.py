@@ -1,0 +1,216 @@
+"""The event-driven engine on a GPU, one layer of up to 128 units: the loops of ``triton_kernels`` and what is parallel.
+
+Forward keeps a row for each update (c, when, and the gate's numbers; h is in the output). Backward starts with one
+product for all rows, walks the events in one kernel, which leaves the gates' gradients of every update, and ends with
+one product for each weight. Products are float32, or TF32 where ``torch.backends.cuda.matmul.allow_tf32`` asks for it,
+or bfloat16 under autocast; sums of gates, states and the update probability are float32 always.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import linear
+from triton import knobs
+
+from skiprnn import reference, triton_kernels
+from skiprnn.cells import GRU, LSTM, Cell, LayerState, LayerWeights
+from skiprnn.native_events import refuse_double_backward, saturated
+from skiprnn.reference import GateState
+
+LARGEST = 128  # units whose recurrent weights one program can own
+FUSED = 8  # features up to which the kernels multiply the inputs themselves, instead of one product before
+MOST_ROWS = 16  # sequences of a program
+PLACES = 16  # skipped steps that a program takes at a time, over all its sequences
+WARPS = 8
+
+
+def why_not(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
+    """Why this engine cannot run a problem; None if it can."""
+    if not (tensors[0].is_cuda or knobs.runtime.interpret):
+        return f"it runs on CUDA devices, and the input is on {tensors[0].device}"
+    if cell is not LSTM and cell is not GRU:
+        return "it has no cell that resets before the product (reset_after=False)"
+    if num_layers != 1:
+        return f"it runs one layer, not {num_layers}"
+    if hidden_size > LARGEST:
+        return f"it runs up to {LARGEST} units, not {hidden_size}"
+    if wrong := {str(tensor.dtype) for tensor in tensors if tensor.dtype != torch.float32}:
+        return f"it computes float32 tensors (under autocast with bfloat16 products), not {', '.join(sorted(wrong))}"
+    return None
+
+
+def skip_rnn(
+    cell: Cell,
+    x: Tensor,
+    layers: Sequence[LayerWeights],
+    update_weight: Tensor,
+    update_bias: Tensor,
+    states: Sequence[LayerState],
+    gate: GateState,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
+    """The same function as ``reference.skip_rnn``, with the same arguments and results.
+
+    Raises:
+        RuntimeError: the engine cannot run this problem, or is being traced.
+    """
+    tensors = [tensor for group in (*states, *layers) for tensor in group]
+    arguments = (x, update_weight, update_bias, *gate, *tensors)
+    if torch.compiler.is_compiling():
+        raise RuntimeError("the triton engine cannot be traced; make the module with engine='reference' for that")
+    if reason := why_not(cell, len(layers), len(update_weight), arguments):
+        raise RuntimeError(f"engine='triton' cannot run this: {reason}; use engine='auto' or 'events'")
+    if not x.shape[0] or not x.shape[1]:
+        return reference.skip_rnn(cell, x, layers, update_weight, update_bias, states, gate, lengths)
+    saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments)
+    output, update_gate, p, acc, *last = _TritonEvents.apply(cell, lengths, saves, *arguments)
+    return output, [tuple(last)], GateState(p, acc), update_gate
+
+
+class _Rows(NamedTuple):
+    """A row for each sequence's first state and one for the state after each of its updates, in order."""
+
+    t: Tensor  # (R,) int64, the update's step; -1 for a first state
+    b: Tensor  # (R,) int64, the sequence
+    first: Tensor  # (B,) int64, row of the first state
+    count: Tensor  # (B,) int64, updates
+
+    @classmethod
+    def of(cls, update_gate: Tensor) -> Self:
+        """From the gate, (T, B); the host waits here, to know how many updates there were."""
+        b, t = torch.cat([torch.ones_like(update_gate[:1]), update_gate]).t().nonzero(as_tuple=True)
+        count = update_gate.sum(0).long()
+        return cls(t - 1, b, (count + 1).cumsum(0) - (count + 1), count)
+
+    def take(self, first: Tensor, at: Tensor) -> Tensor:
+        """The rows' values, (B, ...) before the first step and (T, B, ...) after each update -> (R, ...)."""
+        is_first = (self.t < 0).view(-1, *[1] * (first.dim() - 1))
+        return torch.where(is_first, first[self.b], at[self.t.clamp(min=0), self.b])
+
+
+class _TritonEvents(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        cell: Cell,
+        lengths: Tensor | None,
+        saves: bool,
+        x: Tensor,
+        update_weight: Tensor,
+        update_bias: Tensor,
+        p: Tensor,
+        acc: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        T, B, _ = x.shape
+        x = x if x.stride(2) == 1 else x.contiguous()
+        ends = x.new_full((B,), T, dtype=torch.int64) if lengths is None else lengths.long().clamp(0, T)
+        states = [state.contiguous().clone() for state in tensors[: cell.num_states]]
+        weights = LayerWeights(*(weight.contiguous() for weight in tensors[cell.num_states :]))
+        p_now, sums = p.contiguous().clone(), acc.contiguous().clone()
+        output = x.new_empty(T, B, len(update_weight))
+        update_gate, p_at, a_at = x.new_zeros(T, B), x.new_empty(T, B), x.new_empty(T, B)
+        c_at = torch.empty_like(output) if saves and cell is LSTM else output
+        shares, steps, options = _inputs(cell, x, weights)
+        triton_kernels.forward[options.pop("grid")](
+            shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, weights.bias_hh,
+            update_weight.contiguous(), update_bias, states[0], states[-1], p_now, sums, ends,
+            output, update_gate, c_at, p_at, a_at, T, B, *steps, SAVES=saves, **options,
+        )  # fmt: skip
+        if saves:
+            rows = _Rows.of(update_gate)
+            kept = [rows.take(p, p_at), rows.take(acc, a_at)]
+            if cell is LSTM:
+                kept.append(rows.take(tensors[1], c_at))
+            ctx.save_for_backward(
+                x, update_weight, update_bias, p, acc, ends, output, tensors[0], *weights, *rows, *kept
+            )
+            ctx.cell = cell
+            ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
+            ctx.set_materialize_grads(False)
+        return output, update_gate, p_now, sums, *states
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
+        enabled, dtype = ctx.autocast
+        x, update_weight, update_bias, p, acc, ends, output, h_first, *tensors = ctx.saved_tensors
+        with torch.autocast(x.device.type, dtype, enabled=enabled):
+            cell, weights, rows, (p_rows, a_rows, *c_rows) = (
+                ctx.cell, LayerWeights(*tensors[:4]), _Rows(*tensors[4:8]), tensors[8:]
+            )  # fmt: skip
+            T, B, _ = x.shape
+            H = len(update_weight)
+            grad_output, grad_gate, grad_p, grad_acc, *grad_states = grads
+            states = [x.new_zeros(B, H) if g is None else g.contiguous().clone() for g in grad_states]
+            gp, ga = (x.new_zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
+            if grad_output is not None:
+                grad_output = grad_output if grad_output.stride(2) == 1 else grad_output.contiguous()
+                past = torch.arange(T, device=x.device)[:, None] >= ends  # output repeats the last state
+                states[0] += torch.where(past[..., None], grad_output, 0).sum(0)
+            steps_output = (0, 0) if grad_output is None else grad_output.stride()[:2]
+            steps_gate = (0, 0) if grad_gate is None else grad_gate.stride()
+
+            h_rows = rows.take(h_first, output)
+            top = c_rows[0] if c_rows else h_rows
+            hidden = linear(h_rows, weights.weight_hh, weights.bias_hh)
+            grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
+            shares, steps, options = _inputs(cell, x, weights)
+            triton_kernels.backward[options.pop("grid")](
+                shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, update_weight, update_bias,
+                hidden, h_rows, top, p_rows, a_rows, rows.t, rows.first, rows.count, acc, ends,
+                x if grad_output is None else grad_output, x if grad_gate is None else grad_gate,
+                states[0], states[-1], gp, ga, grad_gates, grad_logit, B, *steps, *steps_output, *steps_gate,
+                HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None,
+                WINDOW=PLACES // options["ROWS"], **options,
+            )  # fmt: skip
+
+            count = cell.num_gates
+            inputs = grad_gates[:, :count].flatten(1)  # with respect to the input's share of the gates
+            states_share = inputs if cell is LSTM else grad_gates[:, [0, 1, 3]].flatten(1)
+            x_rows = rows.take(torch.zeros_like(x[0]), x)
+            grad_x = None
+            if ctx.needs_input_grad[3]:
+                grad_x = torch.zeros_like(x)
+                updates = rows.t >= 0
+                grad_x[rows.t[updates], rows.b[updates]] = (inputs[updates] @ weights.weight_ih).to(x.dtype)
+            shut = saturated(p, acc, ends)
+            return (
+                None, None, None, grad_x,
+                grad_logit @ top, grad_logit.sum()[None],
+                gp.masked_fill(shut, 0), ga.masked_fill(shut, 0), *states,
+                inputs.T @ x_rows, states_share[1:].T @ h_rows[:-1], inputs.sum(0), states_share.sum(0),
+            )  # fmt: skip
+
+
+def _inputs(cell: Cell, x: Tensor, weights: LayerWeights) -> tuple[Tensor, tuple[int, int], dict[str, Any]]:
+    """The inputs as the kernels want them, their strides, and the options of a launch."""
+    B, D = x.shape[1:]
+    H = weights.weight_hh.shape[1]
+    if D > FUSED:
+        x = weights.input_gates(x)
+    padded = max(triton.next_power_of_2(H), 16)
+    precision = _precision(x.device)
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+    rows = min(triton.next_power_of_2(triton.cdiv(B, processors)), MOST_ROWS)
+    options = {
+        "grid": (triton.cdiv(B, rows),),
+        "H": H,
+        "HP": padded,
+        "D": D if D <= FUSED else 0,
+        "GRU": cell is GRU,
+        "RESIDENT": precision == "bf16" or padded <= LARGEST // 2,  # else they are read again for every update
+        "PRECISION": precision,
+        "ROWS": rows,
+        "num_warps": WARPS,
+    }
+    return x, (x.stride(0), x.stride(1)), options
+
+
+def _precision(device: torch.device) -> str:
+    if torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16:
+        return "bf16"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"  # x3: as good as float32
