@@ -79,7 +79,7 @@ CHOICES = {
     "task": TASK_NAMES,
     "preset": ("quick", "paper"),
     "cell": ("lstm", "gru"),
-    "engine": ("auto", "events", "reference"),
+    "engine": ("auto", "events", "reference", "triton"),
     "lr_schedule": ("constant", "cosine"),
     "device": ("auto", "cpu", "cuda"),
     "amp": ("off", "bf16"),

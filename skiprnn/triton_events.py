@@ -22,8 +22,8 @@ from skiprnn.reference import GateState
 
 LARGEST = 128  # units whose recurrent weights one program can own
 FUSED = 8  # features up to which the kernels multiply the inputs themselves, instead of one product before
-MOST_ROWS = 16  # sequences of a program
-PLACES = 16  # skipped steps that a program takes at a time, over all its sequences
+MOST_ROWS = 8  # sequences of a program
+PLACES = 16  # skipped steps that it takes at a time, over all its sequences
 WARPS = 8
 
 
@@ -76,14 +76,14 @@ class _Rows(NamedTuple):
     t: Tensor  # (R,) int64, the update's step; -1 for a first state
     b: Tensor  # (R,) int64, the sequence
     first: Tensor  # (B,) int64, row of the first state
-    count: Tensor  # (B,) int64, updates
+    updates: Tensor  # (B,) int64, how many
 
     @classmethod
     def of(cls, update_gate: Tensor) -> Self:
         """From the gate, (T, B); the host waits here, to know how many updates there were."""
         b, t = torch.cat([torch.ones_like(update_gate[:1]), update_gate]).t().nonzero(as_tuple=True)
-        count = update_gate.sum(0).long()
-        return cls(t - 1, b, (count + 1).cumsum(0) - (count + 1), count)
+        updates = update_gate.sum(0).long()
+        return cls(t - 1, b, (updates + 1).cumsum(0) - (updates + 1), updates)
 
     def take(self, first: Tensor, at: Tensor) -> Tensor:
         """The rows' values, (B, ...) before the first step and (T, B, ...) after each update -> (R, ...)."""
@@ -114,11 +114,11 @@ class _TritonEvents(torch.autograd.Function):
         output = x.new_empty(T, B, len(update_weight))
         update_gate, p_at, a_at = x.new_zeros(T, B), x.new_empty(T, B), x.new_empty(T, B)
         c_at = torch.empty_like(output) if saves and cell is LSTM else output
-        shares, steps, options = _inputs(cell, x, weights)
-        triton_kernels.forward[options.pop("grid")](
+        shares, steps, launch = _inputs(cell, x, weights)
+        triton_kernels.forward[(triton.cdiv(B, launch["ROWS"]),)](
             shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, weights.bias_hh,
             update_weight.contiguous(), update_bias, states[0], states[-1], p_now, sums, ends,
-            output, update_gate, c_at, p_at, a_at, T, B, *steps, SAVES=saves, **options,
+            output, update_gate, c_at, p_at, a_at, T, B, *steps, SAVES=saves, **launch,
         )  # fmt: skip
         if saves:
             rows = _Rows.of(update_gate)
@@ -158,14 +158,13 @@ class _TritonEvents(torch.autograd.Function):
             top = c_rows[0] if c_rows else h_rows
             hidden = linear(h_rows, weights.weight_hh, weights.bias_hh)
             grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
-            shares, steps, options = _inputs(cell, x, weights)
-            triton_kernels.backward[options.pop("grid")](
+            shares, steps, launch = _inputs(cell, x, weights, backward=True)
+            triton_kernels.backward[(triton.cdiv(B, launch["ROWS"]),)](
                 shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, update_weight, update_bias,
-                hidden, h_rows, top, p_rows, a_rows, rows.t, rows.first, rows.count, acc, ends,
+                hidden, h_rows, top, p_rows, a_rows, rows.t, rows.first, rows.updates, acc, ends,
                 x if grad_output is None else grad_output, x if grad_gate is None else grad_gate,
                 states[0], states[-1], gp, ga, grad_gates, grad_logit, B, *steps, *steps_output, *steps_gate,
-                HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None,
-                WINDOW=PLACES // options["ROWS"], **options,
+                HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None, **launch,
             )  # fmt: skip
 
             count = cell.num_gates
@@ -175,8 +174,8 @@ class _TritonEvents(torch.autograd.Function):
             grad_x = None
             if ctx.needs_input_grad[3]:
                 grad_x = torch.zeros_like(x)
-                updates = rows.t >= 0
-                grad_x[rows.t[updates], rows.b[updates]] = (inputs[updates] @ weights.weight_ih).to(x.dtype)
+                is_update = rows.t >= 0
+                grad_x[rows.t[is_update], rows.b[is_update]] = (inputs[is_update] @ weights.weight_ih).to(x.dtype)
             shut = saturated(p, acc, ends)
             return (
                 None, None, None, grad_x,
@@ -186,28 +185,41 @@ class _TritonEvents(torch.autograd.Function):
             )  # fmt: skip
 
 
-def _inputs(cell: Cell, x: Tensor, weights: LayerWeights) -> tuple[Tensor, tuple[int, int], dict[str, Any]]:
-    """The inputs as the kernels want them, their strides, and the options of a launch."""
-    B, D = x.shape[1:]
-    H = weights.weight_hh.shape[1]
-    if D > FUSED:
-        x = weights.input_gates(x)
-    padded = max(triton.next_power_of_2(H), 16)
-    precision = _precision(x.device)
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
-    rows = min(triton.next_power_of_2(triton.cdiv(B, processors)), MOST_ROWS)
-    options = {
-        "grid": (triton.cdiv(B, rows),),
-        "H": H,
+def options(
+    cell: Cell, hidden_size: int, input_size: int, batch: int, precision: str, processors: int, backward: bool
+) -> dict[str, Any]:
+    """How a kernel is launched for a problem, on a GPU of so many multiprocessors."""
+    padded = max(triton.next_power_of_2(hidden_size), 16)
+    rows = min(triton.next_power_of_2(triton.cdiv(batch, processors)), MOST_ROWS)
+    held = cell.num_gates
+    if padded == LARGEST:  # what the registers hold beside all else, without spilling
+        held = 0 if precision != "bf16" else 2 if backward and cell is LSTM else held
+    chosen = {
+        "H": hidden_size,
         "HP": padded,
-        "D": D if D <= FUSED else 0,
+        "D": input_size if input_size <= FUSED else 0,
         "GRU": cell is GRU,
-        "RESIDENT": precision == "bf16" or padded <= LARGEST // 2,  # else they are read again for every update
+        "HELD": held,
         "PRECISION": precision,
         "ROWS": rows,
         "num_warps": WARPS,
+        "enable_fp_fusion": True,
     }
-    return x, (x.stride(0), x.stride(1)), options
+    if backward:
+        chosen["WINDOW"] = PLACES // rows // (1 if chosen["D"] else 2)
+    return chosen
+
+
+def _inputs(
+    cell: Cell, x: Tensor, weights: LayerWeights, backward: bool = False
+) -> tuple[Tensor, tuple[int, int], dict[str, Any]]:
+    """The inputs as the kernels want them, their strides, and how to launch."""
+    B, D = x.shape[1:]
+    if D > FUSED:
+        x = weights.input_gates(x)
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+    launch = options(cell, weights.weight_hh.shape[1], D, B, _precision(x.device), processors, backward)
+    return x, (x.stride(0), x.stride(1)), launch
 
 
 def _precision(device: torch.device) -> str:

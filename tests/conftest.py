@@ -1,7 +1,13 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: kernels run on the CPU, step by step
+
 from click.testing import CliRunner
 
 from pipelines.generation import generate

@@ -39,14 +39,14 @@ def build(name, shape, bias, engine, dtype, seed=1):
 def run(rnn, x, *, lengths=None, per_step=True, state=None, seed=2):
     """Everything forward returns, and the gradient of a loss on all of it by every input and parameter."""
     draws = torch.Generator().manual_seed(seed)
-    x = x.to(rnn.update_weight.dtype).requires_grad_()
+    x = x.to(rnn.update_weight).requires_grad_()
     start = rnn.initial_state(x.shape[1]) if state is None else state
-    start = type(start)(*(s.detach().to(x.dtype).requires_grad_() for s in start))
+    start = type(start)(*(s.detach().to(x).requires_grad_() for s in start))
     out = rnn(x, start, lengths)
-    weights = [torch.randn(t.shape, generator=draws, dtype=torch.float64).to(x.dtype) for t in (out.output, *out.state)]
+    weights = [torch.randn(t.shape, generator=draws, dtype=torch.float64).to(x) for t in (out.output, *out.state)]
     shown = [out.output, *out.state] if per_step else list(out.state)
     loss = sum((t * w).sum() for t, w in zip(shown, weights if per_step else weights[1:], strict=True))
-    gate_weight = torch.rand(out.update_gate.shape, generator=draws, dtype=torch.float64).to(x.dtype)
+    gate_weight = torch.rand(out.update_gate.shape, generator=draws, dtype=torch.float64).to(x)
     loss = loss + (out.update_gate * gate_weight).sum() if per_step else loss + budget_loss(out.update_gate, 0.1)
     parameters = [p for n, p in rnn.named_parameters() if not n.startswith("initial")]
     return out, torch.autograd.grad(loss, [x, *start, *parameters])

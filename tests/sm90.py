@@ -1,0 +1,79 @@
+"""Compile the GPU kernels for an H100, without one, and print what each takes.
+
+    python -m tests.sm90 lstm,1,bf16,256 gru,300,tf32x3,64
+
+Each argument is a problem: cell, features, precision of the products, batch.
+"""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from skiprnn import triton_events, triton_kernels
+from skiprnn.cells import GRU, LSTM
+
+CELLS = {"lstm": LSTM, "gru": GRU}
+
+INTEGERS = ("T", "B", "x_t", "x_b", "go_t", "go_b", "gg_t", "gg_b")
+LONGS = ("ends", "t_rows", "first", "count")  # pointers to int64
+
+
+def compiled(kernel, **options):
+    """Registers, spilled bytes and shared memory of a kernel."""
+    names = list(inspect.signature(kernel.fn).parameters)
+    constants = {name: options[name] for name in names if name in options}
+    narrow = options["PRECISION"] == "bf16" and options["D"] == 0
+    signature = {}
+    for name in names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in INTEGERS:
+            signature[name] = "i32"
+        elif name in LONGS:
+            signature[name] = "*i64"
+        else:
+            signature[name] = "*bf16" if narrow and name in ("x", "hidden") else "*fp32"
+    source = ASTSource(kernel, signature, constexprs={(names.index(n),): v for n, v in constants.items()})
+    program = triton.compile(
+        source,
+        target=GPUTarget("cuda", 90, 32),
+        options={name: options[name] for name in ("num_warps", "enable_fp_fusion")},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(program.asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        said = subprocess.run(
+            [tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True
+        ).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    return {
+        "registers": found["REG"],
+        "spilled": found["STACK"] + found["LOCAL"],
+        "shared": program.metadata.shared,
+    }
+
+
+def usage(cell, D, precision, batch, H=110):
+    """Of both kernels, with the options that a batch gets on an H100."""
+    forward, backward = (
+        triton_events.options(cell, H, D, batch, precision, processors=132, backward=back) for back in (False, True)
+    )
+    return {
+        "forward": compiled(triton_kernels.forward, **forward, SAVES=True),
+        "backward": compiled(triton_kernels.backward, **backward, HAS_OUTPUT=True, HAS_GATE=True),
+    }
+
+
+if __name__ == "__main__":
+    for case in sys.argv[1:]:
+        name, D, precision, batch = case.split(",")
+        print(json.dumps({"case": case, **usage(CELLS[name], int(D), precision, int(batch))}), flush=True)
