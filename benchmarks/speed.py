@@ -2,11 +2,12 @@
 
     python benchmarks/speed.py --device cpu
     python benchmarks/speed.py --shapes sine,mnist --cells lstm --out benchmarks/results/mine.json
+    python benchmarks/speed.py --device cuda --engine triton --shapes mnist --autocast
 
 The loss is the mean square of the last state plus a budget. Usage is set through the gate's bias, its weight being
 zero; "mixed" has a random weight and inputs that differ in mean between sequences, so that sequences differ in usage.
-Times are medians; peak memory is what one forward and backward pass adds to the process (CPU) or allocator (CUDA). The
-columns x say how many times as good as torch's own cell.
+Times are medians, on CUDA between events of the device; peak memory is what one forward and backward pass adds to the
+process (CPU) or allocator (CUDA). The columns x say how many times as good as torch's own cell.
 """
 
 import argparse
@@ -104,18 +105,24 @@ def forward(rnn, x):
 
 def measure(rnn, x, options):
     def run():
-        forward(rnn, x)[0].backward()
+        with precision():
+            loss = forward(rnn, x)[0]
+        loss.backward()
 
     def run_forward():
-        with torch.no_grad():
+        with torch.no_grad(), precision():
             forward(rnn, x)
+
+    def precision():
+        return torch.autocast(options.device, torch.bfloat16, enabled=options.autocast)
 
     result = {
         "forward_ms": timed(run_forward, options),
         "training_ms": timed(run, options),
         "peak_mb": peak_memory(run, x),
     }
-    gate = forward(rnn, x)[1]
+    with torch.no_grad(), precision():
+        gate = forward(rnn, x)[1]
     if gate is not None:
         used = gate.mean(0)
         result["used"] = [used.mean().item(), used.min().item(), used.max().item()]
@@ -126,12 +133,16 @@ def timed(function, options):
     times = []
     for _ in range(options.warmup + options.repeats):
         if options.device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - start))
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        else:
+            begun = time.perf_counter()
+            function()
+            times.append(1e3 * (time.perf_counter() - begun))
     return statistics.median(times[options.warmup :])
 
 
@@ -180,6 +191,7 @@ def describe(options, device):
         **machine(device),
         "dtype": options.dtype,
         "tf32": options.tf32,
+        "autocast": options.autocast,
         "batch": options.batch,
         "engine": options.engine,
         "repeats": options.repeats,
@@ -226,6 +238,7 @@ def parse():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--tf32", action="store_true", help="TF32 matrix products on CUDA")
+    parser.add_argument("--autocast", action="store_true", help="bfloat16 matrix products, by torch.autocast")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file")
