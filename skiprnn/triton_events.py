@@ -23,7 +23,7 @@ from skiprnn.reference import GateState
 LARGEST = 128  # units whose recurrent weights one program can own
 FUSED = 8  # features up to which the kernels multiply the inputs themselves, instead of one product before
 MOST_ROWS = 8  # sequences of a program
-PLACES = 16  # skipped steps that it takes at a time, over all its sequences
+PLACES = 8  # skipped steps that it takes at a time, over all its sequences
 WARPS = 8
 
 
@@ -114,9 +114,9 @@ class _TritonEvents(torch.autograd.Function):
         output = x.new_empty(T, B, len(update_weight))
         update_gate, p_at, a_at = x.new_zeros(T, B), x.new_empty(T, B), x.new_empty(T, B)
         c_at = torch.empty_like(output) if saves and cell is LSTM else output
-        shares, steps, launch = _inputs(cell, x, weights)
+        shares, recurrent, steps, launch = _inputs(cell, x, weights)
         triton_kernels.forward[(triton.cdiv(B, launch["ROWS"]),)](
-            shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, weights.bias_hh,
+            shares, weights.weight_ih, weights.bias_ih, recurrent, weights.bias_hh,
             update_weight.contiguous(), update_bias, states[0], states[-1], p_now, sums, ends,
             output, update_gate, c_at, p_at, a_at, T, B, *steps, SAVES=saves, **launch,
         )  # fmt: skip
@@ -158,9 +158,9 @@ class _TritonEvents(torch.autograd.Function):
             top = c_rows[0] if c_rows else h_rows
             hidden = linear(h_rows, weights.weight_hh, weights.bias_hh)
             grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
-            shares, steps, launch = _inputs(cell, x, weights, backward=True)
+            shares, recurrent, steps, launch = _inputs(cell, x, weights, backward=True)
             triton_kernels.backward[(triton.cdiv(B, launch["ROWS"]),)](
-                shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, update_weight, update_bias,
+                shares, weights.weight_ih, weights.bias_ih, recurrent, update_weight, update_bias,
                 hidden, h_rows, top, p_rows, a_rows, rows.t, rows.first, rows.updates, acc, ends,
                 x if grad_output is None else grad_output, x if grad_gate is None else grad_gate,
                 states[0], states[-1], gp, ga, grad_gates, grad_logit, B, *steps, *steps_output, *steps_gate,
@@ -206,20 +206,23 @@ def options(
         "enable_fp_fusion": True,
     }
     if backward:
-        chosen["WINDOW"] = PLACES // rows // (1 if chosen["D"] else 2)
+        chosen["WINDOW"] = PLACES // rows
     return chosen
 
 
 def _inputs(
     cell: Cell, x: Tensor, weights: LayerWeights, backward: bool = False
-) -> tuple[Tensor, tuple[int, int], dict[str, Any]]:
-    """The inputs as the kernels want them, their strides, and how to launch."""
+) -> tuple[Tensor, Tensor, tuple[int, int], dict[str, Any]]:
+    """The inputs and the recurrent weights as the kernels want them, the inputs' strides, and how to launch."""
     B, D = x.shape[1:]
+    recurrent, precision = weights.weight_hh, _precision(x.device)
     if D > FUSED:
         x = weights.input_gates(x)
+    if precision == "bf16" and backward:  # which need not be kept in registers, that forward has to spare
+        recurrent = recurrent.bfloat16()
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
-    launch = options(cell, weights.weight_hh.shape[1], D, B, _precision(x.device), processors, backward)
-    return x, (x.stride(0), x.stride(1)), launch
+    launch = options(cell, recurrent.shape[1], D, B, precision, processors, backward)
+    return x, recurrent, (x.stride(0), x.stride(1)), launch
 
 
 def _precision(device: torch.device) -> str:

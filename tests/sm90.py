@@ -30,7 +30,9 @@ def compiled(kernel, **options):
     """Registers, spilled bytes and shared memory of a kernel."""
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {name: options[name] for name in names if name in options}
-    narrow = options["PRECISION"] == "bf16" and options["D"] == 0
+    narrow = set()
+    if options["PRECISION"] == "bf16":
+        narrow = {"hidden"} | ({"w_h"} if "hidden" in names else set()) | ({"x"} if options["D"] == 0 else set())
     signature = {}
     for name in names:
         if name in constants:
@@ -40,7 +42,7 @@ def compiled(kernel, **options):
         elif name in LONGS:
             signature[name] = "*i64"
         else:
-            signature[name] = "*bf16" if narrow and name in ("x", "hidden") else "*fp32"
+            signature[name] = "*bf16" if name in narrow else "*fp32"
     source = ASTSource(kernel, signature, constexprs={(names.index(n),): v for n, v in constants.items()})
     program = triton.compile(
         source,

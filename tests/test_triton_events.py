@@ -219,8 +219,8 @@ def test_cannot_be_differentiated_twice():
 
 
 def test_compiles_for_an_h100_within_its_registers():
-    """At the paper's size and batch no register is spilled, and shared memory leaves room for the cache."""
-    cases = ["lstm,1,bf16,256", "lstm,1,tf32x3,256", "gru,300,bf16,256", "gru,1,tf32,256"]
+    """At the paper's size and batch no register is spilled, and half of the shared memory is left to the cache."""
+    cases = ["lstm,1,bf16,256", "lstm,1,tf32,256", "lstm,300,tf32x3,256", "gru,1,bf16,256", "gru,300,tf32,256"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.sm90", *cases],
@@ -231,5 +231,5 @@ def test_compiles_for_an_h100_within_its_registers():
         found = json.loads(line)
         for kernel in ("forward", "backward"):
             assert found[kernel]["spilled"] == 0, line
-            assert found[kernel]["shared"] <= 68 * 1024, line
+            assert found[kernel]["shared"] <= 96 * 1024, line
     assert len(done.stdout.splitlines()) == len(cases)
