@@ -97,7 +97,8 @@ def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None
     saved = load_checkpoint(run, checkpoint)
     task = task_of_attributes(load_task(run), Path(run) / "task.json", config.task)
     where = choose_device(device or config.device)
-    model = build_model(config, task)
+    anywhere = config if where.type == "cuda" or config.engine != "triton" else replace(config, engine="auto")
+    model = build_model(anywhere, task)
     weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
     try:
         model.load_state_dict(weights)

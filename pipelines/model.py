@@ -9,6 +9,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.presets import TrainConfig
 from pipelines.tasks import Task
 from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, Stream
+from skiprnn.cells import GRU, LSTM
 from skiprnn.stack import RecurrentStack
 
 
@@ -62,6 +63,24 @@ def build_model(config: TrainConfig, task: Task) -> SequenceModel:
             *sizes, batch_first=True, p_skip=config.p_skip or 0.0
         )
     return SequenceModel(rnn, task.output_size, task.embedding(), config.dropout)
+
+
+def check_engine(config: TrainConfig, device: torch.device) -> None:
+    """Refuse an engine that cannot run the network on the device.
+
+    Raises:
+        SkipRNNError: it cannot.
+    """
+    if config.engine != "triton" or not config.skip:
+        return
+    try:
+        from skiprnn import triton_events
+    except ImportError as error:
+        raise SkipRNNError("--engine triton needs the package triton; install it, or use auto") from error
+    cell = LSTM if config.cell == "lstm" else GRU
+    reason = triton_events.why_not(cell, config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
+    if reason:
+        raise SkipRNNError(f"--engine triton cannot train this: {reason}; use auto or events")
 
 
 def without_skipping(model: SequenceModel) -> SequenceModel:

@@ -18,7 +18,7 @@ from pipelines.checkpoints import Checkpoint, has_checkpoint, load_checkpoint, s
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import Evaluation, evaluate
 from pipelines.feature_file import FlatSequences
-from pipelines.model import SequenceModel, autocast, build_model, choose_device
+from pipelines.model import SequenceModel, autocast, build_model, check_engine, choose_device
 from pipelines.presets import TrainConfig
 from pipelines.randomness import derive_seed, generator
 from pipelines.runs import (
@@ -109,6 +109,7 @@ def train(
             remove_leftovers(run)
         config = load_config(run)
         device = team.device(config.device)
+        check_engine(config, device)
         task, data = load_training_data(config)
         splits = {name: sequences.to(device) for name, sequences in data.splits.items()}
         last_step = total_steps(config, splits)

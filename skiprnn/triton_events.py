@@ -30,7 +30,7 @@ WARPS = 8
 def why_not(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
     """Why this engine cannot run a problem; None if it can."""
     if not (tensors[0].is_cuda or knobs.runtime.interpret):
-        return f"it runs on CUDA devices, and the input is on {tensors[0].device}"
+        return f"it runs on CUDA devices, not on {tensors[0].device}"
     if cell is not LSTM and cell is not GRU:
         return "it has no cell that resets before the product (reset_after=False)"
     if num_layers != 1:

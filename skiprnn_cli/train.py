@@ -148,7 +148,7 @@ def _prepare(
     training: dict[str, Any],
 ) -> Path:
     """The run to train, made or changed."""
-    from pipelines.model import choose_device
+    from pipelines.model import check_engine, choose_device
     from pipelines.runs import check_run_path, create_run, default_run_path
     from pipelines.training import load_training_data
 
@@ -159,7 +159,7 @@ def _prepare(
         config = _configuration(task, preset, data, training)
         run = out or default_run_path(config, options.RUNS)
         check_run_path(run, overwrite=overwrite)
-        choose_device(config.device)
+        check_engine(config, choose_device(config.device))
         if data is None:
             _ensure_data(config)
         load_training_data(config)  # refuse bad data before there is a run

@@ -203,6 +203,34 @@ def test_bfloat16_trains(make_run):
     assert read_metrics(make_run(amp="bf16"))[-1]["val"]["loss"] < 1
 
 
+def test_the_gpu_engine_trains_and_is_evaluated_anywhere(make_run, monkeypatch):
+    triton_events = pytest.importorskip("skiprnn.triton_events")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run, plain = make_run(engine="triton", device=device), make_run("events")
+    for name, weight in tensors(plain).items():
+        if name.startswith("model."):
+            torch.testing.assert_close(tensors(run)[name].cpu(), weight, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(triton_events.knobs.runtime, "interpret", False)
+    assert load_run(run, device="cpu").model.rnn.engine == "auto"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cpu"}, "runs on CUDA devices"),
+        ({"num_layers": 2}, "one layer, not 2"),
+        ({"hidden_size": 129}, "128 units, not 129"),
+    ],
+)
+def test_the_gpu_engine_refuses_what_it_cannot_train(make_run, monkeypatch, options, message):
+    triton_events = pytest.importorskip("skiprnn.triton_events")
+    if "device" in options:
+        monkeypatch.setattr(triton_events.knobs.runtime, "interpret", False)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with pytest.raises(SkipRNNError, match=message):
+        make_run(**{"engine": "triton", "device": device, **options})
+
+
 def test_tensorboard(make_run):
     pytest.importorskip("tensorboard")
     run = make_run(trained=False)

@@ -207,7 +207,7 @@ def test_says_what_it_cannot_run(rnn, reason):
 
 def test_needs_a_gpu_outside_the_interpreter(monkeypatch):
     monkeypatch.setattr(triton_events.knobs.runtime, "interpret", False)
-    with pytest.raises(RuntimeError, match="CUDA devices, and the input is on cpu"):
+    with pytest.raises(RuntimeError, match="CUDA devices, not on cpu"):
         SkipLSTM(2, 5, engine="triton")(torch.zeros(3, 1, 2))
 
 
