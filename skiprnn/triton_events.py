@@ -110,16 +110,18 @@ class _TritonEvents(torch.autograd.Function):
         ends = x.new_full((B,), T, dtype=torch.int64) if lengths is None else lengths.long().clamp(0, T)
         states = [state.contiguous().clone() for state in tensors[: cell.num_states]]
         weights = LayerWeights(*(weight.contiguous() for weight in tensors[cell.num_states :]))
-        p_now, sums = p.contiguous().clone(), acc.contiguous().clone()
+        update_weight, acc = update_weight.contiguous(), acc.contiguous()
+        p_now, sums = p.contiguous().clone(), acc.clone()
         output = x.new_empty(T, B, len(update_weight))
         update_gate, p_at, a_at = x.new_zeros(T, B), x.new_empty(T, B), x.new_empty(T, B)
         c_at = torch.empty_like(output) if saves and cell is LSTM else output
         shares, recurrent, steps, launch = _inputs(cell, x, weights)
-        triton_kernels.forward[(triton.cdiv(B, launch["ROWS"]),)](
-            shares, weights.weight_ih, weights.bias_ih, recurrent, weights.bias_hh,
-            update_weight.contiguous(), update_bias, states[0], states[-1], p_now, sums, ends,
-            output, update_gate, c_at, p_at, a_at, T, B, *steps, SAVES=saves, **launch,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            triton_kernels.forward[(triton.cdiv(B, launch["ROWS"]),)](
+                shares, weights.weight_ih, weights.bias_ih, recurrent, weights.bias_hh,
+                update_weight, update_bias, states[0], states[-1], p_now, sums, ends,
+                output, update_gate, c_at, p_at, a_at, T, B, *steps, SAVES=saves, **launch,
+            )  # fmt: skip
         if saves:
             rows = _Rows.of(update_gate)
             kept = [rows.take(p, p_at), rows.take(acc, a_at)]
@@ -128,7 +130,7 @@ class _TritonEvents(torch.autograd.Function):
             ctx.save_for_backward(
                 x, update_weight, update_bias, p, acc, ends, output, tensors[0], *weights, *rows, *kept
             )
-            ctx.cell = cell
+            ctx.cell, ctx.padded = cell, lengths is not None
             ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
             ctx.set_materialize_grads(False)
         return output, update_gate, p_now, sums, *states
@@ -149,8 +151,9 @@ class _TritonEvents(torch.autograd.Function):
             gp, ga = (x.new_zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
             if grad_output is not None:
                 grad_output = grad_output if grad_output.stride(2) == 1 else grad_output.contiguous()
-                past = torch.arange(T, device=x.device)[:, None] >= ends  # output repeats the last state
-                states[0] += torch.where(past[..., None], grad_output, 0).sum(0)
+                if ctx.padded:  # past its end a sequence's output repeats its last state
+                    past = torch.arange(T, device=x.device)[:, None] >= ends
+                    states[0] += torch.where(past[..., None], grad_output, 0).sum(0)
             steps_output = (0, 0) if grad_output is None else grad_output.stride()[:2]
             steps_gate = (0, 0) if grad_gate is None else grad_gate.stride()
 
@@ -176,13 +179,13 @@ class _TritonEvents(torch.autograd.Function):
                 grad_x = torch.zeros_like(x)
                 is_update = rows.t >= 0
                 grad_x[rows.t[is_update], rows.b[is_update]] = (inputs[is_update] @ weights.weight_ih).to(x.dtype)
-            shut = saturated(p, acc, ends)
-            return (
-                None, None, None, grad_x,
-                grad_logit @ top, grad_logit.sum()[None],
-                gp.masked_fill(shut, 0), ga.masked_fill(shut, 0), *states,
-                inputs.T @ x_rows, states_share[1:].T @ h_rows[:-1], inputs.sum(0), states_share.sum(0),
-            )  # fmt: skip
+            grad_weight_ih, grad_weight_hh = inputs.T @ x_rows, states_share[1:].T @ h_rows[:-1]
+        shut = saturated(p, acc, ends)
+        return (
+            None, None, None, grad_x, grad_logit @ top, grad_logit.sum()[None],
+            gp.masked_fill(shut, 0), ga.masked_fill(shut, 0), *states,
+            grad_weight_ih, grad_weight_hh, inputs.sum(0), states_share.sum(0),
+        )  # fmt: skip
 
 
 def options(

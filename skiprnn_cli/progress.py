@@ -33,8 +33,7 @@ def counted(what: str, total: int, unit: str, finer: str | None = None) -> Itera
             def advance(count: int, fine: int | None = None) -> None:
                 nonlocal work
                 work += count if fine is None else fine
-                rate = work / max(monotonic() - started, 1e-9)
-                live.update(task, advance=count, rate=f"{rate:,.0f} {finer or unit}/s")
+                live.update(task, advance=count, rate=pace(work, monotonic() - started, finer or unit))
 
             yield advance
         return
@@ -49,9 +48,10 @@ def counted(what: str, total: int, unit: str, finer: str | None = None) -> Itera
         now = monotonic()
         if now - reported >= PLAIN_EVERY:
             seconds = now - started
-            rate = f"{work / seconds:,.0f}/s" if finer is None else f"{work / seconds:,.0f} {finer}/s"
             left = clock((total - done) * seconds / done)
-            print_plain(console, f"{what}: {done:,} of {total:,} {unit}, {rate}, {left} left")
+            print_plain(
+                console, f"{what}: {done:,} of {total:,} {unit}, {pace(work, seconds, finer or unit)}, {left} left"
+            )
             reported = now
 
     yield advance_plainly
@@ -60,6 +60,12 @@ def counted(what: str, total: int, unit: str, finer: str | None = None) -> Itera
 def print_plain(console: Console, line: str) -> None:
     """Print without markup, colours or wrapping."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def pace(work: int, seconds: float, unit: str) -> str:
+    """A rate a second, or a minute if it is slow."""
+    rate = work / max(seconds, 1e-9)
+    return f"{rate:,.0f} {unit}/s" if rate >= 2 else f"{60 * rate:.1f} {unit}/min"
 
 
 def clock(seconds: float) -> str:

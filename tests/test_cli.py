@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from pipelines.runs import read_metrics
 from skiprnn_cli.main import COMMANDS, cli
+from skiprnn_cli.progress import pace
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SMALL = ("--hidden", 6, "--batch-size", 32, "--steps", 8, "--eval-every", 3, "--device", "cpu")
@@ -349,3 +350,10 @@ def test_a_run_in_use(skiprnn, make_run):
         done = skiprnn("train", "--resume", run, "--steps", 20)
     assert done.exit_code == 1
     assert "is in use by another process" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("work", "seconds", "text"), [(500, 2.0, "250 rows/s"), (9, 60.0, "9.0 rows/min"), (0, 0.0, "0.0 rows/min")]
+)
+def test_slow_work_shows_a_rate_too(work, seconds, text):
+    assert pace(work, seconds, "rows") == text
