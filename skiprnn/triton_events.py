@@ -194,9 +194,11 @@ def options(
     """How a kernel is launched for a problem, on a GPU of so many multiprocessors."""
     padded = max(triton.next_power_of_2(hidden_size), 16)
     rows = min(triton.next_power_of_2(triton.cdiv(batch, processors)), MOST_ROWS)
-    held = cell.num_gates
-    if padded == LARGEST:  # what the registers hold beside all else, without spilling
+    held = cell.num_gates  # fewer where registers would be spilled
+    if padded == LARGEST:
         held = 0 if precision != "bf16" else 2 if backward and cell is LSTM else held
+    elif padded == LARGEST // 2 and precision == "tf32x3":
+        held = 0
     chosen = {
         "H": hidden_size,
         "HP": padded,
@@ -206,6 +208,7 @@ def options(
         "PRECISION": precision,
         "ROWS": rows,
         "num_warps": WARPS,
+        "num_stages": 2,
         "enable_fp_fusion": True,
     }
     if backward:

@@ -117,11 +117,8 @@ def backward(
     G_c = G_h if GRU else tl.load(grad_c + own, mask=there, other=0.0)
     gp = tl.load(grad_p + row, mask=exists, other=0.0)
     ga = tl.load(grad_acc + row, mask=exists, other=0.0)
-    acc_first = tl.load(acc + row, mask=exists, other=0.0)
     last = tl.load(ends + row, mask=exists, other=0).to(tl.int32)  # the step after the segment
-    first_row = tl.load(first + row, mask=exists, other=0)
     j = tl.load(count + row, mask=exists, other=-1).to(tl.int32)  # the update that began the segment; 0 is none
-    b_gate = tl.load(b_p)
     window = tl.arange(0, WINDOW)
     v_0 = _held(w_h, 0, H, HP, True, HELD, PRECISION)
     v_1 = _held(w_h, 1, H, HP, True, HELD, PRECISION)
@@ -130,7 +127,7 @@ def backward(
 
     while tl.max(j, 0) >= 0:
         on = j >= 0
-        at = first_row + j
+        at = tl.load(first + row, mask=exists, other=0) + j
         mine = there & on[:, None]
         cells = at[:, None] * H + unit[None, :]
         t = tl.load(t_rows + at, mask=on, other=0).to(tl.int32)
@@ -140,7 +137,7 @@ def backward(
 
         # The skipped steps of the segment, WINDOW of them at a time, falling.
         s_0, s_1, s_2, s_3 = _hidden_gates(hidden, at, mine, unit, H, GRU)
-        acc_now = tl.where(j == 0, acc_first, 0.0)
+        acc_now = tl.load(acc + row, mask=j == 0, other=0.0)
         behind = last - 1
         while tl.max(tl.where(on, behind - t, 0), 0) > 0:
             step = behind[:, None] - window[None, :]
@@ -173,7 +170,7 @@ def backward(
                 gain += tl.load(grad_gate + far * gg_t + (row * gg_b)[:, None], mask=skipped, other=0.0)
             kept = acc_now[:, None] + (step - t[:, None]).to(tl.float32) * p_now[:, None]  # the sum
             keep = tl.where(skipped, 1 - kept, 1.0)
-            risen = tl.where(skipped, _sigmoid(logit + b_gate) - p_now[:, None], 0.0)
+            risen = tl.where(skipped, _sigmoid(logit + tl.load(b_p)) - p_now[:, None], 0.0)
             gain = tl.where(skipped, gain, 0.0)
             for k in tl.static_range(WINDOW):
                 this = (window == k)[None, :]

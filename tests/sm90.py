@@ -2,7 +2,8 @@
 
     python -m tests.sm90 lstm,1,bf16,256 gru,300,tf32x3,64
 
-Each argument is a problem: cell, features, precision of the products, batch.
+Each argument is a problem: cell, features, precision of the products, batch, and units if they are not 110. Kernels are
+compiled twice, as for integers (sizes and strides) that are multiples of 16 and as for others.
 """
 
 import inspect
@@ -26,8 +27,11 @@ INTEGERS = ("T", "B", "x_t", "x_b", "go_t", "go_b", "gg_t", "gg_b")
 LONGS = ("ends", "t_rows", "first", "count")  # pointers to int64
 
 
-def compiled(kernel, **options):
-    """Registers, spilled bytes and shared memory of a kernel."""
+def compiled(kernel, multiples, **options):
+    """Registers, bytes of stack, where registers are spilled, and shared memory of a kernel.
+
+    ``multiples``: its integers are multiples of 16.
+    """
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {name: options[name] for name in names if name in options}
     narrow = set()
@@ -43,23 +47,28 @@ def compiled(kernel, **options):
             signature[name] = "*i64"
         else:
             signature[name] = "*bf16" if name in narrow else "*fp32"
-    source = ASTSource(kernel, signature, constexprs={(names.index(n),): v for n, v in constants.items()})
+    aligned = {n for n, kind in signature.items() if kind.startswith("*")} | (set(INTEGERS) if multiples else set())
+    source = ASTSource(
+        kernel,
+        signature,
+        constexprs={(names.index(n),): v for n, v in constants.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned & signature.keys()},
+    )
     program = triton.compile(
         source,
         target=GPUTarget("cuda", 90, 32),
-        options={name: options[name] for name in ("num_warps", "enable_fp_fusion")},
+        options={name: options[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")},
     )
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(program.asm["cubin"])
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        said = subprocess.run(
-            [tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True
-        ).stdout
+        command = [tool, "--dump-resource-usage", binary]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
     return {
         "registers": found["REG"],
-        "spilled": found["STACK"] + found["LOCAL"],
+        "stack": found["STACK"] + found["LOCAL"],
         "shared": program.metadata.shared,
     }
 
@@ -69,13 +78,20 @@ def usage(cell, D, precision, batch, H=110):
     forward, backward = (
         triton_events.options(cell, H, D, batch, precision, processors=132, backward=back) for back in (False, True)
     )
+    kernels = {
+        "forward": (triton_kernels.forward, {**forward, "SAVES": True}),
+        "backward": (triton_kernels.backward, {**backward, "HAS_OUTPUT": True, "HAS_GATE": True}),
+    }
     return {
-        "forward": compiled(triton_kernels.forward, **forward, SAVES=True),
-        "backward": compiled(triton_kernels.backward, **backward, HAS_OUTPUT=True, HAS_GATE=True),
+        name: [compiled(kernel, multiples, **options) for multiples in (False, True)]
+        for name, (kernel, options) in kernels.items()
     }
 
 
 if __name__ == "__main__":
     for case in sys.argv[1:]:
-        name, D, precision, batch = case.split(",")
-        print(json.dumps({"case": case, **usage(CELLS[name], int(D), precision, int(batch))}), flush=True)
+        name, D, precision, batch, *units = case.split(",")
+        print(
+            json.dumps({"case": case, **usage(CELLS[name], int(D), precision, int(batch), *map(int, units))}),
+            flush=True,
+        )

@@ -124,7 +124,7 @@ def test_nothing_is_read_that_was_not_written(name, monkeypatch):
 @pytest.mark.skipif(DEVICE == "cuda", reason="memory that is only reserved is a matter of the CPU")
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_addresses_have_64_bits(name):
-    far = 2**31 + 8
+    far = 2**30 + 8  # the third step is beyond 32 bits, the stride is not
     no_reserve = 0x4000  # Linux's MAP_NORESERVE
     memory = mmap.mmap(-1, 4 * (2 * far + 8), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
     x = torch.frombuffer(memory, dtype=torch.float32).as_strided((3, 3, 2), (far, 2, 1))
@@ -166,6 +166,20 @@ def test_a_gate_state_made_by_hand_may_be_saturated():
     )
     x = inputs((12, 4, 2))
     assert_same(*(run(rnn, x, state=state, lengths=[12, 12, 3, 0]) for rnn in both), tolerance=1e-5)
+
+
+def test_states_may_have_any_layout():
+    both = pair("lstm", SMALL, -1.5)
+    state = both[1](inputs(SMALL).to(both[1].update_weight)).state
+    gradients = []
+    for rnn, layout in zip(both, ("strided", "contiguous"), strict=True):
+        start = [s.detach().to(rnn.update_weight).requires_grad_() for s in state]
+        given = [torch.stack([s, s.detach() * torch.nan], -1)[..., 0] for s in start] if layout == "strided" else start
+        out = rnn(inputs(SMALL).to(rnn.update_weight), type(state)(*given))
+        loss = out.output.square().sum() + out.update_gate.sum() + out.state.cum_update_prob.sum()
+        gradients.append(torch.autograd.grad(loss, [*start, rnn.weight_hh_l0, rnn.update_weight]))
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [0, 3])
@@ -219,17 +233,20 @@ def test_cannot_be_differentiated_twice():
 
 
 def test_compiles_for_an_h100_within_its_registers():
-    """At the paper's size and batch no register is spilled, and half of the shared memory is left to the cache."""
-    cases = ["lstm,1,bf16,256", "lstm,1,tf32,256", "lstm,300,tf32x3,256", "gru,1,bf16,256", "gru,300,tf32,256"]
+    """At the paper's size and batch four registers at most are spilled, and half of the shared memory is left."""
+    cases = [
+        "lstm,1,bf16,256", "lstm,1,tf32,256", "lstm,300,tf32x3,256", "gru,1,bf16,256", "gru,300,tf32,256",
+        "lstm,1,tf32x3,256,64",
+    ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.sm90", *cases],
         cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines():
-        found = json.loads(line)
-        for kernel in ("forward", "backward"):
-            assert found[kernel]["spilled"] == 0, line
-            assert found[kernel]["shared"] <= 96 * 1024, line
-    assert len(done.stdout.splitlines()) == len(cases)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["case"] for one in found] == cases
+    for one in found:
+        for kernel in (*one["forward"], *one["backward"]):
+            assert kernel["stack"] <= 16, one  # bytes
+            assert kernel["shared"] <= 96 * 1024, one
