@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +25,7 @@ def cores() -> int:
 
 
 class Died:
-    """What comes of a job whose process died, even when it had one to itself."""
+    """What comes of a job whose process died, and the next one's too."""
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def pool(
     *,
     ahead: int = 1,
     threads: int = 1,
+    gpus: int = 0,
     begin: Callable[..., None] | None = None,
     arguments: tuple[Any, ...] = (),
 ) -> Iterator["Pool[J, R]"]:
@@ -44,9 +46,13 @@ def pool(
         work: what to do with a job; a function of a module.
         ahead: jobs that a worker has in hand.
         threads: of torch in each.
+        gpus: of this machine, shared out among them.
         begin, arguments: a function, and what it is called with, in each process before its first job.
     """
-    opened = Pool(workers, work, ahead, (threads, begin, arguments))
+    opened = Pool(
+        [_Worker(work, (threads, number % gpus if gpus else None, begin, arguments)) for number in range(workers)],
+        ahead,
+    )
     try:
         yield opened
     except BaseException:
@@ -58,68 +64,97 @@ def pool(
 class Pool(Generic[J, R]):
     """What ``pool`` yields."""
 
-    def __init__(self, workers: int, work: Callable[[J], R], ahead: int, start: tuple[Any, ...]) -> None:
-        self._workers, self._work, self._in_hand, self._arguments = workers, work, workers * ahead, start
-        self._executor, self._lifeline = self._start(workers)
+    def __init__(self, workers: list["_Worker[J, R]"], ahead: int) -> None:
+        self._workers, self._ahead = workers, ahead
 
     def map(self, jobs: Iterator[J]) -> Iterator[tuple[J, R | Died]]:
         """The results as they come; a job is taken when a worker is free for it."""
-        running: dict[Future[R], J] = {}
-        suspects: list[J] = []
+        again: list[J] = []  # jobs whose process died, and those that waited behind them
+        died: list[J] = []
         while True:
-            if suspects and not running:  # a process died with one of these: which?
-                job = suspects.pop()
-                yield job, self._alone(job)
-                continue
-            while not suspects and len(running) < self._in_hand and (upcoming := next(jobs, None)) is not None:
-                try:
-                    running[self._executor.submit(self._work, upcoming)] = upcoming
-                except BrokenProcessPool:  # by one of those that are running
-                    suspects.append(upcoming)
-            if not running and not suspects:
+            for worker in self._workers:
+                while len(worker.queue) < self._ahead:
+                    job = again.pop() if again else next(jobs, None)
+                    if job is None:
+                        break
+                    if not worker.take(job):
+                        again.append(job)
+                        break
+            busy = [worker for worker in self._workers if worker.queue]
+            if not busy:
                 return
-            done = wait(running, return_when=FIRST_COMPLETED).done if running else set()
-            for future in done:
-                job = running.pop(future)
+            done = wait([worker.queue[0][0] for worker in busy], return_when=FIRST_COMPLETED).done
+            for worker in busy:
+                future, job = worker.queue[0]
+                if future not in done:
+                    continue
                 try:
-                    yield job, future.result()
+                    result = future.result()
                 except BrokenProcessPool:
-                    suspects.append(job)
-            if suspects:
-                suspects += running.values()
-                running.clear()
-                self.close()
-                self._executor, self._lifeline = self._start(self._workers)
-
-    def _alone(self, job: J) -> R | Died:
-        executor, lifeline = self._start(1)
-        try:
-            return executor.submit(self._work, job).result()
-        except BrokenProcessPool:
-            return Died()
-        finally:
-            lifeline.close()
-            executor.shutdown(cancel_futures=True)
+                    again += [waiting for _, waiting in worker.restart()[1:]]
+                    if any(job is other for other in died):
+                        yield job, Died()
+                    else:
+                        died.append(job)
+                        again.append(job)
+                    continue
+                worker.queue.popleft()
+                yield job, result
 
     def close(self, *, at_once: bool = False) -> None:
         """End the processes, when they have done the jobs in hand or at once."""
-        if at_once:
-            self._lifeline.close()
+        for worker in self._workers:
+            if at_once:
+                worker.lifeline.close()
+        for worker in self._workers:
+            worker.end()
+
+
+class _Worker(Generic[J, R]):
+    """An executor of one process, which does its jobs in turn: it dies with the first of them."""
+
+    def __init__(self, work: Callable[[J], R], start: tuple[Any, ...]) -> None:
+        self._work, self._arguments = work, start
+        self.queue: deque[tuple[Future[R], J]] = deque()
+        self._start()
+
+    def take(self, job: J) -> bool:
+        """Queue a job; false if the process died with one before it."""
+        try:
+            self.queue.append((self._executor.submit(self._work, job), job))
+        except BrokenProcessPool:
+            if self.queue:
+                return False
+            self.restart()  # it died idle
+            self.queue.append((self._executor.submit(self._work, job), job))
+        return True
+
+    def restart(self) -> list[tuple[Future[R], J]]:
+        """Start anew with an empty queue; what was in it is returned."""
+        left = list(self.queue)
+        self.queue.clear()
+        self.end()
+        self._start()
+        return left
+
+    def end(self) -> None:
+        """End the process when it has done what it is at."""
         self._executor.shutdown(wait=True, cancel_futures=True)
-        self._lifeline.close()
+        self.lifeline.close()
 
-    def _start(self, workers: int) -> tuple[ProcessPoolExecutor, Connection]:
+    def _start(self) -> None:
         context = torch.multiprocessing.get_context("spawn")
-        theirs, ours = context.Pipe(duplex=False)
-        executor = ProcessPoolExecutor(
-            workers, context, initializer=_begin, initargs=(theirs, *self._arguments)
-        )  # fmt: skip
-        return executor, ours
+        theirs, self.lifeline = context.Pipe(duplex=False)
+        self._executor = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(theirs, *self._arguments))
 
 
-def _begin(lifeline: Connection, threads: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _begin(
+    lifeline: Connection, threads: int, gpu: int | None, begin: Callable[..., None] | None, arguments: tuple[Any, ...]
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the process that wants the work decides
     threading.Thread(target=lambda: (wait_for([lifeline]), os._exit(1)), daemon=True).start()  # its other end is closed
     torch.set_num_threads(threads)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
     if begin is not None:
         begin(*arguments)

@@ -55,8 +55,9 @@ def write_report(
         "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>",
         "<h2>Results on the test split</h2>",
         _table(results["lines"]),
-        '<p class="note">Means ± standard deviations over the runs, best checkpoints. Training and inference: seconds '
-        "of a run and milliseconds of a sequence, and how many times as fast that is as the plain cell.</p>",
+        '<p class="note">Means ± standard deviations over the runs, best checkpoints. Training: seconds of a run, and '
+        "how many times as fast a step is as the plain cell's. Inference: milliseconds of a sequence, and how many "
+        "times as fast that is as the same weights with the gate open at every step.</p>",
     ]
     for path, reason in results["failed"].items():
         parts.append(f'<p class="note">Failed: {escape(path)}: {escape(reason)}</p>')

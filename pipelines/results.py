@@ -10,8 +10,9 @@ from typing import Any
 
 from pipelines.errors import SkipRNNError
 from pipelines.paper import table
-from pipelines.presets import TrainConfig
+from pipelines.presets import TrainConfig, configure
 from pipelines.storage import write_text
+from pipelines.sweep import synthetic_task
 
 COLUMNS = (
     "data", "model", "λ", "runs", "metric", "paper's", "difference", "solved", "used samples", "paper's",
@@ -37,7 +38,7 @@ class Line:
     steps: float  # of a sequence
     cost: float
     training_seconds: float  # of a run
-    training_vs_plain: float | None  # times as fast as the plain cell of this grid
+    training_vs_plain: float | None  # times as fast, a step, as the plain cell of this grid
     inference_ms: float  # of a sequence in a batch
     inference_vs_plain: float  # times as fast as the same weights with the gate open
     paper: dict[str, Any] | None
@@ -49,7 +50,7 @@ def lines_of(results: list[dict[str, Any]]) -> list[Line]:
     for result in results:
         groups.setdefault(_key(result), []).append(result)
     plain = {
-        (Path(c["data"]).stem, c["cell"]): statistics.mean(result["training_seconds"] for result in group)
+        (Path(c["data"]).stem, c["cell"]): statistics.mean(map(_seconds_per_step, group))
         for group in groups.values()
         if not (c := group[0]["config"])["skip"] and c["p_skip"] is None
     }
@@ -65,7 +66,7 @@ def _line(group: list[dict[str, Any]], plain: dict[tuple[str, str], float]) -> L
     config = TrainConfig(**group[0]["config"])
     said = [result["evaluation"] for result in group]
     metrics, used = [s["metric"] for s in said], [s["used_mean"] for s in said]
-    seconds = statistics.mean(result["training_seconds"] for result in group)
+    of_step = statistics.mean(map(_seconds_per_step, group))
     data = Path(config.data).stem
     of_plain = plain.get((data, config.cell))
     return Line(
@@ -82,18 +83,28 @@ def _line(group: list[dict[str, Any]], plain: dict[tuple[str, str], float]) -> L
         used_std=_std(used),
         steps=said[0]["steps_per_sequence"],
         cost=statistics.mean(s["cost"] for s in said),
-        training_seconds=seconds,
-        training_vs_plain=of_plain / seconds if of_plain and seconds else None,
+        training_seconds=statistics.mean(result["training_seconds"] for result in group),
+        training_vs_plain=of_plain / of_step if of_plain and of_step else None,
         inference_ms=1e3 * statistics.median(s["seconds_per_sequence"] for s in said),
         inference_vs_plain=statistics.median(
             s["seconds_per_sequence_without_skipping"] / s["seconds_per_sequence"] for s in said
         ),
-        paper=_published(config, data),
+        paper=_published(config, data, group[0]["task"]),
     )
 
 
-def _published(config: TrainConfig, data: str) -> dict[str, Any] | None:
-    """What the paper has of a model, if it was trained on data of this name."""
+def _seconds_per_step(result: dict[str, Any]) -> float:
+    return float(result["training_seconds"] / max(result["outcome"]["step"], 1))
+
+
+def _published(config: TrainConfig, data: str, task: dict[str, Any]) -> dict[str, Any] | None:
+    """What the paper has of a model, if it is the paper's, on data of this name and made as the paper's."""
+    preset = configure(config.task, "paper")
+    made = synthetic_task(config)
+    if (config.hidden_size, config.num_layers) != (preset.hidden_size, preset.num_layers):
+        return None
+    if made is not None and made.parameters() != {name: value for name, value in task.items() if name != "task"}:
+        return None
     wanted = (data, config.cell, config.lam if config.skip else None, config.p_skip)
     for row in table(config.task):
         if (row.data, row.cell, row.lam, row.p_skip) == wanted:
@@ -134,6 +145,9 @@ def read_results(out: Path) -> dict[str, Any]:
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         results["lines"] = [Line(**line) for line in results["lines"]]
+        for name, kind in (("runs", list), ("failed", dict), ("asked", dict), ("where", dict)):
+            if not isinstance(results[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
         return results
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SkipRNNError(

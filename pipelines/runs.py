@@ -7,6 +7,7 @@ environment.json  versions, device and command of each session of training
 metrics.jsonl     a line an evaluation
 outcome.json      once training has ended: how
 result.json       after a sweep: the evaluation of the run
+error.txt         in a sweep that an unforeseen error stopped: the traceback
 checkpoints/      see checkpoints.py
 """
 
@@ -34,7 +35,7 @@ from pipelines.storage import write_text
 CONFIG_SCHEMA = 1
 CONTENTS = {
     "config.json", "task.json", "words.txt", "environment.json", "metrics.jsonl", "outcome.json", "result.json",
-    "checkpoints", "tensorboard",
+    "error.txt",    "checkpoints", "tensorboard",
     "usage.png", "usage.html", "model.onnx", ".lock",
 }  # fmt: skip
 

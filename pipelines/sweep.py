@@ -6,11 +6,12 @@ A run that is finished is kept, one that was interrupted goes on, one that faile
 import json
 import math
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import torch
 from pipelines.cluster import connected, map_tasks, require_ray
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import evaluate_run
+from pipelines.generation import generate
 from pipelines.model import build_model, choose_device
 from pipelines.paper import table
-from pipelines.presets import TrainConfig, configure
+from pipelines.presets import DEFAULT_SIZES, TrainConfig, configure
 from pipelines.processes import Died, cores, pool
-from pipelines.runs import create_run, load_config, load_outcome, read_metrics
+from pipelines.runs import create_run, load_config, load_outcome, load_task, read_metrics
 from pipelines.storage import write_text
 from pipelines.tasks import TASKS, Sine, SyntheticTask
 from pipelines.training import load_training_data, measure_step, total_steps, train
@@ -50,7 +52,7 @@ class Finished:
 
 
 Results = Generator[tuple[Planned, str | None], None, None]
-Engine = Callable[[Iterator[Planned]], Results]
+Engine = Callable[[list[Planned]], Results]
 """Trains runs; yields each with why it failed, or None."""
 
 
@@ -94,9 +96,9 @@ def plan(out: Path, configs: Iterable[TrainConfig]) -> list[Planned]:
     """Where each configuration's run goes.
 
     Raises:
-        SkipRNNError: a run is there with another configuration.
+        SkipRNNError: a run is there with another configuration, or two would be one.
     """
-    runs = []
+    runs: list[Planned] = []
     for config in configs:
         model = config.model_name.lower().replace(" ", "-").replace("=", "")
         gate = f"-lam{config.lam:g}" if config.skip else ""
@@ -105,10 +107,12 @@ def plan(out: Path, configs: Iterable[TrainConfig]) -> list[Planned]:
             there = load_config(path)
             for field in fields(TrainConfig):
                 old, new = getattr(there, field.name), getattr(config, field.name)
-                if old != new:
+                if old != new and field.name != "device":
                     raise SkipRNNError(
                         f"{path} was made with {field.name} {old}, not {new}; name another --out, or remove it"
                     )
+        if any(path == run.path for run in runs):
+            raise SkipRNNError(f"the grid has two runs called {path.name}; λ must differ in its first six digits")
         runs.append(Planned(path, config))
     return runs
 
@@ -132,7 +136,7 @@ def train_all(runs: list[Planned], engine: Engine, on_finished: Callable[[Finish
     failed: dict[str, str] = {}
     wanted = [run for run in runs if not is_finished(run)]
     for _ in range(ATTEMPTS):
-        with closing(engine(iter(wanted))) as results:
+        with closing(engine(wanted)) as results:
             for run, reason in results:
                 failed.pop(str(run.path), None)
                 if reason is not None:
@@ -145,17 +149,23 @@ def train_all(runs: list[Planned], engine: Engine, on_finished: Callable[[Finish
 def local(jobs: int | None = None) -> Engine:
     """Processes of this machine, by default one a CPU core, or four a GPU."""
 
-    def run(runs: Iterator[Planned]) -> Results:
-        first = next(runs, None)
-        if first is None:
+    def run(runs: list[Planned]) -> Results:
+        if not runs:
             return
-        on_gpu = choose_device(first.config.device).type == "cuda"
-        count = jobs or (RUNS_A_GPU * torch.cuda.device_count() if on_gpu else cores())
-        with pool(count, train_one, threads=max(cores() // count, 1)) as processes:
-            for planned, reason in processes.map(chain([first], runs)):
-                yield planned, "its process died" if isinstance(reason, Died) else reason
+        device = choose_device(runs[0].config.device)
+        count = at_once(len(runs), device, jobs)
+        gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+        with pool(count, train_one, threads=max(cores() // count, 1), gpus=gpus) as processes:
+            for planned, reason in processes.map(iter(runs)):
+                yield planned, "its process died, twice" if isinstance(reason, Died) else reason
 
     return run
+
+
+def at_once(runs: int, device: torch.device, jobs: int | None) -> int:
+    """How many runs are trained at once in local processes."""
+    room = jobs or (RUNS_A_GPU * torch.cuda.device_count() if device.type == "cuda" else cores())
+    return max(min(room, runs), 1)
 
 
 def on_ray(jobs: int | None, address: str | None) -> Engine:
@@ -168,19 +178,16 @@ def on_ray(jobs: int | None, address: str | None) -> Engine:
     """
     require_ray()
 
-    def run(runs: Iterator[Planned]) -> Results:
-        first = next(runs, None)
-        if first is None:
+    def run(runs: list[Planned]) -> Results:
+        if not runs:
             return
         with connected(address) as ray:
             there = ray.cluster_resources()
             gpus, share = int(there.get("GPU", 0)), {"num_cpus": 1.0}
             if gpus:
                 share["num_gpus"] = 1 / RUNS_A_GPU
-            at_once = jobs or gpus * RUNS_A_GPU or int(there.get("CPU", 1))
-            for planned, said in map_tasks(
-                ray, _train_one_on_ray, chain([first], runs), at_once=at_once, retries=RETRIES, **share
-            ):
+            room = jobs or gpus * RUNS_A_GPU or int(there.get("CPU", 1))
+            for planned, said in map_tasks(ray, _train_one_on_ray, iter(runs), at_once=room, retries=RETRIES, **share):
                 died = isinstance(said, Exception)
                 yield planned, f"its worker died ({' '.join(str(said).split())[:200]})" if died else said
 
@@ -201,18 +208,39 @@ def synthetic_task(config: TrainConfig) -> SyntheticTask | None:
 
 
 def train_one(run: Planned) -> str | None:
-    """Train a run, from where it was; why it failed, or None."""
+    """Train a run, from where it was; why it failed, or None. An error that is not ours leaves error.txt in the run."""
     try:
         if not run.path.exists():
             create_run(run.path, run.config)
         train(run.path)
+        (run.path / "error.txt").unlink(missing_ok=True)
     except SkipRNNError as error:
         return str(error)
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if not run.path.exists():
+            return said
+        write_text(run.path / "error.txt", traceback.format_exc())
+        return f"{said}; see {run.path / 'error.txt'}"
     return None
 
 
-def evaluate_all(runs: list[Planned], on_progress: Callable[[int], None] = lambda count: None) -> list[dict[str, Any]]:
+def others(out: Path, runs: list[Planned]) -> list[Planned]:
+    """Finished runs of a folder that are not among these, as earlier grids left them."""
+    known = {run.path for run in runs}
+    there = sorted(path for path in (out / "runs").glob("*") if (path / "config.json").exists() and path not in known)
+    return [run for run in (Planned(path, load_config(path)) for path in there) if is_finished(run)]
+
+
+def evaluate_all(
+    runs: list[Planned], failed: dict[str, str], on_progress: Callable[[int], None] = lambda count: None
+) -> list[dict[str, Any]]:
     """Evaluate finished runs on their test splits, one after the other, or take what is known of them.
+
+    Args:
+        runs: those that are not finished are left out.
+        failed: why runs failed, by path; receives those that cannot be evaluated.
+        on_progress: called with the number of runs just done.
 
     Returns:
         For each finished run its configuration, its evaluation, and the seconds its training took.
@@ -221,20 +249,25 @@ def evaluate_all(runs: list[Planned], on_progress: Callable[[int], None] = lambd
     for run in runs:
         outcome = load_outcome(run.path) if run.path.exists() else None
         if outcome is not None:
-            results.append(_result(run, outcome))
+            try:
+                results.append(_result(run, outcome))
+            except SkipRNNError as error:
+                failed[str(run.path)] = f"cannot be evaluated: {error}"
         on_progress(1)
     return results
 
 
 def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
     path = run.path / "result.json"
+    task = load_task(run.path)
     if path.exists():
         there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if there["outcome"] == outcome:
+        if there["outcome"] == outcome and there.get("task") == task:
             return there
     result = {
         "name": run.path.name,
         "config": asdict(run.config),
+        "task": task,
         "outcome": outcome,
         "training_seconds": read_metrics(run.path)[-1]["seconds"],
         "evaluation": asdict(evaluate_run(run.path)),
@@ -243,22 +276,42 @@ def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def estimate(configs: list[TrainConfig]) -> dict[TrainConfig, float | None]:
-    """Seconds that training each configuration should take here, alone; None where its data is missing.
+def estimate(configs: list[TrainConfig], jobs: int | None) -> dict[TrainConfig, float | None]:
+    """Seconds that training each configuration should take here; None where its data is missing.
 
     A step of each kind of model is timed, as the gate is at first: open nearly everywhere.
+
+    Args:
+        configs: of runs.
+        jobs: as for ``local``, which says how many cores a run has.
     """
     known: dict[TrainConfig, float | None] = {}
-    for config in configs:
-        kind = replace(config, seed=0, lam=0.0)
-        if kind not in known:
-            known[kind] = _estimate(kind) if Path(config.data).exists() else None
+    before = torch.get_num_threads()
+    try:
+        for config in configs:
+            kind = replace(config, seed=0, lam=0.0)
+            if kind not in known:
+                torch.set_num_threads(max(cores() // at_once(len(configs), choose_device(config.device), jobs), 1))
+                known[kind] = _estimate(kind)
+    finally:
+        torch.set_num_threads(before)
     return {config: known[replace(config, seed=0, lam=0.0)] for config in configs}
 
 
-def _estimate(config: TrainConfig) -> float:
+def _estimate(config: TrainConfig) -> float | None:
     device = choose_device(config.device)
-    task, data = load_training_data(config)
+    validation = None
+    if not Path(config.data).exists():
+        drawn = synthetic_task(config)
+        if drawn is None:
+            return None
+        validation = DEFAULT_SIZES["val"]
+        with tempfile.TemporaryDirectory() as folder:
+            sizes = dict.fromkeys(DEFAULT_SIZES, config.batch_size)
+            path = generate(drawn, Path(folder) / "data.h5", sizes, seed=config.seed)
+            task, data = load_training_data(replace(config, data=str(path)))
+    else:
+        task, data = load_training_data(config)
     model = build_model(config, task).to(device).train()
     steps = total_steps(config, data.splits)
     sequences = data.splits["val"].take(slice(config.batch_size)).to(device)
@@ -266,6 +319,8 @@ def _estimate(config: TrainConfig) -> float:
     for _ in range(3):
         start = time.perf_counter()
         measure_step(model, task, sequences, config)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    evaluations = math.ceil(steps / config.eval_every) * len(data.splits["val"]) / len(sequences) / 3
+    evaluations = math.ceil(steps / config.eval_every) * (validation or len(data.splits["val"])) / len(sequences) / 3
     return (steps + evaluations) * statistics.median(seconds[1:])

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.errors import SkipRNNError
 from pipelines.model import choose_device
 
 T = TypeVar("T")
@@ -32,10 +33,19 @@ class Team:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """The device of this process: of several GPUs one each."""
+        """The device of this process: of several GPUs one each.
+
+        Raises:
+            SkipRNNError: there is no such device, or there are fewer GPUs than processes.
+        """
         device = choose_device(name)
         if self.size > 1 and device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            gpus, number = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+            if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus:
+                raise SkipRNNError(
+                    f"more processes than this machine's {gpus} GPUs; give torchrun --nproc-per-node {gpus}"
+                )
+            device = torch.device("cuda", number)
             torch.cuda.set_device(device)
         return device
 

@@ -39,7 +39,7 @@ class Setting(click.ParamType[tuple[str, Any]]):
             self.fail(f"{name!r} is none of {', '.join(sorted(kinds))}.", param, ctx)
         try:
             return name, _parsed(text.strip(), kinds[name])
-        except ValueError:
+        except (ValueError, KeyError):
             self.fail(f"{text!r} is no {kinds[name].split(' ')[0]}, which {name} is.", param, ctx)
 
 
@@ -74,23 +74,24 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], **how: Any) -> None:
     """Train a grid and write its table; ``how`` are the other options of ``grid_options``."""
     from pipelines.results import markdown, write_results
-    from pipelines.sweep import evaluate_all, local, on_ray, plan, train_all
+    from pipelines.sweep import evaluate_all, local, on_ray, others, plan, train_all
     from skiprnn_cli.progress import counted
 
     runs = plan(out.absolute(), configs)  # workers elsewhere have other working folders
     if how["dry_run"]:
-        _say_plan(runs, how["jobs"])
+        _say_plan(runs, how["jobs"], how["engine"])
         return
     for config in configs:
-        _ensure_data(config)
+        ensure_data(config)
     with _watching(runs) as on_finished:
         engine = on_ray(how["jobs"], how["ray_address"]) if how["engine"] == "ray" else local(how["jobs"])
         failed = train_all(runs, engine, on_finished)
-    with counted("evaluating", len(runs), "runs") as advance:
-        results = evaluate_all(runs, advance)
+    shown = runs + others(out.absolute(), runs)  # the table is of all that the folder holds
+    with counted("evaluating", len(shown), "runs") as advance:
+        results = evaluate_all(shown, failed, advance)
     if results:
         asked = {"task": configs[0].task, "preset": configs[0].preset, "settings": dict(settings)}
-        lines = write_results(out, results, failed, {"asked": asked, "where": _where()})
+        lines = write_results(out, results, failed, {"asked": asked, "where": _where(results)})
         click.echo(markdown(lines), nl=False)
         click.echo(f"wrote {out / 'results.json'}, table.md and table.tex; next: skiprnn report {out}", err=True)
     if failed:
@@ -99,13 +100,14 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
         raise SkipRNNError(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again")
 
 
-def _say_plan(runs: list["Planned"], jobs: int | None) -> None:
-    from pipelines.processes import cores
-    from pipelines.sweep import estimate, is_finished
+def _say_plan(runs: list["Planned"], jobs: int | None, engine: str) -> None:
+    from pipelines.model import choose_device
+    from pipelines.sweep import at_once, estimate, is_finished
     from skiprnn_cli.progress import clock
 
-    times = estimate([run.config for run in runs if not is_finished(run)])
-    total = 0.0
+    left = [run for run in runs if not is_finished(run)]
+    times = estimate([run.config for run in left], jobs)
+    total, unknown = 0.0, 0
     for run in runs:
         seconds = times.get(run.config)
         if is_finished(run):
@@ -114,9 +116,13 @@ def _say_plan(runs: list["Planned"], jobs: int | None) -> None:
             state = "to go on" if run.path.exists() else "to train"
             state += f", about {clock(seconds)} from its beginning" if seconds else ", its data is not there yet"
             total += seconds or 0
+            unknown += not seconds
         click.echo(f"{run.path}: {run.config.model_name} on {Path(run.config.data).name}, {state}")
     if total:
-        click.echo(f"about {clock(total / min(jobs or cores(), len(times)))} with {jobs or cores()} at once")
+        count = at_once(len(left), choose_device(runs[0].config.device), jobs)
+        where = "by processes of this machine" if engine == "ray" else "at once"
+        rest = f", and {unknown} runs whose data is missing" if unknown else ""
+        click.echo(f"about {clock(total / count)} with {count} {where}{rest}")
 
 
 @contextmanager
@@ -166,23 +172,40 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Finished"], None]]:
         watcher.join()
 
 
-def _ensure_data(config: TrainConfig) -> None:
-    """Generate a synthetic task's data file if it is missing."""
+def ensure_data(config: TrainConfig, *, of_paper: bool = False) -> None:
+    """Generate a synthetic task's data file if it is missing.
+
+    Args:
+        config: names the file.
+        of_paper: refuse a file made with other parameters than the paper's.
+    """
     from pipelines.presets import DEFAULT_SIZES
     from pipelines.sweep import synthetic_task
+    from pipelines.tasks import task_of_file
     from skiprnn_cli.gen_data import write_with_progress
 
     path = Path(config.data)
-    if path.exists():
-        return
     task = synthetic_task(config)
+    if path.exists():
+        there = task_of_file(path, config.task)
+        if of_paper and task is not None and there != task:
+            raise SkipRNNError(f"{path} holds {there}, but the paper's is {task}; move it away, or name another --data")
+        return
     if task is None:
-        raise SkipRNNError(f"no data file {path}; make it first, see `skiprnn gen-data --help` and README.md")
+        raise SkipRNNError(f"no data file {path}; `skiprnn {_maker(path)}` makes it, see README.md")
     click.echo(f"generating {path}", err=True)
     write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 
-def _where() -> dict[str, Any]:
+def _maker(path: Path) -> str:
+    """The command that makes a data file of that name."""
+    name, _, length = path.stem.partition("-")
+    if name == "ucf101":
+        return f"extract-features ucf101 --out {path}"
+    return f"gen-data {name}{f' --length {length}' if length else ''} --out {path}"
+
+
+def _where(results: list[dict[str, Any]]) -> dict[str, Any]:
     import platform
     import sys
     from datetime import UTC, datetime
@@ -190,11 +213,12 @@ def _where() -> dict[str, Any]:
 
     import torch
 
+    devices = {result["evaluation"]["device"] for result in results}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["skiprnn", *sys.argv[1:]]),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else options.cpu_name(),
+        "device": torch.cuda.get_device_name() if devices & {"cuda", "cuda:0"} else options.cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "skiprnn": version("skiprnn"),

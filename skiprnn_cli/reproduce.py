@@ -5,9 +5,10 @@ from typing import Any
 
 import click
 
+from pipelines.errors import SkipRNNError
 from pipelines.presets import DATA
 from skiprnn_cli import options
-from skiprnn_cli.grids import grid_options, run_grid
+from skiprnn_cli.grids import ensure_data, grid_options, run_grid
 
 
 @click.command(epilog="Example: skiprnn reproduce adding --preset quick --runs 2")
@@ -37,8 +38,25 @@ def command(
     from pipelines.paper import NUMBERS
     from pipelines.sweep import grid_of_table
 
-    for task in NUMBERS if experiment == "all" else [experiment]:
+    tasks = list(NUMBERS) if experiment == "all" else [experiment]
+    grids = {task: grid_of_table(task, preset, data, range(runs), device=device, **dict(settings)) for task in tasks}
+    problems: dict[str, str] = {}
+    if not how["dry_run"]:
+        for task, configs in grids.items():  # before hours of training
+            try:
+                for config in configs:
+                    ensure_data(config, of_paper=True)
+            except SkipRNNError as error:
+                problems[task] = str(error)
+                click.echo(f"table {NUMBERS[task]}, {task}, cannot be made: {error}", err=True)
+    for task in tasks:
+        if task in problems:
+            continue
         folder = (out / task if experiment == "all" else out) if out else Path("reproduced") / f"{task}-{preset}"
         click.echo(f"table {NUMBERS[task]}, {task}: {folder}", err=True)
-        configs = grid_of_table(task, preset, data, range(runs), device=device, **dict(settings))
-        run_grid(configs, folder, settings, **how)
+        try:
+            run_grid(grids[task], folder, settings, **how)
+        except SkipRNNError as error:
+            problems[task] = str(error)
+    if problems:
+        raise SkipRNNError("; ".join(f"{task}: {problem}" for task, problem in problems.items()))

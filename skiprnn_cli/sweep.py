@@ -22,9 +22,12 @@ class Several(click.ParamType[tuple[Any, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(dict.fromkeys(one for text in str(value).split(",") for one in self._read(text.strip())))
+            given = tuple(dict.fromkeys(one for text in str(value).split(",") for one in self._read(text.strip())))
         except ValueError:
             self.fail(f"{value!r} is no list of {self._kind.__name__}s separated by commas.", param, ctx)
+        if not given:
+            self.fail(f"{value!r} holds nothing.", param, ctx)
+        return given
 
     def _read(self, text: str) -> list[Any]:
         if text in self._words:

@@ -314,7 +314,7 @@ class Slow(TinyNetwork):
 def test_an_interruption_does_not_wait_for_the_videos_in_hand(folder):
     def interrupted():
         with pool(1, workers._work, begin=workers._begin, arguments=(Slow(), RECIPE)) as processes:
-            processes._executor.submit(workers._work, Job("class0/clip00.avi", folder / "class0/clip00.avi"))
+            processes._workers[0].take(Job("class0/clip00.avi", folder / "class0/clip00.avi"))
             time.sleep(5)
             raise KeyboardInterrupt
 

@@ -18,7 +18,7 @@ from pipelines.paper import NUMBERS, table
 from pipelines.report import count_figures, write_report
 from pipelines.results import COLUMNS, cells, latex, lines_of, markdown, read_results, write_results
 from pipelines.runs import load_config, load_outcome, read_metrics
-from pipelines.sweep import evaluate_all, grid, grid_of_table, local, on_ray, plan, train_all, train_one
+from pipelines.sweep import evaluate_all, grid, grid_of_table, local, on_ray, others, plan, train_all, train_one
 from pipelines.training import train
 
 
@@ -125,15 +125,45 @@ def test_failed_runs_are_tried_again_and_stop_nothing(configs, tmp_path):
     failed = train_all(runs, engine, lambda finished: None)
     assert failed == {str(run.path): "the disk is full" for run in runs if run.config.seed == 1}
     assert len(tries) == 6
-    assert len(evaluate_all(runs)) == 2
+    assert len(evaluate_all(runs, {})) == 2
     assert train_all(runs, inline, lambda finished: None) == {}
-    assert len(evaluate_all(runs)) == 4
+    assert len(evaluate_all(runs, {})) == 4
 
 
 def test_a_run_with_other_options_is_not_taken_for_one_s_own(configs, tmp_path):
     train_all(plan(tmp_path, configs[:1]), inline, lambda finished: None)
     with pytest.raises(SkipRNNError, match=r"was made with lr 0.01, not 0.5; name another --out"):
         plan(tmp_path, [replace(configs[0], lr=0.5)])
+
+
+def test_only_the_device_may_change(configs, tmp_path):
+    train_all(plan(tmp_path, configs[:1]), inline, lambda finished: None)
+    assert plan(tmp_path, [replace(configs[0], device="auto")])[0].path.exists()
+
+
+def test_two_runs_cannot_share_a_directory(configs, tmp_path):
+    with pytest.raises(SkipRNNError, match="two runs called"):
+        plan(tmp_path, [configs[2], replace(configs[2], lam=configs[2].lam * (1 + 1e-9))])
+
+
+def test_any_error_fails_one_run(configs, tmp_path, monkeypatch):
+    def train_or_not(run):
+        if run.name.endswith("seed1"):
+            raise MemoryError("too large")
+        return train(run)
+
+    monkeypatch.setattr(sweep, "train", train_or_not)
+    runs = plan(tmp_path, configs)
+    failed = train_all(runs, inline, lambda finished: None)
+    assert sorted(failed) == sorted(str(run.path) for run in (runs[1], runs[3]))
+    assert failed[str(runs[1].path)].startswith("MemoryError: too large; see ")
+    assert "train_or_not" in (runs[1].path / "error.txt").read_text()
+
+
+def test_earlier_runs_stay_in_the_table(configs, tmp_path):
+    train_all(plan(tmp_path, configs), inline, lambda finished: None)
+    now = plan(tmp_path, configs[:1])
+    assert {run.config for run in others(tmp_path, now)} == set(configs[1:])
 
 
 def test_runs_without_data_fail_by_name(configs, tmp_path):
@@ -147,7 +177,7 @@ def test_processes_train_what_one_would(configs, tmp_path):
     assert train_all(ours, local(2), lambda finished: None) == {}
     theirs = plan(tmp_path / "theirs", configs[1:3])
     train_all(theirs, inline, lambda finished: None)
-    for mine, other in zip(evaluate_all(ours), evaluate_all(theirs), strict=True):
+    for mine, other in zip(evaluate_all(ours, {}), evaluate_all(theirs, {}), strict=True):
         assert mine["evaluation"]["metric"] == other["evaluation"]["metric"]
         assert mine["evaluation"]["used_mean"] == other["evaluation"]["used_mean"]
 
@@ -176,7 +206,7 @@ def test_ray_goes_on_where_a_worker_was_killed(configs, tmp_path):
     assert sorted(len(one) for one in sessions) == [1, 2]
     alone = plan(tmp_path / "alone", [run.config for run in runs])
     train_all(alone, inline, lambda finished: None)
-    for mine, other in zip(evaluate_all(runs), evaluate_all(alone), strict=True):
+    for mine, other in zip(evaluate_all(runs, {}), evaluate_all(alone, {}), strict=True):
         assert mine["evaluation"]["metric"] == other["evaluation"]["metric"]
 
 
@@ -185,7 +215,7 @@ def results(configs, tmp_path):
     out = tmp_path / "out"
     runs = plan(out, configs)
     train_all(runs, inline, lambda finished: None)
-    evaluated = evaluate_all(runs)
+    evaluated = evaluate_all(runs, {})
     about = {"asked": {"task": "adding", "preset": "quick", "settings": {"lr": 0.01}}, "where": {"device": "<CPU>"}}
     write_results(out, evaluated, {}, about)
     return out, evaluated
@@ -198,19 +228,32 @@ def test_tables_have_means_over_seeds_and_the_paper_s_numbers(results):
     assert plain.metric == pytest.approx(sum(metrics[:2]) / 2)
     assert plain.metric_std == pytest.approx(abs(metrics[0] - metrics[1]) / 2**0.5)
     assert (plain.runs, plain.model, plain.lam, skip.model, skip.lam) == (2, "LSTM", None, "Skip LSTM", 1e-3)
-    assert plain.paper["used"] == 50  # the data file is called adding
-    assert skip.paper is None  # no such λ
+    assert plain.paper is None  # neither the paper's size nor its data
     assert plain.training_vs_plain == 1
+    for result in evaluated:
+        result["config"]["hidden_size"] = 110
+        assert lines_of([result])[0].paper is None
+        result["task"]["length"] = 50
+    plain, skip = lines_of(evaluated)
+    assert plain.paper["used"] == 50
+    assert skip.paper is None  # no such λ
     row = dict(zip(COLUMNS, cells(plain), strict=False))
     assert row["solved"] == "0 of 2 (paper: yes)"
     assert row["runs"] == "2"
+
+
+def test_training_is_compared_by_the_step(results):
+    _, evaluated = results
+    for result, (seconds, steps) in zip(evaluated, [(8, 8), (8, 8), (1, 4), (1, 4)], strict=True):
+        result["training_seconds"], result["outcome"]["step"] = seconds, steps
+    assert [line.training_vs_plain for line in lines_of(evaluated)] == [1, 4]
 
 
 def test_tables_are_well_formed(results):
     lines = lines_of(results[1])
     rows = markdown(lines).splitlines()
     assert len(rows) == 4
-    assert {row.count("|") for row in rows} == {len(COLUMNS) - 2 + 1}  # the paper gives no MSE, so no difference
+    assert len({row.count("|") for row in rows}) == 1
     text = latex(lines)
     assert text.count(r"\\") == 3
     assert "λ" not in text
@@ -220,19 +263,30 @@ def test_tables_are_well_formed(results):
 def test_results_are_read_back(results):
     out, evaluated = results
     assert read_results(out)["lines"] == lines_of(evaluated)
-    (out / "results.json").write_text("{")
-    with pytest.raises(SkipRNNError, match="missing or damaged"):
-        read_results(out)
+    for text in ("{", "[]", '{"lines": []}'):
+        (out / "results.json").write_text(text)
+        with pytest.raises(SkipRNNError, match="missing or damaged"):
+            read_results(out)
 
 
 def test_an_evaluation_is_kept_until_the_run_is_trained_further(results, configs):
     out, evaluated = results
     (first, *_) = runs = plan(out, configs)
-    assert evaluate_all(runs) == evaluated
+    assert evaluate_all(runs, {}) == evaluated
     there = json.loads((first.path / "result.json").read_text())
     there["outcome"]["step"] = 1
     (first.path / "result.json").write_text(json.dumps(there))
-    assert evaluate_all([first])[0]["outcome"]["step"] == 8
+    assert evaluate_all([first], {})[0]["outcome"]["step"] == 8
+
+
+def test_a_run_that_cannot_be_evaluated_costs_only_itself(results, configs):
+    out, _ = results
+    runs, failed = plan(out, configs), {}
+    (runs[1].path / "result.json").unlink()
+    (runs[1].path / "checkpoints/best.json").write_text("{")
+    assert len(evaluate_all(runs, failed)) == 3
+    assert list(failed) == [str(runs[1].path)]
+    assert "cannot be evaluated" in failed[str(runs[1].path)]
 
 
 class Page(HTMLParser):
@@ -280,12 +334,14 @@ def test_the_report_says_which_figures_are_missing(results, tmp_path, adding_fil
 
 
 def test_estimates_are_of_the_kind_of_model(configs):
-    times = sweep.estimate(configs)
+    times = sweep.estimate(configs, None)
     assert set(times) == set(configs)
     assert all(seconds > 0 for seconds in times.values())
     assert times[configs[2]] == times[configs[3]]  # the seed does not matter
     missing = replace(configs[0], data="nowhere.h5")
-    assert sweep.estimate([missing]) == {missing: None}
+    assert sweep.estimate([missing], 1)[missing] > 0  # what can be drawn is
+    missing = replace(configs[0], task="mnist", data="nowhere.h5")
+    assert sweep.estimate([missing], 1) == {missing: None}
 
 
 SETTINGS = ("--set", "steps=4", "--set", "eval_every=2", "--set", "hidden_size=5", "--set", "batch_size=16")
@@ -314,7 +370,9 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
     [
         (("--set", "stepps=4"), 2, "'stepps' is none of"),
         (("--set", "steps=many"), 2, "'many' is no int, which steps is"),
+        (("--set", "fresh_batches=maybe"), 2, "'maybe' is no bool, which fresh_batches is"),
         (("--lam", "a"), 2, "is no list of floats"),
+        (("--seeds", "3-1"), 2, "'3-1' holds nothing"),
         (("--cell", "rnn"), 1, "unknown cell 'rnn'"),
         (("--seeds", "0", "--set", "lr=-1"), 1, "lr must be a positive number"),
     ],
@@ -331,3 +389,20 @@ def test_reproduce_names_the_data_it_lacks(skiprnn):
     assert result.exit_code == 1
     assert "no data file" in result.output
     assert "gen-data" in result.output
+
+
+def test_reproduce_refuses_data_that_is_not_the_paper_s(skiprnn, adding_file):
+    result = skiprnn("reproduce", "adding", "--preset", "quick", "--runs", "1", "--data", adding_file.parent)
+    assert result.exit_code == 1
+    assert "holds Adding(length=12), but the paper's is Adding(length=50)" in result.output
+
+
+def test_reproduce_all_makes_the_tables_that_it_can(skiprnn, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("skiprnn_cli.gen_data.write_with_progress", lambda *arguments, **options: None)
+    monkeypatch.setattr("skiprnn_cli.reproduce.run_grid", lambda configs, *others, **how: asked.append(configs[0].task))
+    result = skiprnn("reproduce", "all", "--preset", "quick", "--runs", "1")
+    assert asked == ["adding", "sine"]
+    assert result.exit_code == 1
+    for text in ("gen-data mnist", "gen-data imdb", "extract-features ucf101"):
+        assert text in result.output
