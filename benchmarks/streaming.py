@@ -139,7 +139,9 @@ def parse():
 
     parser.add_argument("--cells", type=several(str), default=list(CELLS), help=f"of {', '.join(CELLS)}")
     parser.add_argument("--units", type=several(int), default=[110, 128, 512])
-    parser.add_argument("--usage", type=several(str), default=["100%", "50%", "10%", "3%"], help=f"of {list(USAGES)}")
+    parser.add_argument(
+        "--usage", type=several(str), default=["100%", "50%", "10%", "3%"], help=f"of {list(USAGES)}".replace("%", "%%")
+    )
     parser.add_argument("--steps", type=int, default=784)
     parser.add_argument("--features", type=int, default=1)
     parser.add_argument("--streams", type=several(int), default=[1, 2])

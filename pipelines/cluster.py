@@ -1,6 +1,8 @@
 """A Ray cluster: one that is there, or one started on this machine for as long as it is needed."""
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +34,7 @@ def connected(address: str | None) -> Iterator[Any]:
         SkipRNNError: no cluster answers there.
     """
     ray = require_ray()
+    _knock(address or os.environ.get("RAY_ADDRESS"))
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -40,6 +43,17 @@ def connected(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Refuse an address HOST:PORT at which nobody listens, which Ray itself takes minutes for."""
+    host, _, port = (address or "").rpartition(":")
+    if not (host and port.isdigit()) or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise SkipRNNError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 def map_tasks(

@@ -145,11 +145,15 @@ def read_results(out: Path) -> dict[str, Any]:
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         results["lines"] = [Line(**line) for line in results["lines"]]
-        for name, kind in (("runs", list), ("failed", dict), ("asked", dict), ("where", dict)):
-            if not isinstance(results[name], kind):
-                raise TypeError(f"{name} is no {kind.__name__}")
+        rows_of(results["lines"])
+        for result in results["runs"]:
+            TrainConfig(**result["config"])
+        for name in ("task", "preset", "settings"):
+            results["asked"][name]
+        for name in ("failed", "where"):
+            results[name].items()
         return results
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SkipRNNError(
             f"cannot read {path}: missing or damaged ({error}); `skiprnn reproduce` and `skiprnn sweep` write it"
         ) from error

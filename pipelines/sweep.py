@@ -5,12 +5,11 @@ A run that is finished is kept, one that was interrupted goes on, one that faile
 
 import json
 import math
-import statistics
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ import torch
 
 from pipelines.cluster import connected, map_tasks, require_ray
 from pipelines.errors import SkipRNNError
+from pipelines.evaluation import Report as Evaluated
 from pipelines.evaluation import evaluate_run
 from pipelines.generation import generate
-from pipelines.model import build_model, choose_device
+from pipelines.model import build_model, check_engine, choose_device
 from pipelines.paper import table
 from pipelines.presets import DEFAULT_SIZES, TrainConfig, configure
 from pipelines.processes import Died, cores, pool
 from pipelines.runs import create_run, load_config, load_outcome, load_task, read_metrics
-from pipelines.storage import write_text
+from pipelines.storage import read_attributes, write_text
 from pipelines.tasks import TASKS, Sine, SyntheticTask
 from pipelines.training import load_training_data, measure_step, total_steps, train
 
@@ -104,7 +104,11 @@ def plan(out: Path, configs: Iterable[TrainConfig]) -> list[Planned]:
         gate = f"-lam{config.lam:g}" if config.skip else ""
         path = out / "runs" / f"{Path(config.data).stem}-{model}{gate}-seed{config.seed}"
         if path.exists():
-            there = load_config(path)
+            try:
+                there = load_config(path)
+                load_outcome(path)
+            except SkipRNNError as error:
+                raise SkipRNNError(f"{error}; or remove {path}, and it is trained anew") from error
             for field in fields(TrainConfig):
                 old, new = getattr(there, field.name), getattr(config, field.name)
                 if old != new and field.name != "device":
@@ -225,11 +229,28 @@ def train_one(run: Planned) -> str | None:
     return None
 
 
+VARIED = ("cell", "skip", "lam", "p_skip", "seed", "device")  # within a table
+
+
 def others(out: Path, runs: list[Planned]) -> list[Planned]:
-    """Finished runs of a folder that are not among these, as earlier grids left them."""
-    known = {run.path for run in runs}
-    there = sorted(path for path in (out / "runs").glob("*") if (path / "config.json").exists() and path not in known)
-    return [run for run in (Planned(path, load_config(path)) for path in there) if is_finished(run)]
+    """Finished runs of a folder as earlier grids with the same settings left them, that are not among these."""
+
+    def settings(config: TrainConfig) -> dict[str, Any]:
+        same = {name: value for name, value in asdict(config).items() if name not in VARIED}
+        return same if config.cell in cells else {**same, "lr": None}  # which a preset may have for a cell
+
+    cells = {run.config.cell for run in runs}
+    wanted = [settings(run.config) for run in runs] + [{**settings(run.config), "lr": None} for run in runs]
+    known = {replace(run.config, device="auto") for run in runs}
+    found = []
+    for path in sorted((out / "runs").glob("*")):
+        with suppress(SkipRNNError):  # what cannot be read is none of ours
+            run = Planned(path, load_config(path))
+            config = replace(run.config, device="auto")
+            if config not in known and settings(config) in wanted and is_finished(run):
+                known.add(config)
+                found.append(run)
+    return found
 
 
 def evaluate_all(
@@ -253,21 +274,26 @@ def evaluate_all(
                 results.append(_result(run, outcome))
             except SkipRNNError as error:
                 failed[str(run.path)] = f"cannot be evaluated: {error}"
+            except Exception as error:
+                failed[str(run.path)] = f"cannot be evaluated: {type(error).__name__}: {error}"
         on_progress(1)
     return results
 
 
 def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
     path = run.path / "result.json"
-    task = load_task(run.path)
-    if path.exists():
+    made_of: dict[str, Any] = {"task": load_task(run.path)}
+    if Path(run.config.data).exists():
+        made_of["data_digest"] = read_attributes(Path(run.config.data)).get("digest")
+    with suppress(OSError, ValueError, TypeError, KeyError):  # it is no more than a note of what an evaluation said
         there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if there["outcome"] == outcome and there.get("task") == task:
+        Evaluated(**there["evaluation"])
+        if there["outcome"] == outcome and made_of.items() <= there.items():
             return there
     result = {
         "name": run.path.name,
         "config": asdict(run.config),
-        "task": task,
+        **made_of,
         "outcome": outcome,
         "training_seconds": read_metrics(run.path)[-1]["seconds"],
         "evaluation": asdict(evaluate_run(run.path)),
@@ -312,15 +338,16 @@ def _estimate(config: TrainConfig) -> float | None:
             task, data = load_training_data(replace(config, data=str(path)))
     else:
         task, data = load_training_data(config)
+    check_engine(config, device)
     model = build_model(config, task).to(device).train()
     steps = total_steps(config, data.splits)
     sequences = data.splits["val"].take(slice(config.batch_size)).to(device)
     seconds = []
-    for _ in range(3):
+    for _ in range(6):
         start = time.perf_counter()
         measure_step(model, task, sequences, config)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     evaluations = math.ceil(steps / config.eval_every) * (validation or len(data.splits["val"])) / len(sequences) / 3
-    return (steps + evaluations) * statistics.median(seconds[1:])
+    return (steps + evaluations) * min(seconds[1:])

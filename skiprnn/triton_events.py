@@ -29,8 +29,6 @@ WARPS = 8
 
 def why_not(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
     """Why this engine cannot run a problem; None if it can."""
-    if not (tensors[0].is_cuda or knobs.runtime.interpret):
-        return f"it runs on CUDA devices, not on {tensors[0].device}"
     if cell is not LSTM and cell is not GRU:
         return "it has no cell that resets before the product (reset_after=False)"
     if num_layers != 1:
@@ -39,6 +37,8 @@ def why_not(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Ten
         return f"it runs up to {LARGEST} units, not {hidden_size}"
     if wrong := {str(tensor.dtype) for tensor in tensors if tensor.dtype != torch.float32}:
         return f"it computes float32 tensors (under autocast with bfloat16 products), not {', '.join(sorted(wrong))}"
+    if not (tensors[0].is_cuda or knobs.runtime.interpret):
+        return f"it runs on CUDA devices, not on {tensors[0].device}"
     return None
 
 

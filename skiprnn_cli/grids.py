@@ -28,8 +28,11 @@ class Setting(click.ParamType[tuple[str, Any]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
         if isinstance(value, tuple):
             return value
-        name, _, text = str(value).partition("=")
+        name, sign, text = str(value).partition("=")
         name = name.strip().replace("-", "_")
+        name = {"hidden": "hidden_size", "layers": "num_layers"}.get(name, name)  # as train calls them
+        if not sign:
+            self.fail(f"{value!r} is not NAME=VALUE, such as lr=1e-3.", param, ctx)
         kinds = {
             field.name: getattr(field.type, "__name__", str(field.type))
             for field in fields(TrainConfig)
@@ -73,16 +76,24 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], **how: Any) -> None:
     """Train a grid and write its table; ``how`` are the other options of ``grid_options``."""
+    from pipelines.model import check_engine, choose_device
     from pipelines.results import markdown, write_results
     from pipelines.sweep import evaluate_all, local, on_ray, others, plan, train_all
     from skiprnn_cli.progress import counted
 
     runs = plan(out.absolute(), configs)  # workers elsewhere have other working folders
+    if how["engine"] == "local":
+        for config in configs:
+            check_engine(config, choose_device(config.device))
     if how["dry_run"]:
         _say_plan(runs, how["jobs"], how["engine"])
         return
     for config in configs:
         ensure_data(config)
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SkipRNNError(f"cannot write {out / 'runs'}: {error.strerror}; name another --out") from error
     with _watching(runs) as on_finished:
         engine = on_ray(how["jobs"], how["ray_address"]) if how["engine"] == "ray" else local(how["jobs"])
         failed = train_all(runs, engine, on_finished)
@@ -97,7 +108,10 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
     if failed:
         for path, reason in failed.items():
             click.echo(f"failed: {path}: {reason}", err=True)
-        raise SkipRNNError(f"{len(failed)} of {len(runs)} runs failed; run the same command again to try them again")
+        raise SkipRNNError(
+            f"{len(failed)} of {len(shown)} runs failed; the same command tries them again, those whose directory is "
+            "removed from the beginning"
+        )
 
 
 def _say_plan(runs: list["Planned"], jobs: int | None, engine: str) -> None:
@@ -172,27 +186,27 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Finished"], None]]:
         watcher.join()
 
 
-def ensure_data(config: TrainConfig, *, of_paper: bool = False) -> None:
-    """Generate a synthetic task's data file if it is missing.
-
-    Args:
-        config: names the file.
-        of_paper: refuse a file made with other parameters than the paper's.
-    """
-    from pipelines.presets import DEFAULT_SIZES
+def refuse_other_data(config: TrainConfig) -> None:
+    """Refuse a data file that was made with other parameters than the paper's."""
     from pipelines.sweep import synthetic_task
     from pipelines.tasks import task_of_file
+
+    path, task = Path(config.data), synthetic_task(config)
+    if path.exists() and task is not None and (there := task_of_file(path, config.task)) != task:
+        raise SkipRNNError(f"{path} holds {there}, but the paper's is {task}; move it away, or name another --data")
+
+
+def ensure_data(config: TrainConfig) -> None:
+    """Generate a synthetic task's data file if it is missing."""
+    from pipelines.presets import DEFAULT_SIZES
+    from pipelines.sweep import synthetic_task
     from skiprnn_cli.gen_data import write_with_progress
 
-    path = Path(config.data)
-    task = synthetic_task(config)
+    path, task = Path(config.data), synthetic_task(config)
     if path.exists():
-        there = task_of_file(path, config.task)
-        if of_paper and task is not None and there != task:
-            raise SkipRNNError(f"{path} holds {there}, but the paper's is {task}; move it away, or name another --data")
         return
     if task is None:
-        raise SkipRNNError(f"no data file {path}; `skiprnn {_maker(path)}` makes it, see README.md")
+        raise SkipRNNError(f"no data file {path}; {_maker(path)} makes it, see README.md")
     click.echo(f"generating {path}", err=True)
     write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
@@ -200,9 +214,9 @@ def ensure_data(config: TrainConfig, *, of_paper: bool = False) -> None:
 def _maker(path: Path) -> str:
     """The command that makes a data file of that name."""
     name, _, length = path.stem.partition("-")
-    if name == "ucf101":
-        return f"extract-features ucf101 --out {path}"
-    return f"gen-data {name}{f' --length {length}' if length else ''} --out {path}"
+    if name in ("mnist", "imdb"):
+        return f"`skiprnn gen-data {name}{f' --length {length}' if length else ''} --out {path}`"
+    return f"`skiprnn extract-features ucf101 --out {path}`" if name == "ucf101" else "`skiprnn gen-data`"
 
 
 def _where(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -219,7 +233,7 @@ def _where(results: list[dict[str, Any]]) -> dict[str, Any]:
         "command": " ".join(["skiprnn", *sys.argv[1:]]),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if devices & {"cuda", "cuda:0"} else options.cpu_name(),
-        "threads": torch.get_num_threads(),
+        "threads of the evaluation": torch.get_num_threads(),
         "torch": torch.__version__,
         "skiprnn": version("skiprnn"),
     }

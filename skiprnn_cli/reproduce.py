@@ -8,7 +8,7 @@ import click
 from pipelines.errors import SkipRNNError
 from pipelines.presets import DATA
 from skiprnn_cli import options
-from skiprnn_cli.grids import ensure_data, grid_options, run_grid
+from skiprnn_cli.grids import ensure_data, grid_options, refuse_other_data, run_grid
 
 
 @click.command(epilog="Example: skiprnn reproduce adding --preset quick --runs 2")
@@ -36,26 +36,32 @@ def command(
     command may be run again after an interruption, or with more --runs. Writes results.json, table.md and table.tex.
     """
     from pipelines.paper import NUMBERS
-    from pipelines.sweep import grid_of_table
+    from pipelines.sweep import grid_of_table, plan
 
     tasks = list(NUMBERS) if experiment == "all" else [experiment]
     grids = {task: grid_of_table(task, preset, data, range(runs), device=device, **dict(settings)) for task in tasks}
+    folders = {
+        task: (out / task if experiment == "all" else out) if out else Path("reproduced") / f"{task}-{preset}"
+        for task in tasks
+    }
     problems: dict[str, str] = {}
-    if not how["dry_run"]:
-        for task, configs in grids.items():  # before hours of training
-            try:
-                for config in configs:
-                    ensure_data(config, of_paper=True)
-            except SkipRNNError as error:
-                problems[task] = str(error)
+    for task, configs in grids.items():  # before hours of training
+        try:
+            plan(folders[task].absolute(), configs)
+            for config in configs:
+                refuse_other_data(config)
+                if not how["dry_run"]:
+                    ensure_data(config)
+        except SkipRNNError as error:
+            problems[task] = str(error)
+            if experiment == "all":
                 click.echo(f"table {NUMBERS[task]}, {task}, cannot be made: {error}", err=True)
     for task in tasks:
         if task in problems:
             continue
-        folder = (out / task if experiment == "all" else out) if out else Path("reproduced") / f"{task}-{preset}"
-        click.echo(f"table {NUMBERS[task]}, {task}: {folder}", err=True)
+        click.echo(f"table {NUMBERS[task]}, {task}: {folders[task]}", err=True)
         try:
-            run_grid(grids[task], folder, settings, **how)
+            run_grid(grids[task], folders[task], settings, **how)
         except SkipRNNError as error:
             problems[task] = str(error)
     if problems:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from pipelines.errors import SkipRNNError
 from pipelines.presets import CHOICES, DATA, TASK_NAMES
 from skiprnn_cli import options
 from skiprnn_cli.grids import grid_options, run_grid
@@ -70,6 +71,8 @@ def command(
     from pipelines.sweep import grid
     from pipelines.tasks import task_of_file
 
+    if data is not None and data.is_dir():
+        raise SkipRNNError(f"{data} is a folder; `skiprnn gen-data own {data}` makes a data file of its sequences")
     if data is not None:
         task = task_of_file(data, task).name
     task = task or "adding"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,11 +15,13 @@ import pytest
 
 from pipelines import sweep
 from pipelines.errors import SkipRNNError
+from pipelines.generation import generate
 from pipelines.paper import NUMBERS, table
 from pipelines.report import count_figures, write_report
 from pipelines.results import COLUMNS, cells, latex, lines_of, markdown, read_results, write_results
 from pipelines.runs import load_config, load_outcome, read_metrics
 from pipelines.sweep import evaluate_all, grid, grid_of_table, local, on_ray, others, plan, train_all, train_one
+from pipelines.tasks import Adding
 from pipelines.training import train
 
 
@@ -164,6 +167,26 @@ def test_earlier_runs_stay_in_the_table(configs, tmp_path):
     train_all(plan(tmp_path, configs), inline, lambda finished: None)
     now = plan(tmp_path, configs[:1])
     assert {run.config for run in others(tmp_path, now)} == set(configs[1:])
+    shutil.copytree(now[0].path, tmp_path / "runs/copy")
+    (tmp_path / "runs/broken").mkdir()
+    (tmp_path / "runs/broken/config.json").write_text("{")
+    assert len(others(tmp_path, now)) == 3
+    assert others(tmp_path, plan(tmp_path / "new", [replace(configs[0], steps=9)])) == []
+    there = plan(tmp_path, [replace(configs[0], cell="gru", lr=0.5)])  # as a preset may have it for a cell
+    assert len(others(tmp_path, there)) == 4
+
+
+def test_a_table_is_not_of_two_data_sets(results, configs, adding_file, tmp_path):
+    out, evaluated = results
+    other = generate(Adding(length=12), tmp_path / "adding.h5", {"train": 32, "val": 8, "test": 8}, seed=7)
+    runs = [replace(run, config=replace(run.config, data=str(other))) for run in plan(out, configs)]
+    for run in runs:
+        saved = {"schema": 1, **asdict(run.config)}
+        (run.path / "config.json").write_text(json.dumps(saved))
+    failed = {}
+    assert evaluate_all(runs, failed) == []
+    assert len(failed) == 4
+    assert evaluated
 
 
 def test_runs_without_data_fail_by_name(configs, tmp_path):
@@ -263,7 +286,9 @@ def test_tables_are_well_formed(results):
 def test_results_are_read_back(results):
     out, evaluated = results
     assert read_results(out)["lines"] == lines_of(evaluated)
-    for text in ("{", "[]", '{"lines": []}'):
+    whole = json.loads((out / "results.json").read_text())
+    changes = [{"asked": {}}, {"runs": [{}]}, {"failed": []}, {"lines": [{**whole["lines"][0], "metric": "a"}]}]
+    for text in ("{", "[]", '{"lines": []}', *(json.dumps({**whole, **change}) for change in changes)):
         (out / "results.json").write_text(text)
         with pytest.raises(SkipRNNError, match="missing or damaged"):
             read_results(out)
@@ -276,6 +301,9 @@ def test_an_evaluation_is_kept_until_the_run_is_trained_further(results, configs
     there = json.loads((first.path / "result.json").read_text())
     there["outcome"]["step"] = 1
     (first.path / "result.json").write_text(json.dumps(there))
+    for text in ("{", "[]", "{}", '{"evaluation": {}}'):
+        (runs[1].path / "result.json").write_text(text)
+        assert evaluate_all([runs[1]], {})[0]["evaluation"]["metric"] == evaluated[1]["evaluation"]["metric"]
     assert evaluate_all([first], {})[0]["outcome"]["step"] == 8
 
 
@@ -373,6 +401,11 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
         (("--set", "fresh_batches=maybe"), 2, "'maybe' is no bool, which fresh_batches is"),
         (("--lam", "a"), 2, "is no list of floats"),
         (("--seeds", "3-1"), 2, "'3-1' holds nothing"),
+        (("--set", "lr"), 2, "'lr' is not NAME=VALUE"),
+        (("--set", "engine=triton", "--set", "layers=2"), 1, "cannot train this: it runs one layer, not 2"),
+        (("--engine", "ray", "--ray-address", "127.0.0.1:1"), 1, "no Ray cluster answers at 127.0.0.1:1"),
+        (("--out", "/proc/none"), 1, "cannot write /proc/none/runs"),
+        (("--data", "."), 1, "is a folder; `skiprnn gen-data own .`"),
         (("--cell", "rnn"), 1, "unknown cell 'rnn'"),
         (("--seeds", "0", "--set", "lr=-1"), 1, "lr must be a positive number"),
     ],
