@@ -10,7 +10,9 @@ are checked on reading. A task may add arrays of its own in the group ``extra``,
 import hashlib
 import io
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -172,12 +174,13 @@ class SequencesWriter:
         for chunk in chunks:
             for key, tensor in chunk.arrays().items():
                 array = tensor.cpu().numpy()
-                if key not in group:
-                    group.create_dataset(
-                        key, (size, *array.shape[1:]), array.dtype, chunks=(min(size, 1024), *array.shape[1:]),
-                        fletcher32=True,
-                    )  # fmt: skip
-                group[key][start : start + len(array)] = array
+                with signals_waiting():
+                    if key not in group:
+                        group.create_dataset(
+                            key, (size, *array.shape[1:]), array.dtype, chunks=(min(size, 1024), *array.shape[1:]),
+                            fletcher32=True,
+                        )  # fmt: skip
+                    group[key][start : start + len(array)] = array
                 digests[key].update(array.tobytes())
             start += len(chunk)
             self._disk.check()
@@ -214,6 +217,24 @@ def hdf5_writer(path: Path, *, overwrite: bool) -> Iterator[tuple[h5py.File, "Pa
         with h5py.File(disk, "w") as file:
             yield file, disk
         disk.check()
+
+
+@contextmanager
+def signals_waiting() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block: what they raise in the midst of HDF5 would be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+    before = {number: signal.signal(number, lambda n, frame: arrived.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in arrived:
+        signal.raise_signal(late)
 
 
 class PatientFile(io.FileIO):

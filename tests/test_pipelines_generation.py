@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import signal
 
 import h5py
 import numpy as np
@@ -224,3 +225,19 @@ def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SkipRNNError, match="cannot write"):
         write_text(tmp_path / "file" / "a.txt", "")
+
+
+def test_ctrl_c_in_the_midst_of_hdf5_is_not_lost(tmp_path, monkeypatch):
+    original, once = storage.PatientFile.write, []
+
+    def write(self, data):
+        if not once and len(data) > 2000:  # an array
+            once.append(True)
+            signal.raise_signal(signal.SIGINT)
+        return original(self, data)
+
+    monkeypatch.setattr(storage.PatientFile, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        generate(Adding(length=12), tmp_path / "adding.h5", {"train": 5000, "val": 16, "test": 16}, seed=3)
+    assert once
+    assert not list(tmp_path.iterdir())
