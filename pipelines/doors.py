@@ -5,12 +5,13 @@ memory before the size it claims was held against the file's own and the memory 
 a terminal), and nothing is read that stands in another file than the one that was named.
 """
 
+import io
 import json
 import math
 import os
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -75,7 +76,7 @@ def check_file(path: Path, remedy: str) -> int:
 
 
 def check_claim(claimed: int, stored: int, what: str) -> None:
-    """Refuse an array that its file cannot hold, or memory.
+    """Refuse an array that its file cannot hold.
 
     Args:
         claimed: bytes it says it has.
@@ -87,7 +88,6 @@ def check_claim(claimed: int, stored: int, what: str) -> None:
             f"{what} claims {memory.in_words(claimed)}, of which {memory.in_words(stored)} are stored; it is damaged, "
             "or was never written"
         )
-    memory.check_fits(claimed, what)
 
 
 def read_bytes(path: Path, remedy: str, *, limit: int = TEXT) -> bytes:
@@ -141,10 +141,9 @@ def parse_json(text: str, kind: type[K]) -> K:
 
 
 def lines_of(file: Iterable[str], name: str) -> Iterator[str]:
-    """The lines of an open text, of ``LINE`` characters at most; ``file`` has ``readline``."""
-    number = 0
-    while line := file.readline(LINE + 1):  # type: ignore[attr-defined]
-        number += 1
+    """The lines of an open text, or others, of ``LINE`` characters at most."""
+    lines = iter(lambda: file.readline(LINE + 1), "") if isinstance(file, io.TextIOBase) else file
+    for number, line in enumerate(lines, start=1):
         if len(line) > LINE:
             raise SkipRNNError(f"{name}, line {number}: longer than {LINE:,} characters; is it a text?")
         yield line
@@ -158,7 +157,8 @@ class Hdf5:
 
     def __contains__(self, name: str) -> bool:
         with self._reading():
-            return name in self._file
+            group, _, last = name.rpartition("/")
+            return (not group or group in self) and _link(self._item(group), last) is not None
 
     def names(self) -> list[str]:
         """The datasets, in groups and not, by the order of their names."""
@@ -168,7 +168,7 @@ class Hdf5:
             if depth > DEPTH or len(found) > NAMES:
                 raise ValueError("it has too many groups")
             for name in group:
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                if _link(group, name) != h5py.h5l.TYPE_HARD:
                     continue
                 item = group[name]
                 if isinstance(item, h5py.Dataset):
@@ -183,7 +183,7 @@ class Hdf5:
     def attributes(self, name: str = "/") -> dict[str, str | int | float | bool]:
         """The attributes of the root, or of a group, that are single texts and numbers."""
         with self._reading():
-            group = self._file if name == "/" else self._item(name)
+            group = self._item(name)
             found: dict[str, Any] = {}
             for key in group.attrs:
                 if group.attrs.get_id(key).get_storage_size() > SMALL:
@@ -195,7 +195,7 @@ class Hdf5:
             return found
 
     def dataset(self, name: str) -> h5py.Dataset:
-        """An array, still in the file; to be read within ``reading``."""
+        """An array, still in the file; a part of it is to be read within ``reading``."""
         with self._reading():
             item = self._item(name)
             if not isinstance(item, h5py.Dataset):
@@ -209,18 +209,22 @@ class Hdf5:
                 raise SkipRNNError(f"{self.path}: {name} holds nothing; {self._remedy}")
             if item.dtype.kind not in "biuf" and h5py.check_string_dtype(item.dtype) is None:
                 raise SkipRNNError(f"{self.path}: {name} holds {item.dtype}, neither numbers nor texts; {self._remedy}")
+            check_claim(item.size * item.dtype.itemsize, item.id.get_storage_size(), f"{name} in {self.path}")
+            if item.chunks:
+                memory.check_fits(math.prod(item.chunks) * item.dtype.itemsize, f"a chunk of {name} in {self.path}")
             return item
 
-    def array(self, name: str) -> Array:
-        """A whole array, texts as ``str`` objects."""
+    def array(self, name: str, rows: slice | None = None) -> Array:
+        """An array, or some of its rows; texts as ``str`` objects."""
         dataset = self.dataset(name)
         with self._reading():
-            claimed, what = dataset.size * dataset.dtype.itemsize, f"{name} in {self.path}"
-            check_claim(claimed, dataset.id.get_storage_size(), what)
+            part = () if rows is None else rows
+            whole = dataset.size if rows is None else math.prod(dataset.shape[1:]) * (rows.stop - rows.start)
+            memory.check_fits(whole * dataset.dtype.itemsize, f"{name} in {self.path}")
             if h5py.check_string_dtype(dataset.dtype) is None:
-                values: Array = dataset[()]
+                values: Array = dataset[part]
                 return values
-            return np.asarray(dataset.asstr()[()], dtype=object)
+            return np.asarray(dataset.asstr()[part], dtype=object)
 
     def close(self) -> None:
         """Close the file."""
@@ -229,11 +233,11 @@ class Hdf5:
     def _item(self, name: str) -> Any:
         """What has a name, by way of groups of this file alone."""
         item: Any = self._file
-        for part in name.strip("/").split("/"):
-            link = item.get(part, getlink=True) if isinstance(item, h5py.Group) and part in item else None
+        for part in name.strip("/").split("/") if name.strip("/") else ():
+            link = _link(item, part)
             if link is None:
                 raise SkipRNNError(f"{self.path} has no {name}; {self._remedy}")
-            if not isinstance(link, h5py.HardLink):
+            if link != h5py.h5l.TYPE_HARD:
                 raise SkipRNNError(
                     f"{self.path}: {name} is a link to another place, which is not followed; copy the array to its own"
                 )
@@ -242,6 +246,15 @@ class Hdf5:
 
     def _reading(self) -> Any:
         return reading(self.path, "HDF5", self._remedy)
+
+
+def _link(group: Any, name: str) -> int | None:
+    """The kind of link a group has by a name, which is not followed; None where it has none."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if not isinstance(group, h5py.Group) or not group.id.links.exists(encoded):
+        return None
+    kind: int = group.id.links.get_info(encoded).type
+    return kind
 
 
 def open_hdf5(path: Path, remedy: str, *, cache: int = 2**20) -> Hdf5:
@@ -257,27 +270,29 @@ def open_hdf5(path: Path, remedy: str, *, cache: int = 2**20) -> Hdf5:
         return Hdf5(path, h5py.File(path, "r", rdcc_nbytes=cache), remedy)
 
 
-class Npz:
+class Npz(Mapping[str, Array]):
     """An open .npz archive, an array of which is read when it is asked for."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, remedy: str) -> None:
         self.path, self._archive, self._remedy = path, archive, remedy
         self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._members
 
-    def names(self) -> list[str]:
-        """The arrays."""
-        return list(self._members)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
 
-    def array(self, name: str) -> Array:
-        """A whole array."""
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, name: str) -> Array:
         info, what = self._members.get(name), f"{name} in {self.path}"
         if info is None:
             raise SkipRNNError(f"{self.path} has no {name}; {self._remedy}")
         with reading(self.path, "an .npz archive", self._remedy):
             check_claim(info.file_size, info.compress_size, what)
+            memory.check_fits(info.file_size, what)
             with self._archive.open(info) as member:
                 shape, _, dtype, start = _npy_header(member)
                 if start + math.prod(shape) * dtype.itemsize != info.file_size:
@@ -289,6 +304,13 @@ class Npz:
     def close(self) -> None:
         """Close the file."""
         self._archive.close()
+
+
+def is_zip(path: Path, remedy: str) -> bool:
+    """Whether a file begins as zip archives do, such as .npz."""
+    check_file(path, remedy)
+    with reading(path, "a readable file", remedy), path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def open_npz(path: Path, remedy: str) -> Npz:

@@ -3,10 +3,10 @@
 A source hands out single samples, so that what a model skips is neither parsed nor, where the format allows, read.
 """
 
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pipelines import doors
+from pipelines.doors import Hdf5, lines_of, reading
 from pipelines.errors import SkipRNNError
 from pipelines.storage import Split
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
+PIXELS = 2**26  # of an image, at most
+REMEDY = "name another file, or mend this one"
 LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -38,10 +41,14 @@ class Source:
     count: Callable[[], int]
     """Samples of the sequence; where it comes from a stream, those that came."""
     name: str
+    numeric_header: bool = False
+    """Whether a first line 0,1,... was passed over as names of columns."""
 
 
 @contextmanager
-def open_sources(path: Path, input_size: int, dataset: str | None = None) -> Iterator[list[Source]]:
+def open_sources(
+    path: Path, input_size: int, dataset: str | None = None, header: bool | None = None
+) -> Iterator[Sequence[Source]]:
     """The sequences of a file.
 
     Args:
@@ -49,38 +56,48 @@ def open_sources(path: Path, input_size: int, dataset: str | None = None) -> Ite
             left out if it is 1; any other file is read as CSV, one sample a row.
         input_size: D.
         dataset: the array's name in an .npz or HDF5 file; None takes the only one, ``x`` or ``test/x``.
+        header: whether a CSV file begins with one; None follows the rule of ``csv_source``.
 
     Raises:
         SkipRNNError: the file cannot be read, or does not hold what it should.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise SkipRNNError(f"no file {path} to predict on; name a CSV, NPY, NPZ or HDF5 file, or - for standard input")
     if path.suffix.lower() not in ARRAYS:
         if dataset is not None:
             raise SkipRNNError(f"{path} is read as CSV, which has no datasets; drop --dataset")
-        try:
-            with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-                yield [csv_source(file, input_size, str(path))]
-        except OSError as error:
-            raise SkipRNNError(f"cannot read {path}: {error.strerror}") from error
+        if path.is_dir():
+            raise SkipRNNError(f"cannot read {path}: it is a folder; name one of its files")
+        with reading(path, "CSV", REMEDY):
+            file = path.open(encoding="utf-8-sig", errors="replace", newline="")
+        with file:
+            yield [csv_source(file, input_size, str(path), header)]
         return
-    try:
-        arrays = _open_arrays(path)
-    except UNREADABLE as error:
-        raise SkipRNNError(f"cannot read {path}: truncated, damaged or not {path.suffix} ({error})") from error
-    try:
-        name, array = _choose(arrays, dataset, path)
-        yield _array_sources(array, input_size, f"{path}:{name}" if name else str(path))
-    finally:
-        if isinstance(arrays, h5py.File | np.lib.npyio.NpzFile):
-            arrays.close()
+    if header is not None:
+        raise SkipRNNError(f"{path} is no CSV file, so it has no header; drop --header and --no-header")
+    with _open_arrays(path) as (arrays, names):
+        name = _choose(names, dataset, path)
+        array: Any = arrays.dataset(name) if isinstance(arrays, Hdf5) else arrays[name]
+        yield _array_sources(array, input_size, path, name)
 
 
-def sequence_sources(sequences: Split, name: str) -> list[Source]:
-    """The sequences of a split, each to its end."""
-    lengths = [sequences.steps] * len(sequences) if sequences.lengths is None else sequences.lengths.tolist()
-    several = len(sequences) > 1
+class _Lazily(Sequence[Source]):
+    """Sources that are made when they are asked for: there may be very many."""
+
+    def __init__(self, count: int, make: Callable[[int], Source]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._make(range(self._count)[index])
+
+
+def sequence_sources(sequences: Split, name: str, index: int | None = None) -> Sequence[Source]:
+    """The sequences of a split, each to its end; of a split that holds one sequence only, its number may be given."""
+    lengths, several = sequences.lengths, len(sequences) > 1 or index is not None
 
     def source(row: int) -> Source:
         x: list[Tensor] = []  # read when first asked for
@@ -90,9 +107,10 @@ def sequence_sources(sequences: Split, name: str) -> list[Source]:
                 x.append(sequences.take(slice(row, row + 1)).x.reshape(sequences.steps, -1))
             return x[0][t].numpy()
 
-        return _array_source(sample, lengths[row], f"{name}[{row}]" if several else name)
+        length = sequences.steps if lengths is None else int(lengths[row])
+        return _array_source(sample, length, f"{name}[{index or row}]" if several else name)
 
-    return [source(row) for row in range(len(sequences))]
+    return _Lazily(len(sequences), source)
 
 
 def image_source(path: Path, side: int) -> Source:
@@ -101,12 +119,17 @@ def image_source(path: Path, side: int) -> Source:
     Raises:
         SkipRNNError: it is no image.
     """
-    try:
+    doors.check_file(path, REMEDY)
+    with reading(path, "an image", REMEDY), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is odd about it, its size among that
         with Image.open(path) as image:
+            if image.width * image.height > PIXELS:
+                raise SkipRNNError(
+                    f"{path} has {image.width:,} x {image.height:,} pixels, which are too many for a digit; scale it "
+                    "down"
+                )
             solid = ImageOps.exif_transpose(image).convert("RGBA")
             grey = Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SkipRNNError(f"cannot read {path}: missing, damaged or no image ({error})") from error
     pixels = np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     if border.mean() > 127:  # dark strokes on a bright ground
@@ -115,22 +138,11 @@ def image_source(path: Path, side: int) -> Source:
     return _array_source(lambda t: values[t], len(values), str(path))
 
 
-def read_text(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        SkipRNNError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise SkipRNNError(
-            f"cannot read {path}: {error.strerror}; name a text file, or - for standard input"
-        ) from error
-
-
-def csv_source(lines: Iterable[str], input_size: int | None, name: str) -> Source:
+def csv_source(file: Iterable[str], input_size: int | None, name: str, header: bool | None = None) -> Source:
     """A sequence from rows of numbers, separated by commas, semicolons, tabs or blanks, after at most one header.
+
+    Unless ``header`` says whether there is one, the first line is a header if none of its cells is a number, or if they
+    are 0,1,2 and so on, two at least, as pandas names columns that have no names.
 
     Rows that are not asked for are passed over without being parsed. Empty lines do not count. Where ``input_size`` is
     None the first row says it.
@@ -138,7 +150,7 @@ def csv_source(lines: Iterable[str], input_size: int | None, name: str) -> Sourc
     Raises:
         SkipRNNError: there is no row; or, when it is asked for, a row that is not ``input_size`` finite numbers.
     """
-    lines = iter(lines)
+    lines = lines_of(file, name)
     line_number, rows = 0, 0  # rows: how many have been taken from the file
     ahead: list[str] = []
 
@@ -153,8 +165,10 @@ def csv_source(lines: Iterable[str], input_size: int | None, name: str) -> Sourc
         return None
 
     first = next_line()
-    if first is not None and not any(_is_number(cell) for cell in _cells(first)):
-        first = next_line()  # after a header
+    cells = [] if first is None else _cells(first)
+    numeric = header is None and len(cells) > 1 and cells == [str(number) for number in range(len(cells))]
+    if first is not None and (numeric or (header if header is not None else not any(map(_is_number, cells)))):
+        first = next_line()
     if first is None:
         raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
     ahead.append(first)
@@ -174,7 +188,7 @@ def csv_source(lines: Iterable[str], input_size: int | None, name: str) -> Sourc
             rows += 1
         return rows
 
-    return Source(read, count, name)
+    return Source(read, count, name, numeric)
 
 
 def _cells(line: str) -> list[str]:
@@ -195,10 +209,12 @@ def _is_number(cell: str) -> bool:
 def _parse(line: str, input_size: int, where: str) -> Floats:
     cells = _cells(line)
     if len(cells) != input_size:
-        raise SkipRNNError(f"{where}: the model takes {input_size} numbers a row, this has {len(cells)}")
-    for cell in cells:
+        raise SkipRNNError(f"{where}: a row has {input_size} numbers, this has {len(cells)}")
+    for number, cell in enumerate(cells, start=1):
         if not _is_number(cell):
-            raise SkipRNNError(f"{where}: {cell!r} is not a number; mend the row")
+            table = any(map(_is_number, cells))  # what is none is not quoted: it may be any file
+            said = f"{cell!r:.40}" if table else f"the text in column {number}"
+            raise SkipRNNError(f"{where}: {said} is not a number; mend the row, or pass --header if it is one")
     with np.errstate(over="ignore"):  # to infinity, which is refused
         return check_sample(np.array(cells, dtype=np.float64).astype(np.float32), where)
 
@@ -210,22 +226,20 @@ def check_sample(sample: Floats, where: str) -> Floats:
     return sample
 
 
-def _open_arrays(path: Path) -> Any:
-    if path.suffix.lower() in (".npy", ".npz"):
-        with path.open("rb") as file:
-            if file.read(2) == b"PK" and not zipfile.is_zipfile(path):  # np.load would leave it open
-                raise EOFError("the archive has no end")
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        return {"": loaded} if isinstance(loaded, np.ndarray) else loaded
-    return h5py.File(path, "r", rdcc_nbytes=CACHE)
-
-
-def _choose(arrays: Any, dataset: str | None, path: Path) -> tuple[str, Any]:
-    names: list[str] = []
-    if isinstance(arrays, h5py.File):
-        arrays.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+@contextmanager
+def _open_arrays(path: Path) -> Iterator[tuple[Hdf5 | Mapping[str, Any], list[str]]]:
+    """The arrays of a file, and their names; that of a .npy file is ""."""
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        with closing(doors.open_hdf5(path, REMEDY, cache=CACHE)) as file:
+            yield file, file.names()
+    elif not doors.is_zip(path, REMEDY):
+        yield {"": doors.map_npy(path, REMEDY)}, [""]
     else:
-        names = list(arrays)
+        with closing(doors.open_npz(path, REMEDY)) as archive:
+            yield archive, list(archive)
+
+
+def _choose(names: list[str], dataset: str | None, path: Path) -> str:
     if dataset is None and (ragged := {"lengths", "offsets"} & set(names)):
         raise SkipRNNError(
             f"{path} has {' and '.join(sorted(ragged))}, which only `skiprnn gen-data own` reads; predict on the data "
@@ -238,54 +252,43 @@ def _choose(arrays: Any, dataset: str | None, path: Path) -> tuple[str, Any]:
     if not likely:
         listed = ", ".join(name for name in names[:20] if name) or "none"
         if not names:
-            raise SkipRNNError(f"{path} holds no dataset")
+            raise SkipRNNError(f"{path} holds no dataset; {REMEDY}")
         raise SkipRNNError(
             f"{path} has no dataset {dataset}; it has {listed}" if dataset else
             f"which dataset of {path} shall be read? Name one of {listed} with --dataset"
         )  # fmt: skip
-    try:
-        return likely[0], arrays[likely[0]]
-    except UNREADABLE as error:
-        raise SkipRNNError(f"cannot read {likely[0]} in {path}: {error}") from error
+    return likely[0]
 
 
-def _array_sources(array: Any, input_size: int, name: str) -> list[Source]:
-    shape = getattr(array, "shape", None)
-    if shape is None:
-        raise SkipRNNError(f"{name} holds no array of numbers")
+def _array_sources(array: Any, input_size: int, path: Path, dataset: str) -> Sequence[Source]:
+    name, shape = f"{path}:{dataset}" if dataset else str(path), array.shape
     if array.dtype.kind not in "fiub":
-        raise SkipRNNError(f"{name} holds {array.dtype}, not numbers")
+        raise SkipRNNError(f"{name} holds {array.dtype}, not numbers; {REMEDY}")
     if 0 in shape:
-        raise SkipRNNError(f"{name} is empty, its shape being {shape}")
-    if len(shape) == 1 and input_size == 1:
-        return [_array_source(lambda t: array[t : t + 1], shape[0], name)]
-    if len(shape) == 2 and shape[1] == input_size:
-        return [_array_source(lambda t: array[t], shape[0], name)]
-    if len(shape) == 2 and input_size == 1:
-        return [
-            _array_source(lambda t, i=i: array[i, t : t + 1], shape[1], f"{name}[{i}]")  # type: ignore[misc]
-            for i in range(shape[0])
-        ]
-    if len(shape) == 3 and shape[2] == input_size:
-        return [
-            _array_source(lambda t, i=i: array[i, t], shape[1], f"{name}[{i}]")  # type: ignore[misc]
-            for i in range(shape[0])
-        ]
-    raise SkipRNNError(
-        f"{name} has shape {shape}; the model takes {input_size} numbers a step: (T, {input_size}), or "
-        f"(N, T, {input_size}) for several sequences"
+        raise SkipRNNError(f"{name} is empty, its shape being {shape}; {REMEDY}")
+    several = len(shape) == 3 or (len(shape) == 2 and input_size == 1 != shape[1])
+    steps = shape[1:] if several else shape
+    if steps[1:] not in ((), (input_size,)) or (len(steps) == 1 and input_size != 1) or not steps:
+        raise SkipRNNError(
+            f"{name} has shape {shape}; the model takes {input_size} numbers a step: (T, {input_size}), or "
+            f"(N, T, {input_size}) for several sequences"
+        )
+    if isinstance(array, h5py.Dataset) and not several:
+        doors.check_claim(array.size * array.dtype.itemsize, array.id.get_storage_size(), name)
+    if not several:
+        return [_array_source(lambda t: array[t].reshape(-1), shape[0], name, path)]
+    return _Lazily(
+        shape[0],
+        lambda i: _array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path),
     )
 
 
-def _array_source(sample: Callable[[int], Any], length: int, name: str) -> Source:
+def _array_source(sample: Callable[[int], Any], length: int, name: str, path: Path | None = None) -> Source:
     def read(t: int) -> Floats | None:
         if t >= length:
             return None
-        try:
-            with np.errstate(over="ignore"):  # to infinity, which is refused
-                values = np.array(sample(t), dtype=np.float32)
-        except UNREADABLE as error:
-            raise SkipRNNError(f"cannot read {name} at step {t}: truncated or damaged ({error})") from error
+        with reading(path or name, "readable at this step", REMEDY), np.errstate(over="ignore"):  # to infinity: refused
+            values = np.array(sample(t), dtype=np.float32)
         return check_sample(values, f"{name}, step {t}")
 
     return Source(read, lambda: length, name)

@@ -1,5 +1,6 @@
 """``predict``: what a trained run says of one sequence, reading only the samples it uses."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from pipelines import doors
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import TrainedModel, load_model
 from pipelines.inputs import (
@@ -19,13 +21,12 @@ from pipelines.inputs import (
     csv_source,
     image_source,
     open_sources,
-    read_text,
     sequence_sources,
 )
 from pipelines.model import stream, without_skipping
 from pipelines.runs import load_words
 from pipelines.sources.videos import SUFFIXES
-from pipelines.storage import SPLITS, Sequences, schema_of
+from pipelines.storage import FEATURES, SPLITS, Sequences, schema_of
 from pipelines.tasks import Imdb, Mnist, Videos, load_data
 from pipelines.tasks.imdb import PADDING, UNKNOWN, tokenize
 from pipelines.tasks.mnist import SIDE
@@ -49,6 +50,7 @@ class Prediction:
     used: int  # samples read
     given: int
     seconds: float  # reading included
+    numeric_header: bool  # whether a first line 0,1,... was passed over as names of columns
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ class Predictor:
         self._model: TrainedModel = load_model(run, checkpoint=checkpoint, device=device)
         self._stream: Stream = stream(self._model.model)
 
-    def file(self, path: Path, *, dataset: str | None = None, index: int | None = None) -> Iterator[Prediction]:
+    def file(
+        self, path: Path, *, dataset: str | None = None, index: int | None = None, header: bool | None = None
+    ) -> Iterator[Prediction]:
         """Predict on the sequences of a file, or on one of them, counted from 0.
 
         Args:
@@ -100,6 +104,7 @@ class Predictor:
                 what ``inputs.open_sources`` reads.
             dataset: which array of an .npz or HDF5 file; in a data file, by default ``test/x``.
             index: which of several sequences.
+            header: whether a CSV file begins with one; None follows the rule of ``inputs.csv_source``.
         """
         task = self._model.task
         if isinstance(task, Videos) and Path(path).suffix.lower() in SUFFIXES:
@@ -109,30 +114,38 @@ class Predictor:
             return
         if self._compare:
             raise SkipRNNError("only a video can be compared with every frame used; drop --compare")
-        with self._open(Path(path), dataset) as sources:
-            if index is not None and not 0 <= index < len(sources):
-                raise SkipRNNError(f"{path} holds {len(sources)} sequences, so --index goes up to {len(sources) - 1}")
-            for source in sources if index is None else [sources[index]]:
-                yield self._predict(source)
+        with self._open(Path(path), dataset, index, header) as sources:
+            yield from map(self._predict, sources)
 
     @contextmanager
-    def _open(self, path: Path, dataset: str | None) -> Iterator[Sequence[Source]]:
+    def _open(
+        self, path: Path, dataset: str | None, index: int | None, header: bool | None
+    ) -> Iterator[Iterable[Source]]:
         task = self._model.task
-        if path.is_file() and schema_of(path):
+        if os.path.isfile(path) and (schema := schema_of(path)):
             split = (dataset or "test/x").strip("/").partition("/")[0]
             if split not in SPLITS:
                 raise SkipRNNError(
                     f"{path} has the datasets {', '.join(f'{name}/x' for name in SPLITS)}, not {dataset}"
                 )
-            _, data = load_data(path, task, (split,), true_lengths=self._model.config.true_lengths)
-            yield sequence_sources(data.splits[split], f"{path}:{split}/x")
-        elif isinstance(task, Mnist) and path.suffix.lower() in IMAGES:
-            yield [image_source(path, SIDE)]
+            rows = None if index is None else slice(index, index + 1)
+            _, data = load_data(path, task, (split,), true_lengths=self._model.config.true_lengths, rows=rows)
+            name = f"{path}:{split}/x"
+            if schema == FEATURES:
+                yield _chosen(sequence_sources(data.splits[split], name), index, path)
+            else:
+                yield sequence_sources(data.splits[split], name, index)
+            return
+        if isinstance(task, Mnist) and path.suffix.lower() in IMAGES:
+            sources: Sequence[Source] = [image_source(path, SIDE)]
         elif isinstance(task, Imdb) and path.suffix.lower() not in ARRAYS:
-            yield [self.text(read_text(path), str(path))]
+            review = doors.read_bytes(path, "name a text file, or - for standard input").decode("utf-8", "replace")
+            sources = [self.text(review, str(path))]
         else:
-            with open_sources(path, task.stored_size, dataset) as sources:
-                yield sources
+            with open_sources(path, task.stored_size, dataset, header) as sources:
+                yield _chosen(sources, index, path)
+            return
+        yield _chosen(sources, index, path)
 
     @property
     def reads_text(self) -> bool:
@@ -157,9 +170,9 @@ class Predictor:
         """Predict on a text."""
         return self._predict(self.text(text, name))
 
-    def rows(self, lines: Iterable[str], name: str) -> Iterator[Answer | Prediction]:
+    def rows(self, lines: Iterable[str], name: str, header: bool | None = None) -> Iterator[Answer | Prediction]:
         """Predict on CSV rows as they arrive: an answer after each row that is used, and the prediction at the end."""
-        source = csv_source(lines, self._model.task.stored_size, name)
+        source = csv_source(lines, self._model.task.stored_size, name, header)
         start = time.perf_counter()
         self._stream.reset()
         for step, output in self._stream.pull(source.read):
@@ -181,7 +194,7 @@ class Predictor:
             seconds = time.perf_counter() - start
             count, frames = video.count(), video.frames()
         used = self._stream.used
-        said = VideoPrediction(str(path), answer, used, count, seconds, video.frames_used, frames)
+        said = VideoPrediction(str(path), answer, used, count, seconds, False, video.frames_used, frames)
         if not self._compare:
             return said
         plain = without_skipping(self._model.model).eval()
@@ -201,4 +214,14 @@ class Predictor:
 
     def _prediction(self, source: Source, given: int, start: float) -> Prediction:
         answer = self._model.task.answer(self._stream.prediction)
-        return Prediction(source.name, answer, self._stream.used, given, time.perf_counter() - start)
+        return Prediction(
+            source.name, answer, self._stream.used, given, time.perf_counter() - start, source.numeric_header
+        )
+
+
+def _chosen(sources: Sequence[Source], index: int | None, path: Path) -> Sequence[Source]:
+    if index is None:
+        return sources
+    if index >= len(sources):
+        raise SkipRNNError(f"{path} holds {len(sources):,} sequences, so --index goes up to {len(sources) - 1}")
+    return [sources[index]]

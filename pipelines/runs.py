@@ -160,9 +160,9 @@ def load_task(run: Path) -> dict[str, Any]:
         ) from error
 
 
-def record_words(run: Path, words: Iterable[bytes]) -> None:
+def record_words(run: Path, words: Iterable[str]) -> None:
     """Write ``words.txt``."""
-    write_text(Path(run) / "words.txt", "".join(word.decode("utf-8") + "\n" for word in words))
+    write_text(Path(run) / "words.txt", "".join(word + "\n" for word in words))
 
 
 def load_words(run: Path) -> list[str]:

@@ -4,17 +4,21 @@ A file holds groups ``train``, ``val`` and ``test``, each with ``x``, (N, T, D) 
 numbers of words; ``y`` (N,) float32 or int64; and, where sequences differ in length, ``lengths`` (N,) int64, past
 which x is padding. Attributes of the root: ``schema``, ``schema_version``, ``task``, the task's parameters, ``seed``,
 ``version`` (of skiprnn) and ``digest``, the SHA-256 over the digests of the splits, which each group holds and which
-are checked on reading. A task may add arrays of its own in the group ``extra``, such as the words.
+are checked on reading. A task may add arrays of its own in the group ``extra``, such as the words, whose digests are
+attributes of that group.
 """
 
+import errno
 import hashlib
 import io
 import os
+import re
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,12 +29,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipelines.doors import Hdf5, open_hdf5
 from pipelines.errors import SkipRNNError
+
+if sys.platform != "win32":  # where temporary files of killed processes stay
+    import fcntl
 
 SEQUENCES, FEATURES = "skiprnn-sequences", "skiprnn-features"  # schemas; the second is feature_file.py's
 SCHEMA_VERSION = 1  # of both
 SPLITS = ("train", "val", "test")
 ARRAYS = ("x", "y", "lengths")  # of a split
+REMEDY = "generate it again with --overwrite, or name another with --data"
 
 
 class Split(Protocol):
@@ -120,17 +129,16 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     check_writable(path, overwrite=overwrite)
-    temporary = None
+    temporary = handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        remove_leftovers(path)
+        handle, temporary = _claimed_file(path)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        _put(temporary, path, overwrite=overwrite)
         temporary = None
         _sync_directory(path.parent)
     except OSError as error:
@@ -140,6 +148,61 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files beside ``path`` whose writers were killed: nobody holds their locks."""
+    if sys.platform == "win32":
+        return
+    made = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}" + re.escape(path.suffix))
+    with os.scandir(path.parent) as entries:
+        leftovers = [entry.path for entry in entries if made.fullmatch(entry.name)]
+    for leftover in leftovers:
+        with suppress(OSError):  # it is somebody else's, or gone
+            handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(leftover)
+            finally:
+                os.close(handle)
+
+
+def _claimed_file(path: Path) -> tuple[int | None, Path]:
+    """A new temporary file for ``path``, and the handle that holds its lock as long as it is open."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        if sys.platform == "win32":
+            os.close(handle)
+            return None, Path(name)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # taken for a leftover before it was locked
+
+
+def _put(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a finished file its name; without ``overwrite`` of several processes exactly one does so."""
+    if not overwrite:
+        try:
+            os.link(temporary, path)
+            temporary.unlink()
+            return
+        except FileExistsError as error:
+            raise _exists(path) from error
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+        try:  # a file system without hard links
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError as error:
+            raise _exists(path) from error
+    os.replace(temporary, path)
+
+
+def _exists(path: Path) -> SkipRNNError:
+    return SkipRNNError(f"{path} exists already; pass --overwrite to replace it or choose another --out")
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
@@ -148,10 +211,14 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     Raises:
         SkipRNNError: the path is a folder, or a file that may not be overwritten.
     """
-    if path.is_dir():
-        raise SkipRNNError(f"cannot write {path}: it is a folder; name a file with --out")
-    if not overwrite and path.exists():
-        raise SkipRNNError(f"{path} exists already; pass --overwrite to replace it or choose another --out")
+    try:
+        if path.is_dir():
+            raise SkipRNNError(f"cannot write {path}: it is a folder; name a file with --out")
+        if not overwrite and path.exists():
+            raise _exists(path)
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
+        reason = getattr(error, "strerror", None) or error
+        raise SkipRNNError(f"cannot write {path}: {reason}; choose another --out") from error
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
@@ -190,7 +257,9 @@ class SequencesWriter:
     def write_extra(self, name: str, array: npt.NDArray[Any]) -> None:
         """Add an array of the task's own: numbers, or strings as ``object``."""
         kind = h5py.string_dtype() if array.dtype == object else array.dtype
-        self._file.require_group("extra").create_dataset(name, data=array, dtype=kind)
+        group = self._file.require_group("extra")
+        group.create_dataset(name, data=array, dtype=kind)
+        group.attrs[name] = _digest(array)
         self._disk.check()
 
     def finish(self, attributes: dict[str, Any]) -> None:
@@ -267,10 +336,10 @@ class PatientFile(io.FileIO):
 def schema_of(path: Path) -> str | None:
     """Which of the schemas a file is of, in whatever state; None where of none."""
     try:
-        with h5py.File(path, "r") as file:
-            schema = file.attrs.get("schema")
-            return schema if schema in (SEQUENCES, FEATURES) else None
-    except OSError:
+        with closing(open_hdf5(path, REMEDY)) as file:
+            schema = file.attributes().get("schema")
+            return str(schema) if schema in (SEQUENCES, FEATURES) else None
+    except SkipRNNError:
         return None
 
 
@@ -284,77 +353,100 @@ def read_attributes(path: Path) -> dict[str, Any]:
         return root_attributes(file)
 
 
-def read_sequences(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
+def read_sequences(path: Path, splits: tuple[str, ...] = SPLITS, rows: slice | None = None) -> DataFile:
     """Read a data file into memory.
+
+    Args:
+        path: the file.
+        splits: of train, val and test.
+        rows: read these sequences only, whose digest nobody can tell.
 
     Raises:
         SkipRNNError: the file is missing, foreign, damaged, or holds values that are not finite.
     """
     with open_data(path, SEQUENCES) as file:
         attributes = root_attributes(file)
-        extra = {name: dataset[()] for name, dataset in file["extra"].items()} if "extra" in file else {}
-        return DataFile(Path(path), attributes, {name: _read_split(file, path, name) for name in splits}, extra)
+        parts: dict[str, Split] = {name: _read_split(file, path, name, rows) for name in splits}
+        return DataFile(Path(path), attributes, parts, _read_extra(file, path) if rows is None else {})
 
 
 @contextmanager
-def open_data(path: Path, *schemas: str) -> Iterator[h5py.File]:
+def open_data(path: Path, *schemas: str) -> Iterator[Hdf5]:
     """Open a file of one of the schemas for reading.
 
     Raises:
         SkipRNNError: it is missing, foreign, or found damaged while it is open.
     """
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise SkipRNNError(
             f"no data file {path}; make one with `skiprnn gen-data` or `skiprnn extract-features`, or name another "
             "with --data"
         )
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("schema") not in schemas:
-                raise SkipRNNError(f"{path} is not a skiprnn data file; make one with `skiprnn gen-data`")
-            if file.attrs.get("schema_version") != SCHEMA_VERSION:
-                raise SkipRNNError(
-                    f"{path} has schema version {file.attrs.get('schema_version')}, this skiprnn reads "
-                    f"{SCHEMA_VERSION}; generate it again with `skiprnn gen-data --overwrite`"
-                )
-            yield file
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise SkipRNNError(
-            f"cannot read {path}: not HDF5, truncated or damaged ({reason}); generate it again with --overwrite"
-        ) from error
+    with closing(open_hdf5(path, REMEDY)) as file:
+        attributes = file.attributes()
+        if attributes.get("schema") not in schemas:
+            raise SkipRNNError(f"{path} is not a skiprnn data file; make one with `skiprnn gen-data`")
+        if attributes.get("schema_version") != SCHEMA_VERSION:
+            raise SkipRNNError(
+                f"{path} has schema version {attributes.get('schema_version')}, this skiprnn reads {SCHEMA_VERSION}; "
+                "generate it again with `skiprnn gen-data --overwrite`"
+            )
+        yield file
 
 
-def root_attributes(file: h5py.File) -> dict[str, Any]:
+def root_attributes(file: Hdf5) -> dict[str, Any]:
     """The attributes of an open file, those that none lacks among them."""
-    attributes = {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items()}
+    attributes = file.attributes()
     for key in ("task", "digest"):
-        attributes[key]  # a file without them was never finished
+        if not isinstance(attributes.get(key), str):
+            raise SkipRNNError(f"{file.path} does not say its {key}, so it was never finished; {REMEDY}")
     return attributes
 
 
-def _read_split(file: h5py.File, path: Path, name: str) -> Sequences:
-    arrays = {key: file[name][key][()] for key in ARRAYS if key in file[name]}
-    x, y, lengths = arrays["x"], arrays["y"], arrays.get("lengths", np.zeros(len(arrays["x"]), np.int64))
+def _read_split(file: Hdf5, path: Path, name: str, rows: slice | None) -> Sequences:
+    there = {key: file.dataset(f"{name}/{key}") for key in ARRAYS if f"{name}/{key}" in file}
+    if missing := {"x", "y"} - there.keys():
+        raise SkipRNNError(f"{path}: split {name} has no {' nor '.join(sorted(missing))}; {REMEDY}")
+    x, y, lengths = there["x"], there["y"], there.get("lengths")
     if (
-        (x.ndim, x.dtype) not in ((3, np.float32), (3, np.uint8), (2, np.int32))
-        or y.ndim != 1
+        (len(x.shape), x.dtype) not in ((3, np.float32), (3, np.uint8), (2, np.int32))
+        or len(y.shape) != 1
         or y.dtype not in (np.float32, np.int64)
-        or not len(x) == len(y) == len(lengths)
-        or lengths.dtype != np.int64
+        or len(x) != len(y)
+        or (lengths is not None and (lengths.shape != y.shape or lengths.dtype != np.int64))
     ):
         raise SkipRNNError(
             f"{path}: split {name} must have x (N, T, D) float32 or uint8, or (N, T) int32, and y (N,) float32 or "
-            f"int64, got x {x.shape} {x.dtype} and y {y.shape} {y.dtype}; generate it again with --overwrite"
+            f"int64, got x {x.shape} {x.dtype} and y {y.shape} {y.dtype}; {REMEDY}"
         )
     if x.size == 0:
-        raise SkipRNNError(f"{path}: split {name} is empty, its x being {x.shape}; generate it again with --overwrite")
-    digest = "".join(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays.values())
-    if digest != file[name].attrs["digest"]:
-        raise SkipRNNError(f"{path}: split {name} was changed after it was made; generate it again with --overwrite")
-    if len(lengths) and not (lengths.min() >= 0 and lengths.max() <= x.shape[1]):
-        raise SkipRNNError(f"{path}: split {name} has lengths outside 0..{x.shape[1]}; generate it again")
+        raise SkipRNNError(f"{path}: split {name} is empty, its x being {x.shape}; {REMEDY}")
+    if rows is not None and rows.start >= len(x):
+        raise SkipRNNError(f"{path} has {len(x):,} sequences in {name}, so --index goes up to {len(x) - 1}")
+    arrays = {key: file.array(f"{name}/{key}", rows) for key in there}
+    if rows is None:
+        digest = "".join(_digest(array) for array in arrays.values())
+        if digest != file.attributes(name).get("digest"):
+            raise SkipRNNError(f"{path}: split {name} was changed after it was made; {REMEDY}")
+    if "lengths" in arrays and not (arrays["lengths"].min() >= 0 and arrays["lengths"].max() <= x.shape[1]):
+        raise SkipRNNError(f"{path}: split {name} has lengths outside 0..{x.shape[1]}; {REMEDY}")
     return _finite(Sequences(**{key: torch.from_numpy(array) for key, array in arrays.items()}), path, name)
+
+
+def _read_extra(file: Hdf5, path: Path) -> dict[str, npt.NDArray[Any]]:
+    names = [name.removeprefix("extra/") for name in file.names() if name.startswith("extra/")]
+    digests = file.attributes("extra") if names else {}
+    found = {name: file.array(f"extra/{name}") for name in names}
+    for name, array in found.items():
+        if digests.get(name, digest := _digest(array)) != digest:  # older files have none
+            raise SkipRNNError(f"{path}: {name} was changed after it was made; {REMEDY}")
+    return found
+
+
+def _digest(array: npt.NDArray[Any]) -> str:
+    if array.dtype == object:
+        return hashlib.sha256("\n".join(array.tolist()).encode()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _finite(sequences: Sequences, path: Path, name: str) -> Sequences:

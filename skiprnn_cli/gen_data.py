@@ -100,10 +100,12 @@ def mnist(digits: str, source: Path | None, seed: int, out: Path | None, overwri
     path = out or DATA / f"{name}.h5"
     check_writable(path, overwrite=overwrite)
     with _download(BYTES, source) as advance:
-        sizes = write_mnist(
+        done = write_mnist(
             task, path, source=source, cache=DATA / "originals", seed=seed, overwrite=overwrite, on_progress=advance
         )
-    click.echo(f"wrote {path}: {_counts(sizes)} sequences, seed {seed}")
+    if done.others:
+        click.echo(f"warning: not the files of MNIST as published: {', '.join(done.others)}", err=True)
+    click.echo(f"wrote {path}: {_counts(done.sizes)} sequences, seed {seed}")
 
 
 @command.command(epilog="Example: skiprnn gen-data imdb --length 400 --word2vec GoogleNews-vectors-negative300.bin")
@@ -160,10 +162,21 @@ def imdb(
 @click.option(
     "--test", type=options.Number(0, 1, max_open=True), default=0.15, show_default=True, help="Share of test."
 )
+@options.header
+@click.option("--allow-outside", is_flag=True, help="Read files outside SOURCE, too, where labels.csv names such.")
 @seed_option
 @out_option
 @options.overwrite
-def own(source: Path, val: float, test: float, seed: int, out: Path | None, overwrite: bool) -> None:
+def own(
+    source: Path,
+    val: float,
+    test: float,
+    header: bool | None,
+    allow_outside: bool,
+    seed: int,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
     """Convert your own sequences in SOURCE, with a class or a number to each.
 
     SOURCE is an .npz or .h5 file with x (N, T, D) and y (N,): integers or strings are classes, floats are numbers to
@@ -171,7 +184,10 @@ def own(source: Path, val: float, test: float, seed: int, out: Path | None, over
     Or SOURCE is a folder of CSV files, a sample a row, and labels.csv with the columns file and label. An array or
     column split (train, val, test) fixes the split. Features are standardised by the training split.
     """
-    import_own(source, out or DATA / f"{source.stem}.h5", val=val, test=test, seed=seed, overwrite=overwrite)
+    import_own(
+        source, out or DATA / f"{source.stem}.h5", val=val, test=test, header=header, allow_outside=allow_outside,
+        seed=seed, overwrite=overwrite,
+    )  # fmt: skip
 
 
 def import_own(source: Path, path: Path, **settings: Any) -> None:
@@ -179,6 +195,7 @@ def import_own(source: Path, path: Path, **settings: Any) -> None:
     from pipelines.sources.own import write_own
 
     written = write_own(source, path, **settings)
+    options.say_numeric_headers(written.numeric_headers)
     click.echo(
         f"wrote {path}: {_counts(written.sizes)} sequences of up to {written.steps:,} steps, task {written.task.name}"
     )

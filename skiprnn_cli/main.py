@@ -1,8 +1,11 @@
 """The command group: finds commands without importing them all, and turns errors into messages."""
 
+import io
+import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -22,6 +25,8 @@ COMMANDS = {
     "plot-usage": "Draw which samples a trained model used and skipped.",
     "plot-curves": "Draw metric and used samples against training.",
 }
+
+WRITERS = ("click.utils", __name__)  # modules that write to standard output
 
 EPILOG = """\b
 Example, from nothing to a figure:
@@ -49,18 +54,69 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="surrogateescape")  # names of files that are no text go out as they came
+        try:
+            try:
+                return super().main(*arguments, **settings)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except OSError as error:
+            if not _is_of_output(error):
+                raise
+            _drop_output()
+            click.echo(f"Error: cannot write to standard output: {error.strerror}", err=True)
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         from pipelines.errors import SkipRNNError
 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
+        words = [word.rpartition("=")[2] for word in ctx.args]
         try:
             return super().invoke(ctx)
-        except SkipRNNError as error:
-            raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
             sys.exit(128 + signal.SIGINT)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as error:
+            files = [word for word in words if os.path.lexists(word)]
+            if ctx.params["debug"] or _is_of_output(error):
+                raise
+            if not isinstance(error, SkipRNNError) and not files:
+                raise
+            said = str(error) if isinstance(error, SkipRNNError) else _unforeseen(error, files)
+            raise click.ClickException(said) from error
+
+
+def _unforeseen(error: Exception, files: list[str]) -> str:
+    """What to say of an error that nobody thought of, while a user's files were read."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"out of memory while working on {', '.join(files)}; give it less, or run it where there is more"
+    said = " ".join(str(error).split())[:300]
+    return (
+        f"unforeseen {type(error).__name__} while working on {', '.join(files)}: {said}. `skiprnn --debug ...` shows "
+        "where it arose; please report it"
+    )
+
+
+def _is_of_output(error: Exception) -> bool:
+    """Whether it was raised by writing to standard output, such as to a full disk."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return isinstance(error, OSError) and place is not None and place.tb_frame.f_globals["__name__"] in WRITERS
+
+
+def _drop_output() -> None:
+    """Keep Python from trying once more, at its exit, to write what cannot be written."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -70,7 +126,8 @@ def _terminate(number: int, frame: object) -> None:
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("skiprnn"), prog_name="skiprnn")
-def cli() -> None:
+@click.option("--debug", is_flag=True, help="Show where in the code an error arose.")
+def cli(debug: bool) -> None:
     """Skip RNN: LSTMs and GRUs that learn which samples to skip.
 
     Results go to standard output, progress to standard error. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 and

@@ -1,6 +1,7 @@
 """Options and types that commands share."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,25 @@ class Number(click.FloatRange):
         return number
 
 
-PATH = click.Path(path_type=Path)
+class PathType(click.ParamType[Path]):
+    """A path that the system can name."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        encoded = os.fsencode(value)
+        if b"\0" in encoded:
+            self.fail("a path cannot hold a null byte.", param, ctx)
+        if len(encoded) >= LONGEST_PATH or any(len(part) > LONGEST_NAME for part in encoded.split(os.fsencode(os.sep))):
+            self.fail(
+                f"{str(value)[:40]!r}... is too long: a name has at most {LONGEST_NAME} bytes, a path {LONGEST_PATH}.",
+                param, ctx,
+            )  # fmt: skip
+        return Path(value)
+
+
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of Linux and others
+PATH = PathType()
 
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what exists.")
 run_argument = click.argument("run", type=PATH, required=False)
@@ -36,7 +55,21 @@ checkpoint = click.option(
 device = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="auto: CUDA where there is one.  [default: the run's]"
 )
+header = click.option(
+    "--header/--no-header",
+    default=None,
+    help="CSV: the first line is one, or is a sample.  [default: a header if it has no number, or is 0,1,2 and so on]",
+)
 data_of_run = click.option("--data", type=PATH, help="Data file.  [default: the run's]")
+
+
+def say_numeric_headers(count: int) -> None:
+    """Say that first lines of files were passed over which could be samples."""
+    if count:
+        files = "the file begins" if count == 1 else f"{count:,} files begin"
+        click.echo(
+            f"note: {files} with 0,1,..., taken for names of columns; pass --no-header if it is a sample", err=True
+        )
 
 
 def cpu_name() -> str:

@@ -28,6 +28,7 @@ Examples:
 @click.argument("input", type=options.PATH)
 @click.option("--dataset", help="Array of an NPZ or HDF5 file.  [default: the only one, x or test/x]")
 @click.option("--index", type=click.IntRange(min=0), help="Predict on this one of several sequences, counted from 0.")
+@options.header
 @options.checkpoint
 @click.option("--compare", is_flag=True, help="A video: say how long it takes with every frame used, too.")
 @click.option("--weights", help="A video: file of the weights that its features need.  [default: where they came from]")
@@ -38,6 +39,7 @@ def command(
     input: Path,
     dataset: str | None,
     index: int | None,
+    header: bool | None,
     checkpoint: str,
     compare: bool,
     weights: str | None,
@@ -52,12 +54,14 @@ def command(
     or other videos takes a video, of which only the frames used go through the convolutional network. Samples that are
     skipped are neither parsed nor checked. Runs on the CPU, in compiled code, unless --device says otherwise.
     """
+    from pipelines.doors import TEXT
     from pipelines.errors import SkipRNNError
     from pipelines.prediction import Answer, Predictor
 
     predictor = Predictor(run, checkpoint=checkpoint, device=device, weights=weights, compare=compare)
     if str(input) != "-":
-        for prediction in predictor.file(input, dataset=dataset, index=index):
+        for prediction in predictor.file(input, dataset=dataset, index=index, header=header):
+            options.say_numeric_headers(int(prediction.numeric_header))
             click.echo(json.dumps(asdict(prediction)) if as_json else _text(prediction))
         return
     if dataset is not None or index is not None:
@@ -66,10 +70,12 @@ def command(
         raise SkipRNNError("standard input is closed; name a file instead of -")
     with click.open_file("-", encoding="utf-8-sig", errors="replace") as lines:
         if predictor.reads_text:
-            prediction = predictor.read_text(lines.read(), "standard input")
+            prediction = predictor.read_text(lines.read(TEXT), "standard input")
             click.echo(json.dumps(asdict(prediction)) if as_json else _text(prediction))
             return
-        for said in predictor.rows(lines, "standard input"):
+        for said in predictor.rows(lines, "standard input", header):
+            if not isinstance(said, Answer):
+                options.say_numeric_headers(int(said.numeric_header))
             if as_json:
                 click.echo(json.dumps(asdict(said)))
             else:
@@ -85,7 +91,7 @@ def _text(p: "Prediction") -> str:
 
     if isinstance(p, VideoPrediction):
         return _video_text(p)
-    used = f"used {p.used:,} of {p.given:,} samples ({p.used / p.given:.1%})"
+    used = f"used {p.used:,} of {p.given:,} samples ({_share(p.used, p.given)})"
     return f"{p.sequence}: {_words(p.answer)}, {used}, {1e3 * p.seconds:.3f} ms"
 
 
@@ -95,13 +101,19 @@ def _video_text(p: "VideoPrediction") -> str:
     lines += [f"  {probability:7.2%}  {name}" for name, probability in best]
     absent = p.used - p.frames_used
     more = f", and {absent} of {p.given - p.frames} absent ones" if p.given > p.frames else ""
-    lines.append(f"used {p.frames_used} of {p.frames} frames ({p.frames_used / p.frames:.1%}){more}: {p.seconds:.3f} s")
+    lines.append(
+        f"used {p.frames_used} of {p.frames} frames ({_share(p.frames_used, p.frames)}){more}: {p.seconds:.3f} s"
+    )
     if p.seconds_with_every_frame is not None and p.answer_with_every_frame is not None:
         lines.append(
             f"with every frame used: {_words(p.answer_with_every_frame)}, {p.seconds_with_every_frame:.3f} s: skipping "
             f"is {p.seconds_with_every_frame / p.seconds:.2f}x as fast"
         )
     return "\n".join(lines)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "there are none"
 
 
 def _words(answer: dict[str, Any]) -> str:

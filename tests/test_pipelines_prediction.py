@@ -125,7 +125,7 @@ def test_a_run_needs_no_data_to_predict(make_run, adding_file, tmp_path, expecte
     [
         ("", "rows holds no rows of numbers; give it one sample a row"),
         ("value,marker\n\n", "rows holds no rows of numbers"),
-        ("1,2\n1,2,3\n", "rows, line 2: the model takes 2 numbers a row, this has 3"),
+        ("1,2\n1,2,3\n", "rows, line 2: a row has 2 numbers, this has 3"),
         ("a,b\n1,2\n\n1,two\n", "rows, line 4: 'two' is not a number; mend the row"),
         ("1,nan\n", "rows, line 1: NaN or infinity"),
         ("1,2\n-inf,2\n", "rows, line 2: NaN or infinity"),
@@ -149,9 +149,9 @@ def test_bad_rows(text, message):
         ("a.npy", np.array([["a", "b"]]), "not numbers"),
         ("a.npy", np.full((5, 2), np.nan), "step 0: NaN or infinity"),
         ("missing.npy", None, "no file"),
-        ("text.npy", "text", "cannot read .*text.npy: truncated, damaged or not .npy"),
-        ("text.npz", "text", "cannot read .*text.npz: truncated, damaged or not .npz"),
-        ("text.h5", "text", "cannot read .*text.h5: truncated, damaged or not .h5"),
+        ("text.npy", "text", "cannot read .*text.npy: truncated, damaged or not a .npy file"),
+        ("text.npz", "text", "cannot read .*text.npz: truncated, damaged or not a .npy file"),
+        ("text.h5", "text", "cannot read .*text.h5: truncated, damaged or not HDF5"),
     ],
 )
 def test_bad_files(tmp_path, name, x, message):
@@ -181,8 +181,8 @@ def test_files_that_are_not_what_their_names_say(tmp_path):
     for name, message in (
         ("cut.npz", "cannot read"),
         ("flipped.npz", "cannot read"),
-        ("text.npz", "holds no array of numbers"),
-        ("null.h5", "holds no array of numbers"),
+        ("text.npz", "truncated, damaged or not an .npz archive"),
+        ("null.h5", "holds nothing"),
         ("none.h5", "holds no dataset"),
     ):
         with pytest.raises(SkipRNNError, match=message):

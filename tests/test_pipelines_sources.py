@@ -45,8 +45,9 @@ def digits(tmp_path_factory):
 
 def test_mnist_from_plain_files(digits, tmp_path):
     path = tmp_path / "mnist.h5"
-    sizes = mnist.write_mnist(Mnist(), path, source=digits, cache=tmp_path, seed=1)
-    assert sizes == {"train": 55_000, "val": 5_000, "test": 10_000}
+    done = mnist.write_mnist(Mnist(), path, source=digits, cache=tmp_path, seed=1)
+    assert done.others == list(mnist.FILES)
+    assert done.sizes == {"train": 55_000, "val": 5_000, "test": 10_000}
     task, data = load_data(path, "mnist", ("train", "val", "test"))
     assert (task.input_size, task.output_size) == (1, 10)
     train = data.splits["train"]
@@ -93,11 +94,13 @@ def test_bad_mnist_files(digits, tmp_path):
     attempt(
         "truncated",
         {labels: whole[:-5]},
-        f"{labels} is truncated or not the original file of MNIST .it has 10003 bytes",
+        f"{labels}: truncated, damaged or not the original file of MNIST .it has not the 10,008 bytes",
     )
     attempt("wrong", {labels: b"x" * len(whole)}, "its header is another")
     attempt(
-        "zipped", {f"{labels}.gz": gzip.compress(whole)}, f"{labels}.gz is truncated or not the original .*its MD5 is"
+        "zipped",
+        {f"{labels}.gz": gzip.compress(whole)},
+        f"{labels}.gz: truncated, damaged or not the original .*its MD5 is",
     )
 
 
@@ -105,7 +108,8 @@ def test_bad_mnist_files(digits, tmp_path):
 @pytest.mark.realdata
 @needs_real
 def test_the_real_mnist(digits, tmp_path):
-    sizes = mnist.write_mnist(Mnist(digits), tmp_path / "m.h5", source=REAL / "mnist", cache=tmp_path)
+    sizes, others = mnist.write_mnist(Mnist(digits), tmp_path / "m.h5", source=REAL / "mnist", cache=tmp_path)
+    assert others == []
     expected = {"0123456789": (60_000, 10_000), "17": (13_007, 2_163), "56": (11_339, 1_850)}[digits]
     assert (sizes["train"] + sizes["val"], sizes["test"]) == expected
 
@@ -164,7 +168,7 @@ def test_imdb_from_folder_archive_and_json_lines(small_imdb, tmp_path):
         task, data = load_data(path, "imdb", ("train", "val", "test"), true_lengths=True)
         digests.add(data.attributes["digest"])
     assert len(digests) == 1
-    words = [word.decode() for word in data.extra["words"]]
+    words = data.extra["words"].tolist()
     assert words[2] == "film"
     assert {"isn't", "it", "good", "bad"} <= set(words)
     assert not any(word.startswith("rare") for word in words)
@@ -213,14 +217,14 @@ def test_word_vectors(small_imdb, tmp_path):
         tmp_path / "i.h5", source=acl_folder(tmp_path), cache=tmp_path, word2vec=tmp_path / "v.bin", min_count=3
     )
     data = read_sequences(tmp_path / "i.h5")
-    words = [word.decode() for word in data.extra["words"]]
+    words = data.extra["words"].tolist()
     assert data.extra["vectors"][words.index("film")].tolist() == table["film"]
     assert 0 < written.covered_words < 1
     assert written.covered_words < written.covered_tokens < 1
     truncated = tmp_path / "t.bin"
     truncated.write_bytes((tmp_path / "v.bin").read_bytes()[:-20])
     for path, message in (
-        (truncated, "the file is truncated"),
+        (truncated, "a word has no end"),
         (tmp_path / "missing.txt", "No such file"),
         (tmp_path / "v.pkl", "its name must end in .bin, .txt, .npz"),
     ):
@@ -244,9 +248,9 @@ def test_bad_imdb_sources(small_imdb, tmp_path):
     (lines / "train.jsonl").write_text('{"label": 1}\n')
     for source, message in (
         (folder, "has 20 negative and 19 positive test reviews; IMDB has 20 of each"),
-        (tmp_path / "acl.tar.gz", "cannot read the train reviews of .*acl.tar.gz: truncated or damaged"),
-        (lines, "cannot read the train reviews of .*lines: truncated or damaged .'text'"),
-        (tmp_path / "nowhere", "holds neither the folder train of aclImdb nor a file"),
+        (tmp_path / "acl.tar.gz", "cannot read .*acl.tar.gz: truncated, damaged or not IMDB"),
+        (lines, "cannot read .*lines: truncated, damaged or not IMDB .'text'"),
+        (tmp_path / "nowhere", "no .*nowhere; name the folder aclImdb or its archive"),
     ):
         with pytest.raises(SkipRNNError, match=message):
             imdb.write_imdb(tmp_path / "out.h5", source=source, cache=tmp_path)
@@ -382,15 +386,15 @@ def test_bad_own_files(tmp_path):
         folder.mkdir()
         (folder / "labels.csv").write_bytes(text)
     for source, message in (
-        (tmp_path / "a.npz", "cannot read .*a.npz: truncated, damaged or neither"),
-        (tmp_path / "a.h5", "cannot read .*a.h5: truncated, damaged or neither"),
+        (tmp_path / "a.npz", "cannot read .*a.npz: truncated, damaged or not an .npz"),
+        (tmp_path / "a.h5", "cannot read .*a.h5: truncated, damaged or not HDF5"),
         (tmp_path / "none.npz", "no .*none.npz; name an .npz or .h5 file"),
-        (empty, "has no readable labels.csv with columns file and label"),
+        (empty, "cannot read .*labels.csv: No such file.* with the columns file and label"),
         (table(wrong, [0, 1] * 4, "path,class"), "must have the columns file and label"),
         (gone, "labels.csv, line 5: there is no file .*3.csv"),
         (bad, "5.csv, line 2: 'x' is not a number"),
         (short, "labels.csv, line 2: the row is too short"),
-        (latin, "has no readable labels.csv"),
+        (latin, "cannot read .*labels.csv: truncated, damaged or not a table"),
     ):
         with pytest.raises(SkipRNNError, match=message):
             write_own(source, tmp_path / "out.h5")

@@ -1,20 +1,22 @@
 """The Large Movie Review Dataset: the aclImdb folder or archive, or JSON lines, to a data file."""
 
 import hashlib
-import json
 import lzma
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pipelines import doors
+from pipelines.doors import check_file, lines_of, parse_json, reading
 from pipelines.errors import SkipRNNError
+from pipelines.memory import check_fits, in_words
 from pipelines.randomness import derive_seed
 from pipelines.sources.download import download, file_digest
 from pipelines.sources.words import read_vectors
@@ -27,6 +29,7 @@ ARCHIVE_MD5 = "7c2ac02c03563afcf9b574c7e56c153a"
 BYTES = 84_125_825  # to download
 REVIEWS = 25_000  # in each of train and test
 CLASSES = ("neg", "pos")
+REVIEW, MEMBER = 2**20, 2**28  # bytes of a review, and of any file of the archive, at most
 VALIDATION = 0.15  # of each class of the training reviews
 RANGE = 0.25  # words without a vector: U(-RANGE, RANGE)
 
@@ -79,8 +82,8 @@ def write_imdb(
     Raises:
         SkipRNNError: a source is missing, incomplete or damaged; or ``path`` cannot be written.
     """
-    if word2vec is not None and not Path(word2vec).is_file():
-        raise SkipRNNError(f"no file {word2vec} of word vectors")
+    if word2vec is not None:
+        check_file(word2vec, "name a file of word vectors with --word2vec")
     where = Path(source) if source is not None else _fetch(cache, on_progress)
     reviews = {split: _reviews(where, split) for split in ("train", "test")}
     train, val = _split(reviews["train"], seed)
@@ -98,6 +101,9 @@ def write_imdb(
     known = read_vectors(word2vec, set(words)) if word2vec is not None else {}
     if known:
         dimensions = len(next(iter(known.values())))
+    check_fits(8 * (len(words) + 2) * dimensions, f"{len(words):,} vectors of {dimensions:,} numbers")
+    for name, part in splits.items():
+        check_fits(4 * length * len(part), f"{name}, {len(part):,} reviews of {length:,} words each,")
     draws = np.random.default_rng(derive_seed(seed, "imdb", "vectors"))
     vectors = draws.uniform(-RANGE, RANGE, (len(words) + 2, dimensions)).astype(np.float32)
     vectors[PADDING] = 0
@@ -158,15 +164,16 @@ def _fetch(cache: Path, on_progress: Callable[[int], None]) -> Path:
 
 def _reviews(where: Path, split: str) -> list[Review]:
     """The labelled reviews of a split, in the order of their names."""
-    try:
+    with reading(where, "IMDB", "fetch it again"):
         if where.is_file():
-            reviews = list(_from_archive(where, split))
+            found = _from_archive(where, split)
         elif (where / split).is_dir() or (where / "aclImdb" / split).is_dir():
-            reviews = list(_from_folder(where if (where / split).is_dir() else where / "aclImdb", split))
+            found = _from_folder(where if (where / split).is_dir() else where / "aclImdb", split)
+        elif where.is_dir():
+            found = _from_json_lines(where, split)
         else:
-            reviews = list(_from_json_lines(where, split))
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, ValueError, KeyError, TypeError) as error:
-        raise SkipRNNError(f"cannot read the {split} reviews of {where}: truncated or damaged ({error})") from error
+            raise SkipRNNError(f"no {where}; name the folder aclImdb or its archive with --source")
+        reviews = list(islice(found, REVIEWS + 1))  # one too many are enough to tell that it is something else
     counts = Counter(review.label for review in reviews)
     if [counts[0], counts[1]] != [REVIEWS // 2, REVIEWS // 2]:
         raise SkipRNNError(
@@ -181,9 +188,13 @@ def _from_archive(path: Path, split: str) -> Iterator[Review]:
     with tarfile.open(path) as archive:
         for member in archive:
             parts = Path(member.name).parts
+            if member.size > MEMBER:
+                raise ValueError(f"it has a file of {in_words(member.size)}, which IMDB has not")
             if member.isfile() and len(parts) >= 3 and parts[-3] == split and parts[-2] in CLASSES:
                 file = archive.extractfile(member)
                 if file is not None:
+                    if member.size > REVIEW or len(texts) > REVIEWS:
+                        raise ValueError("it has more or longer reviews than IMDB")
                     texts["/".join(parts[-2:])] = Review(file.read().decode("utf-8"), CLASSES.index(parts[-2]))
     for name in sorted(texts):
         yield texts[name]
@@ -192,7 +203,7 @@ def _from_archive(path: Path, split: str) -> Iterator[Review]:
 def _from_folder(folder: Path, split: str) -> Iterator[Review]:
     for label, name in enumerate(CLASSES):
         for path in sorted((folder / split / name).glob("*.txt")):
-            yield Review(path.read_text(encoding="utf-8"), label)
+            yield Review(doors.read_text(path, "a review", "fetch it again"), label)
 
 
 def _from_json_lines(folder: Path, split: str) -> Iterator[Review]:
@@ -202,11 +213,15 @@ def _from_json_lines(folder: Path, split: str) -> Iterator[Review]:
             f"{folder} holds neither the folder {split} of aclImdb nor a file *{split}*.jsonl; name the folder or the "
             "archive with --source"
         )
+    check_file(paths[0], "fetch it again")
     with (
         lzma.open(paths[0], "rt", encoding="utf-8")
         if paths[0].suffix == ".xz"
         else paths[0].open(encoding="utf-8") as file
     ):
-        for line in file:
-            record = json.loads(line)
-            yield Review(record["text"], int(record["label"]))
+        for number, line in enumerate(lines_of(file, str(paths[0])), start=1):
+            record = parse_json(line, dict)
+            text, label = record["text"], record["label"]
+            if not isinstance(text, str) or label not in (0, 1) or isinstance(label, float):
+                raise ValueError(f"line {number} needs a text and a label of 0 or 1")
+            yield Review(text, int(label))

@@ -1,28 +1,35 @@
 """A user's own sequences, in an HDF5 or NPZ file or a folder of CSV files, to a data file."""
 
 import csv
+import io
 import json
 import math
+import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipelines import doors
+from pipelines.doors import Hdf5, check_file, reading
 from pipelines.errors import SkipRNNError
-from pipelines.inputs import UNREADABLE, csv_source
+from pipelines.inputs import csv_source
+from pipelines.memory import check_fits
 from pipelines.randomness import derive_seed
 from pipelines.storage import SPLITS, Sequences, sequences_writer
 from pipelines.tasks.base import Task
 from pipelines.tasks.own import OwnClasses, OwnNumbers
 
 LABELS = "labels.csv"
+PARTS = ("x", "y", "lengths", "offsets", "split")  # arrays of a file
+REMEDY = "mend it, or name another"
 
 Floats = npt.NDArray[np.float32]
 
@@ -34,6 +41,7 @@ class Written:
     task: Task
     sizes: dict[str, int]
     steps: int  # of the longest sequence
+    numeric_headers: int  # CSV files whose first line 0,1,... was passed over
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class _Raw:
     labels: list[Any]  # strings, integers or floats
     splits: list[str] | None
     names: Sequence[str]
+    numeric_headers: int = 0
 
 
 def write_own(
@@ -53,6 +62,8 @@ def write_own(
     val: float = 0.15,
     test: float = 0.15,
     seed: int = 0,
+    header: bool | None = None,
+    allow_outside: bool = False,
     overwrite: bool = False,
 ) -> Written:
     """Write one's own sequences.
@@ -66,15 +77,17 @@ def write_own(
         path: the HDF5 file to write.
         val, test: shares of the sequences, where no split is given; drawn class by class.
         seed: of the draw.
+        header: whether the CSV files of a folder begin with one; None follows the rule of ``inputs.csv_source``.
+        allow_outside: read files outside the folder, too, where labels.csv names such.
         overwrite: replace a file that exists.
 
     Raises:
         SkipRNNError: the source is missing, damaged or contradicts itself; or ``path`` cannot be written.
     """
     source = Path(source)
-    if not source.exists():
+    if not os.path.exists(source):
         raise SkipRNNError(f"no {source}; name an .npz or .h5 file, or a folder of CSV files with {LABELS}")
-    raw = _folder(source) if source.is_dir() else _file(source)
+    raw = _folder(source, header, allow_outside) if source.is_dir() else _file(source)
     _check(raw, source)
     kind, y, names = _targets(raw, source)
     rows = _rows(raw, y if kind == "classes" else None, val, test, seed, source)
@@ -89,57 +102,53 @@ def write_own(
             writer.write_split(split, len(part), iter([sequences]))
         attributes = {"seed": seed, "source": source.name, "version": version("skiprnn")}
         writer.finish({"task": task.name, **task.parameters(), **attributes})
-    return Written(task, {split: len(part) for split, part in rows.items()}, x.shape[1])
+    return Written(task, {split: len(part) for split, part in rows.items()}, x.shape[1], raw.numeric_headers)
 
 
-def _folder(folder: Path) -> _Raw:
+def _folder(folder: Path, header: bool | None, allow_outside: bool) -> _Raw:
     table = folder / LABELS
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            records = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SkipRNNError(f"{folder} has no readable {LABELS} with columns file and label ({reason})") from error
+    text = doors.read_text(table, "a table", f"{folder} needs {LABELS} with the columns file and label")
+    with reading(table, "a table with the columns file and label", REMEDY):
+        records = list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline="")))
     if not records or not {"file", "label"} <= set(records[0]):
         raise SkipRNNError(f"{table} must have the columns file and label, and a row for each file")
     sequences: list[Floats] = []
+    numeric_headers = 0
     for line, record in enumerate(records, start=2):
         if None in record.values():
             raise SkipRNNError(f"{table}, line {line}: the row is too short")
         path = folder / (record["file"] or "")
-        if not path.is_file():
-            raise SkipRNNError(f"{table}, line {line}: there is no file {path}")
-        sequences.append(_csv(path, sequences[0].shape[1] if sequences else None))
+        inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
+        if not (inside or allow_outside):
+            raise SkipRNNError(f"{table}, line {line}: the file lies outside {folder}; pass --allow-outside to read it")
+        if not os.path.isfile(path):
+            raise SkipRNNError(f"{table}, line {line}: there is no file {str(path)[:300]}")
+        sequence, numeric = _csv(path, sequences[0].shape[1] if sequences else None, header)
+        sequences.append(sequence)
+        numeric_headers += numeric
     labels: list[Any] = [record["label"] for record in records]
     if all(_is(float, label) for label in labels) and not all(_is(int, label) for label in labels):
         labels = [float(label) for label in labels]
     splits = [record["split"] for record in records] if "split" in records[0] else None
-    return _Raw(sequences, labels, splits, [record["file"] for record in records])
+    return _Raw(sequences, labels, splits, [record["file"] for record in records], numeric_headers)
 
 
-def _csv(path: Path, width: int | None) -> Floats:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        source = csv_source(file, width, str(path))
+def _csv(path: Path, width: int | None, header: bool | None) -> tuple[Floats, bool]:
+    """The rows of a file, and whether it began with names 0,1,... of columns."""
+    check_file(path, REMEDY)
+    with reading(path, "CSV", REMEDY), path.open(encoding="utf-8-sig", errors="replace") as file:
+        source = csv_source(file, width, str(path), header)
         samples: list[npt.NDArray[Any]] = []
         while (sample := source.read(len(samples))) is not None:
             samples.append(sample)
-    return np.stack(samples).astype(np.float32)
+    return np.stack(samples).astype(np.float32), source.numeric_header
 
 
 def _file(path: Path) -> _Raw:
-    arrays: dict[str, Any] = {}
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        else:
-            with h5py.File(path, "r") as file:
-                for name, dataset in file.items():
-                    if isinstance(dataset, h5py.Dataset):
-                        strings = h5py.check_string_dtype(dataset.dtype) is not None
-                        arrays[name] = dataset.asstr()[()] if strings else dataset[()]
-    except UNREADABLE as error:
-        raise SkipRNNError(f"cannot read {path}: truncated, damaged or neither .npz nor HDF5 ({error})") from error
+    opened: Any = (doors.open_npz if path.suffix == ".npz" else doors.open_hdf5)(path, REMEDY)
+    with closing(opened):
+        read = opened.array if isinstance(opened, Hdf5) else opened.__getitem__
+        arrays: dict[str, Any] = {name: read(name) for name in PARTS if name in opened}
     if missing := {"x", "y"} - set(arrays):
         raise SkipRNNError(f"{path} has no array {' nor '.join(sorted(missing))}; it needs x (N, T, D) and y (N,)")
     x, y = arrays["x"], arrays["y"]
@@ -164,8 +173,13 @@ def _file(path: Path) -> _Raw:
                 f"{y.shape}"
             )
         sequences = [row[:length].astype(np.float32) for row, length in zip(x, lengths.tolist(), strict=True)]
-    splits = _texts(arrays["split"]).tolist() if "split" in arrays else None
-    return _Raw(sequences, _texts(y).tolist(), splits, [f"sequence {row}" for row in range(len(y))])
+    for name in ("y", "split"):
+        if name in arrays and arrays[name].ndim != 1:
+            raise SkipRNNError(f"{path}: {name} must be (N,), got shape {arrays[name].shape}; {REMEDY}")
+    with reading(path, "UTF-8 in its texts", REMEDY):
+        splits = _texts(arrays["split"]).tolist() if "split" in arrays else None
+        y = _texts(y)
+    return _Raw(sequences, y.tolist(), splits, [f"sequence {row}" for row in range(len(y))])
 
 
 def _integers(array: npt.NDArray[Any], name: str, path: Path) -> npt.NDArray[np.int64]:
@@ -234,7 +248,9 @@ def _rows(
 def _padded(sequences: Sequence[Floats]) -> tuple[Floats, npt.NDArray[np.int64]]:
     width = sequences[0].shape[1]
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    x = np.zeros((len(sequences), int(lengths.max()), width), dtype=np.float32)
+    shape = (len(sequences), int(lengths.max()), width)
+    check_fits(4 * math.prod(shape), f"sequences of shape {shape}, all as long as the longest,")
+    x = np.zeros(shape, dtype=np.float32)
     for row, sequence in enumerate(sequences):
         x[row, : len(sequence)] = sequence
     return x, lengths

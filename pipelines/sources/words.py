@@ -1,15 +1,17 @@
 """Word vectors in word2vec's formats, read as a stream of which only the words asked for are kept."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.doors import check_file, lines_of, open_npz, reading
 from pipelines.errors import SkipRNNError
-from pipelines.inputs import UNREADABLE
 
+REMEDY = "name another file with --word2vec, or leave it out"
+WORD = 2**16  # bytes of a word, at most
 Vector = npt.NDArray[np.float32]
 
 
@@ -28,14 +30,13 @@ def read_vectors(path: Path, words: set[str]) -> dict[str, Vector]:
     path = Path(path)
     if path.suffix not in readers:
         raise SkipRNNError(f"cannot read word vectors from {path}: its name must end in {', '.join(readers)}")
-    try:
-        found: dict[str, Vector] = {}
+    check_file(path, REMEDY)
+    found: dict[str, Vector] = {}
+    with reading(path, "word vectors", REMEDY), np.errstate(over="ignore"):  # to infinity, which is refused
         for word, vector in readers[path.suffix](path, words):
             found.setdefault(word, vector)
-    except (*UNREADABLE, IndexError) as error:
-        raise SkipRNNError(f"cannot read word vectors from {path}: {error}") from error
-    if len({len(vector) for vector in found.values()}) > 1:
-        raise SkipRNNError(f"cannot read word vectors from {path}: they differ in length")
+    if len({vector.shape for vector in found.values()}) > 1 or any(vector.size == 0 for vector in found.values()):
+        raise SkipRNNError(f"cannot read word vectors from {path}: they differ in length, or have none; {REMEDY}")
     if bad := [word for word, vector in found.items() if not np.isfinite(vector).all()]:
         raise SkipRNNError(f"{path}: the vector of {bad[0]!r} holds NaN or infinity")
     if not found:
@@ -45,12 +46,14 @@ def read_vectors(path: Path, words: set[str]) -> dict[str, Vector]:
 
 def _binary(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
     with path.open("rb") as file:
-        count, dimensions = (int(number) for number in file.readline().split())
+        count, dimensions = (int(number) for number in file.readline(WORD).split())
+        if not 0 <= count * (4 * dimensions + 2) <= path.stat().st_size:
+            raise EOFError(f"it says that it has {count} words of {dimensions} numbers, and is too small for that")
         for _ in range(count):
             name = bytearray()
             while (byte := file.read(1)) != b" ":
-                if not byte:
-                    raise EOFError("the file is truncated")
+                if not byte or len(name) == WORD:
+                    raise EOFError("a word has no end")
                 name += byte
             data = file.read(4 * dimensions)
             if len(data) < 4 * dimensions:
@@ -62,7 +65,7 @@ def _binary(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
 
 def _text(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
     with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(lines_of(file, str(path))):
             word, _, values = line.rstrip().partition(" ")
             if number == 0 and len(values.split()) == 1:
                 continue  # "count dimensions"
@@ -71,10 +74,16 @@ def _text(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
 
 
 def _archive(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
-    with np.load(path, allow_pickle=False) as arrays:
-        names: Any = arrays["words"]
-        vectors = arrays["vectors"]
+    with closing(open_npz(path, REMEDY)) as arrays:
+        names, vectors = arrays["words"], arrays["vectors"]
         rows = arrays["row"] if "row" in arrays else np.arange(len(names))
+        if (
+            names.dtype.kind != "U"
+            or vectors.ndim != 2
+            or vectors.dtype.kind not in "fiu"
+            or rows.dtype.kind not in "iu"
+        ):
+            raise ValueError("it needs words (N,), vectors (M, D) and row (N,)")
         for word, row in zip(names.tolist(), rows.tolist(), strict=True):
             if word in words:
                 yield word, vectors[row].astype(np.float32)

@@ -57,12 +57,17 @@ def task_of_attributes(attributes: dict[str, Any], path: Path, expected: str | N
         raise SkipRNNError(f"{path} holds data for the unknown task {name}; this skiprnn knows {', '.join(TASKS)}")
     try:
         return TASKS[name].from_attributes(attributes)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SkipRNNError(f"{path} lacks a proper attribute {error} of the task {name}; generate it again") from error
+    except ValueError as error:
+        raise SkipRNNError(f"{path} does not describe the task {name} properly: {error}; generate it again") from error
 
 
 def load_data(
-    path: Path, expected: str | Task, splits: tuple[str, ...], *, true_lengths: bool = False
+    path: Path,
+    expected: str | Task,
+    splits: tuple[str, ...],
+    *,
+    true_lengths: bool = False,
+    rows: slice | None = None,
 ) -> tuple[Task, DataFile]:
     """A data file's task and some of its splits.
 
@@ -71,6 +76,7 @@ def load_data(
         expected: the task's name, or the task that a run was trained on, of whose kind the data must be.
         splits: of train, val and test.
         true_lengths: keep the lengths of the sequences; otherwise padding is part of them.
+        rows: read these sequences of each split only; features stay in their file anyway, and all are returned.
 
     Raises:
         SkipRNNError: the file cannot be read, or does not hold sequences of the ``expected`` task.
@@ -80,7 +86,7 @@ def load_data(
         ours, theirs = getattr(expected, field), getattr(task, field)
         if ours != theirs:
             raise SkipRNNError(f"{path} has {field} {theirs}, the run was trained on {ours}; name other --data")
-    data = read_features(path, splits) if schema_of(path) == FEATURES else read_sequences(path, splits)
+    data = read_features(path, splits) if schema_of(path) == FEATURES else read_sequences(path, splits, rows)
     for name, sequences in data.splits.items():
         try:
             task.check(sequences)

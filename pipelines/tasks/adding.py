@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipelines.errors import SkipRNNError
 from pipelines.storage import Sequences, Split
-from pipelines.tasks.base import SyntheticTask
+from pipelines.tasks.base import LONGEST, SyntheticTask
 
 SOLVED_MSE = 1 / 600  # 1/100 of the variance of the target, 1/6
 
@@ -33,8 +33,11 @@ class Adding(SyntheticTask):
     signal_name = "marker"
 
     def __post_init__(self) -> None:
-        if self.length < 10:
-            raise SkipRNNError(f"adding needs at least 10 steps, so that a tenth holds a marker; got {self.length}")
+        if not 10 <= self.length < LONGEST:
+            raise SkipRNNError(
+                f"adding needs at least 10 steps, so that a tenth holds a marker, and fewer than {LONGEST:,}; got "
+                f"{self.length}"
+            )
 
     def sample(self, size: int, generator: torch.Generator) -> Sequences:
         device, half = generator.device, self.length // 2

@@ -9,8 +9,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from pipelines.doors import parse_json
 from pipelines.errors import SkipRNNError
+from pipelines.fields import check_fields
 from pipelines.storage import Sequences, Split
+
+FINITE = 3e38  # float32's largest number is a little more
+LONGEST = 2**31  # steps of a sequence that is drawn
+
+
+def class_names(text: str) -> list[str]:
+    """The names of classes in a field that holds them as JSON.
+
+    Raises:
+        ValueError: they are not two different names or more.
+    """
+    names = parse_json(text, list)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < max(len(names), 2):
+        raise ValueError("classes must be two different names or more")
+    return names
+
+
+def finite_numbers(text: str) -> list[float]:
+    """The numbers in a field that holds them as JSON.
+
+    Raises:
+        ValueError: they are not finite numbers.
+    """
+    numbers = parse_json(text, list)
+    if not all(type(number) in (int, float) and abs(number) < FINITE for number in numbers):
+        raise ValueError("mean and std must be finite numbers")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -59,8 +88,17 @@ class Task(ABC):
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> Self:
-        """The task a data file was made for."""
-        return cls(**{field.name: attributes[field.name] for field in fields(cls)})
+        """The task a data file was made for.
+
+        Raises:
+            ValueError: an attribute is missing, or of another type than the field.
+        """
+        names = [field.name for field in fields(cls)]
+        if missing := [name for name in names if name not in attributes]:
+            raise ValueError(f"it lacks {missing[0]}")
+        values = {name: attributes[name] for name in names}
+        check_fields(cls, values)
+        return cls(**values)
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of the data, as stored in the file's attributes."""

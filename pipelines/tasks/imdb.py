@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Imdb(ClassificationTask):
     meaning = ("length", "vocabulary_sha256", "tokenizer")
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.dimensions < 1 or self.vocabulary < 2:
+        if min(self.length, self.dimensions) < 1 or not 2 <= self.vocabulary < 2**31:
             raise SkipRNNError(f"imdb needs a length and dimensions of 1 or more, got {self.length}, {self.dimensions}")
         if self.tokenizer != TOKENIZER:
             raise SkipRNNError(f"unknown tokeniser {self.tokenizer}; this skiprnn has {TOKENIZER}")
@@ -63,7 +64,12 @@ class Imdb(ClassificationTask):
     @torch.no_grad()
     def initialize(self, embedding: nn.Module, extra: dict[str, npt.NDArray[Any]]) -> None:
         assert isinstance(embedding, nn.Embedding)
-        embedding.weight.copy_(torch.from_numpy(extra["vectors"]))
+        vectors = extra.get("vectors")
+        if vectors is None or vectors.dtype != np.float32 or vectors.shape != embedding.weight.shape:
+            raise SkipRNNError(f"the data holds no vectors of shape {tuple(embedding.weight.shape)}; generate it again")
+        if not np.isfinite(vectors).all():
+            raise SkipRNNError("a vector of the data holds NaN or infinity; generate it again")
+        embedding.weight.copy_(torch.from_numpy(vectors))
 
     def with_padding(self, sequences: Split) -> Split:
         assert isinstance(sequences, Sequences)

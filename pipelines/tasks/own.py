@@ -1,6 +1,5 @@
 """A task from one's own sequences: classes or a number to each."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import SkipRNNError
 from pipelines.storage import Split
-from pipelines.tasks.base import ClassificationTask, Task
+from pipelines.tasks.base import FINITE, ClassificationTask, Task, class_names, finite_numbers
 
 
 class Standardize(nn.Module):
@@ -36,8 +35,9 @@ class _Own(Task):
     std: str = "[1.0]"
 
     def __post_init__(self) -> None:
-        if not len(json.loads(self.mean)) == len(json.loads(self.std)) == self.features:
-            raise SkipRNNError(f"mean and std must have a number for each of the {self.features} features")
+        mean, std = finite_numbers(self.mean), finite_numbers(self.std)
+        if not len(mean) == len(std) == self.features or not all(value > 0 for value in std):
+            raise SkipRNNError(f"mean and std, above 0, must have a number for each of the {self.features} features")
 
     @property
     def input_size(self) -> int:
@@ -45,7 +45,7 @@ class _Own(Task):
         return self.features
 
     def embedding(self) -> nn.Module:
-        return Standardize(json.loads(self.mean), json.loads(self.std))
+        return Standardize(finite_numbers(self.mean), finite_numbers(self.std))
 
     def with_padding(self, sequences: Split) -> Split:
         return sequences  # one's own sequences end where they end
@@ -64,13 +64,17 @@ class OwnClasses(ClassificationTask, _Own):
     signal_name = "feature 0"
     meaning = ("features", "classes")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        class_names(self.classes)
+
     @property
     def output_size(self) -> int:
         """Classes."""
-        return len(json.loads(self.classes))
+        return len(class_names(self.classes))
 
     def class_name(self, index: int) -> str:
-        return str(json.loads(self.classes)[index])
+        return class_names(self.classes)[index]
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ class OwnNumbers(_Own):
     higher_is_better = False
     signal_name = "feature 0"
     meaning = ("features",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (abs(self.target_mean) < FINITE and 0 < self.target_std < FINITE):
+            raise SkipRNNError("target_mean and target_std, above 0, must be finite")
 
     def check(self, sequences: Split) -> None:
         super().check(sequences)

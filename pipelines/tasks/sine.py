@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipelines.errors import SkipRNNError
 from pipelines.storage import Sequences
-from pipelines.tasks.base import ClassificationTask, SyntheticTask
+from pipelines.tasks.base import LONGEST, ClassificationTask, SyntheticTask
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Sine(ClassificationTask, SyntheticTask):
     signal_name = "amplitude"
 
     def __post_init__(self) -> None:
-        if self.sampling_period <= 0 or self.duration < self.sampling_period:
+        if not 0 < self.sampling_period <= self.duration < LONGEST * self.sampling_period:
             raise SkipRNNError(
-                f"sine needs 0 < sampling period <= duration; got {self.sampling_period} ms and {self.duration} ms"
+                f"sine needs 0 < sampling period <= duration, and fewer than {LONGEST:,} samples; got "
+                f"{self.sampling_period} ms and {self.duration} ms"
             )
 
     @property

@@ -1,6 +1,6 @@
 """Tasks on videos, whose samples are features of their frames: UCF-101 and one's own."""
 
-import json
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from pipelines.errors import SkipRNNError
 from pipelines.feature_file import FlatSequences
 from pipelines.storage import Split
-from pipelines.tasks.base import ClassificationTask
+from pipelines.tasks.base import ClassificationTask, class_names
+
+LARGEST = 2**31  # of sizes
 
 
 class ToFloat(nn.Module):
@@ -47,10 +49,12 @@ class Videos(ClassificationTask):
     meaning: ClassVar[tuple[str, ...]] = ("features", "classes", "fps", "network", "weights_sha256", "resize")
 
     def __post_init__(self) -> None:
-        if self.features < 1 or self.steps < 1 or len(json.loads(self.classes)) < 2:
+        class_names(self.classes)
+        sizes = (self.features, self.steps, self.fps, self.seconds, self.resize)
+        if not all(0 < size < LARGEST for size in sizes) or not 0 <= self.frame_cost < math.inf:
             raise SkipRNNError(
-                f"{self.name} needs 1 feature, 1 step and 2 classes or more, got {self.features}, {self.steps} and "
-                f"{self.classes}"
+                f"{self.name} needs 1 feature and 1 step or more, and frames, got {self.features}, {self.steps}, "
+                f"{self.fps:g} frames/s for {self.seconds:g} s of {self.resize} pixels"
             )
 
     @property
@@ -66,7 +70,7 @@ class Videos(ClassificationTask):
     @property
     def output_size(self) -> int:
         """Classes."""
-        return len(json.loads(self.classes))
+        return len(class_names(self.classes))
 
     def embedding(self) -> nn.Module:
         return ToFloat()
@@ -80,11 +84,11 @@ class Videos(ClassificationTask):
             raise SkipRNNError(f"it must hold {self.features} features a frame of up to {self.steps} frames a video")
 
     def class_name(self, index: int) -> str:
-        return str(json.loads(self.classes)[index])
+        return class_names(self.classes)[index]
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         said = super().answer(prediction)
-        return {**said, "probabilities": dict(zip(json.loads(self.classes), said["probabilities"], strict=True))}
+        return {**said, "probabilities": dict(zip(class_names(self.classes), said["probabilities"], strict=True))}
 
     def signal(self, x: Tensor) -> Tensor:
         change = x.float().diff(dim=0).norm(dim=1)
