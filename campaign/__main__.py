@@ -19,6 +19,8 @@ from campaign.cases import FINE, Attack, Kind, Scene, Verdict
 from campaign.originals import build
 from campaign.processes import in_lanes, warm
 
+SHOWN = 10  # failures that look alike, with what was done
+
 Results = dict[str, list[tuple[int, Verdict]]]
 
 
@@ -98,6 +100,8 @@ def campaign(attacks: list[Attack], folder: Path, options: argparse.Namespace) -
     for (number, case), verdicts in in_lanes(try_case, cases, options.jobs):
         attack = attacks[number]
         results[attack.name] += [(case, verdict) for verdict in verdicts]
+        for verdict in verdicts if options.case is not None else ():
+            say(f"{verdict.what}\n    skiprnn {' '.join(verdict.command)}\n    {verdict.kind}: {verdict.detail}")
         done[number] += 1
         if done[number] == len(chosen(attack)):
             failed = sum(verdict.kind not in FINE for _, verdict in results[attack.name])
@@ -129,13 +133,14 @@ def listed(results: Results, seed: int) -> list[str]:
     lines = []
     for (name, *_), group in alike.items():
         case, verdict = group[0]
-        others = ", ".join(str(other) for other, _ in group[1:])
-        lines.append(
-            f"\n{verdict.kind}, {len(group)} of {name}: {verdict.detail}\n"
-            f"  case {case}{f' (and {others})' if others else ''}: {verdict.what}\n"
-            f"  skiprnn {' '.join(verdict.command)[:300]}\n"
-            f"  python -m campaign --seed {seed} --only '{name}' --case {case}"
-        )
+        said = [
+            f"\n{verdict.kind}, {len(group)} of {name}: {verdict.detail}",
+            *(f"  case {number}: {other.what:.110}: {other.command[0]}" for number, other in group[:SHOWN]),
+            *([f"  and cases {', '.join(str(number) for number, _ in group[SHOWN:])}"] if group[SHOWN:] else []),
+            f"  skiprnn {' '.join(verdict.command)[:300]}",
+            f"  python -m campaign --seed {seed} --only '{name}' --case {case}",
+        ]
+        lines.append("\n".join(said))
     return lines
 
 

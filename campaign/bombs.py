@@ -217,7 +217,7 @@ def _secret(scene: Scene) -> None:
     with h5py.File(scene.folder.parent / "secret.h5", "w") as file:
         file["x"] = x
     (scene.folder.parent / "secret.bin").write_bytes(x.tobytes())
-    (scene.folder.parent / "secret.csv").write_text(f"x,y\n{SECRET},{SECRET}\n" * 6)
+    (scene.folder.parent / "secret.csv").write_text("x,y\n" + f"{SECRET},{SECRET}\n" * 6)
 
 
 def _linked(kind: str) -> Callable[[Scene], None]:
@@ -410,7 +410,7 @@ def attacks(times: float) -> list[Attack]:
         bomb.make(scene)
         return [_meet(scene, name, bomb, command.format(o=scene.originals).split()) for command in bomb.commands]
 
-    return [Attack("bombs", len(named) if times >= 0.1 else 0, case, needs)]
+    return [Attack("bombs", round(len(named) * min(times, 1)), case, needs)]
 
 
 def _meet(scene: Scene, name: str, bomb: Bomb, command: list[str]) -> Verdict:

@@ -1,5 +1,6 @@
 """Commands in processes forked from one that has imported everything: started in milliseconds, watched, and ended."""
 
+import codecs
 import contextlib
 import gc
 import importlib
@@ -56,6 +57,8 @@ def warm() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
+    for name in ("utf-8-sig", "idna", "ascii", "latin-1"):
+        codecs.lookup(name)  # which another user could not import from here
     Image.init()
     torch.set_num_threads(1)
     gc.collect()
