@@ -16,7 +16,7 @@ os.environ.update(OPENCV_LOG_LEVEL="SILENT", MPLBACKEND="Agg")
 
 from campaign import bombs, disk, fuzz, kills, names
 from campaign.cases import FINE, Attack, Kind, Scene, Verdict
-from campaign.originals import build
+from campaign.originals import build, few_reviews
 from campaign.processes import in_lanes, warm
 
 SHOWN = 10  # failures that look alike, with what was done
@@ -66,7 +66,7 @@ def campaign(attacks: list[Attack], folder: Path, options: argparse.Namespace) -
     warm()
     originals = folder / "originals"
     originals.mkdir()
-    fuzz.few_reviews()
+    few_reviews()
     tried = [attack for attack in attacks if not attack.skipped]
     build(originals, *dict.fromkeys(name for attack in tried for name in attack.needs))
     say("the undamaged files are made")
@@ -134,7 +134,7 @@ def listed(results: Results, seed: int) -> list[str]:
     for (name, *_), group in alike.items():
         case, verdict = group[0]
         said = [
-            f"\n{verdict.kind}, {len(group)} of {name}: {verdict.detail}",
+            f"\n{verdict.kind}, {len(group)} of {name}: {verdict.detail:.200}",
             *(f"  case {number}: {other.what:.110}: {other.command[0]}" for number, other in group[:SHOWN]),
             *([f"  and cases {', '.join(str(number) for number, _ in group[SHOWN:])}"] if group[SHOWN:] else []),
             f"  skiprnn {' '.join(verdict.command)[:300]}",

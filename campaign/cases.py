@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,6 @@ class Attack:
     needs: tuple[str, ...] = ()  # originals
     prepare: Callable[[Scene], Any] = lambda scene: None  # once, before the cases
     skipped: str = ""  # why it cannot be tried here
-    alone: bool = field(default=False)  # its cases are timed, so the other lanes shall not make them slow
 
 
 def judge(done: Done, what: str, command: Sequence[str], fine: Callable[[], str | Verdict] = lambda: "") -> Verdict:
@@ -93,7 +92,7 @@ def judge(done: Done, what: str, command: Sequence[str], fine: Callable[[], str 
         said = [line for line in lines if line.startswith("Error: ")]
         if len(said) != 1:
             return verdict(Kind.TRACEBACK, f"exit {done.code} with {len(said)} messages: {last}")
-        if len(said[0]) > WORDS:
+        if len(said[0]) > WORDS + 3 * sum(map(len, command)):  # it may name what it was given
             return verdict(Kind.TRACEBACK, f"a message of {len(said[0])} characters: {said[0][:100]}")
         return verdict(Kind.REFUSED, said[0])
     wrong = fine()

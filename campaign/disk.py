@@ -25,7 +25,9 @@ def attacks(times: float) -> list[Attack]:
     return [
         Attack("full disk (files cannot grow)", count * len(in_files), _full(in_files), needs, _sizes(in_files)),
         Attack("full disk (tmpfs)", count, _tmpfs, (), skipped=_no_mount()),
-        Attack("read-only folder", len(list_of) if times >= 0.1 else 1, _read_only(list_of), needs, skipped=_no_nobody()),
+        Attack(
+            "read-only folder", len(list_of) if times >= 0.1 else 1, _read_only(list_of), needs, skipped=_no_nobody()
+        ),
         Attack(f"{RACERS} at one output", count, _race, ("own.npz",)),
     ]
 
@@ -158,16 +160,13 @@ def _read_only(list_of: list[Work]) -> Callable[[int, Scene], list[Verdict]]:
 
 def _race(number: int, scene: Scene) -> list[Verdict]:
     """Commands without --overwrite that start together: one writes, the others say that the file exists."""
-    if number % 2:
-        command = f"gen-data own {scene.originals}/own.npz --out out.h5 --seed".split()
-    else:
-        command = "gen-data adding --train 2000 --val 9 --test 9 --out out.h5 --seed".split()
-    commands = [[*command, str(seed)] for seed in range(RACERS)]
+    said = f"gen-data own {scene.originals}/own.npz" if number % 2 else "gen-data adding --train 2000 --val 9 --test 9"
+    commands = [f"{said} --out out.h5 --seed {seed}".split() for seed in range(RACERS)]
     done = together(commands, scene.folder)
-    verdicts = [judge(one, "at the same time", said) for one, said in zip(done, commands, strict=True)]
+    verdicts = [judge(one, "at the same time", command) for one, command in zip(done, commands, strict=True)]
     first = [seed for seed, one in enumerate(done) if one.code == 0]
     if len(first) != 1:
-        return [silent_or_lost(Kind.LOST, "at the same time", command, f"{len(first)} said that they wrote it")]
+        return [silent_or_lost(Kind.LOST, "at the same time", commands[0], f"{len(first)} said that they wrote it")]
     for seed, one in enumerate(done):
         if one.code == 1 and "exists already" not in one.err:
             verdicts[seed] = silent_or_lost(Kind.LOST, "at the same time", commands[seed], one.err.strip()[-200:])

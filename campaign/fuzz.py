@@ -1,18 +1,12 @@
 """Damaged files of every format, given to the commands that read them."""
 
-import io
 import json
-import shutil
-import struct
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
+from campaign import formats
 from campaign.cases import (
     Attack,
     Kind,
@@ -27,15 +21,11 @@ from campaign.cases import (
     weights_of,
 )
 from campaign.damage import (
-    damage_array_file,
-    damage_bytes,
     damage_file,
     damage_json,
     damage_npy,
-    damage_value,
-    damage_words,
 )
-from campaign.originals import EXTRACTION, SMALL, few_reviews, tar_of_reviews
+from campaign.originals import EXTRACTION, SMALL, few_reviews
 from campaign.processes import Done, run
 
 TRAIN = (*SMALL, "--steps", "4")
@@ -84,23 +74,18 @@ def resume(run: str = "run") -> Probe:
 
 def made(arguments: str) -> Probe:
     """A command that makes a data file of unprotected ones."""
-    return Probe(
-        f"{arguments} --out out.h5", lambda done, folder: hdf5_of(folder / "out.h5"), False, ("out.h5",)
-    )
+    return Probe(f"{arguments} --out out.h5", lambda done, folder: hdf5_of(folder / "out.h5"), False, ("out.h5",))
 
 
 def imdb(more: str) -> Probe:
     return made(f"gen-data imdb --length 6 --min-count 1 {more}")
 
 
-Damage = Callable[[Path, Random], str]
-
-
 def fuzz(
     name: str,
     count: int,
     copied: tuple[str, ...],
-    damage: Damage,
+    damage: formats.Damage,
     probes: list[Probe],
     needs: tuple[str, ...] = (),
 ) -> Attack:
@@ -123,7 +108,9 @@ def fuzz(
             before = files_in(scene.folder)
             done = run(command, scene.folder)
             after = files_in(scene.folder)
-            wrong = [f"{path} was changed" for path in before if before[path] != after.get(path) and not _may(path, probe)]
+            wrong = [
+                f"{path} was changed" for path in before if before[path] != after.get(path) and not _may(path, probe)
+            ]
             new = after.keys() - before.keys()
             wrong += [f"{path} was left" for path in leftovers(new)]
             wrong += [f"{path} was made" for path in new if not _may(path, probe) and not path.endswith(".lock")]
@@ -169,261 +156,69 @@ def _may(path: str, probe: Probe) -> bool:
     return any(path == name or path.startswith(f"{name}/") for name in probe.writes)
 
 
-def one_of(*names: str, by: Callable[[bytes, Random], tuple[bytes, str]] = damage_bytes) -> Damage:
-    """Damage one of some files."""
-    return lambda folder, rng: damage_file(folder / rng.choice(names), rng, by)
-
-
-def inside(name: str) -> Damage:
-    """Damage an HDF5 file."""
-    return lambda folder, rng: damage_array_file(folder / name, rng)
-
-
-def _any_text(folder: Path, rng: Random) -> str:
-    path = rng.choice(sorted((folder / "own").iterdir()))
-    if rng.random() < 0.5:
-        path = folder / "own" / rng.choice(["labels.csv", "00.csv"])
-    return damage_file(path, rng, rng.choice([damage_words, damage_words, damage_bytes]))
-
-
-def _words_or_bytes(data: bytes, rng: Random) -> tuple[bytes, str]:
-    return (damage_words if rng.random() < 0.6 else damage_bytes)(data, rng)
-
-
-def _npz(folder: Path, rng: Random) -> str:
-    path = folder / rng.choice(["own.npz", "tight.npz"])
-    if rng.random() < 0.5:
-        how = damage_file(path, rng)
-    else:
-        with zipfile.ZipFile(path) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        name = rng.choice(list(members))
-        roll = rng.random()
-        if roll < 0.8:
-            members[name], how = damage_npy(members[name], rng)
-        elif roll < 0.9:
-            del members[name]
-            how = "taken out"
-        else:
-            members[rng.choice(["z.npy", "x", "../x.npy", "y.npy "])] = members[name]
-            how = "doubled under another name"
-        with zipfile.ZipFile(path, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
-            for member, data in members.items():
-                archive.writestr(member, data)
-        how = f"{path.name}: {name}: {how}"
-    if path.name != "own.npz":
-        path.replace(folder / "own.npz")
-    return how
-
-
-def _checkpoint(folder: Path, rng: Random) -> str:
-    """Another checkpoint with right digests: only what it says can give it away."""
-    import torch
-
-    from pipelines.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-
-    saved = load_checkpoint(folder / "run", "last")
-    tensors, numbers = dict(saved.tensors), dict(saved.numbers)
-    if rng.random() < 0.4:
-        numbers, how = damage_value(numbers, rng)
-        numbers = {"step": 4, **numbers} if isinstance(numbers, dict) else {"step": numbers}
-        if not isinstance(numbers["step"], int):
-            numbers["step"] = 4
-    else:
-        name = rng.choice(list(tensors))
-        tensor = tensors[name].clone()
-        change: dict[str, Callable[[], Any]] = {
-            "NaN": lambda: torch.full_like(tensor, float("nan")),
-            "infinite": lambda: torch.full_like(tensor, float("inf")),
-            "integers": lambda: tensor.long(),
-            "float64": lambda: tensor.double(),
-            "bfloat16": lambda: tensor.bfloat16(),
-            "booleans": lambda: tensor > 0,
-            "complex": lambda: tensor.to(torch.complex64),
-            "flat": lambda: tensor.reshape(-1),
-            "empty": lambda: tensor.reshape(-1)[:0],
-            "of one more dimension": lambda: tensor[None],
-            "huge": lambda: tensor + 3e38,
-            "negative": lambda: -tensor - 5,
-        }
-        how = rng.choice([*change, "taken out", "renamed"])
-        del tensors[name]
-        if how in change:
-            tensors[name] = change[how]()
-        elif how == "renamed":
-            tensors[f"{name}_"] = tensor
-        how = f"{name} {how}"
-    with torch.no_grad():
-        save_checkpoint(folder / "run", ("last", "best"), Checkpoint(tensors, numbers))
-    return f"a checkpoint made anew: {how}"
-
-
-def _tensors(folder: Path, rng: Random) -> str:
-    path = rng.choice(sorted((folder / "run" / "checkpoints").glob("*.safetensors")))
-    return damage_file(path, rng)
-
-
-def _safetensors(data: bytes, rng: Random) -> tuple[bytes, str]:
-    if rng.random() < 0.3:
-        return damage_bytes(data, rng)
-    size = struct.unpack("<Q", data[:8])[0]
-    if rng.random() < 0.2:
-        other = rng.choice([0, 1, size + 8, 2**40, 2**63])
-        return struct.pack("<Q", other) + data[8:], f"a header of {other} bytes"
-    header, how = damage_value(json.loads(data[8 : 8 + size]), rng)
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data[8 + size :], f"header: {how}"
-
-
-def _weights(folder: Path, rng: Random) -> str:
-    if rng.random() < 0.5:
-        return damage_file(folder / "weights.pth", rng)
-    return damage_file(folder / "weights.safetensors", rng, _safetensors)
-
-
-def _idx(folder: Path, rng: Random) -> str:
-    path = rng.choice(sorted((folder / "digits").iterdir()))
-    size = path.stat().st_size
-    with path.open("r+b") as file:  # in place: a copy in memory of all of it is not needed
-        roll = rng.random()
-        at = rng.choice([rng.randrange(20), rng.randrange(size)])
-        if roll < 0.3:
-            file.truncate(at)
-            return f"{path.name}: cut at {at}"
-        if roll < 0.4:
-            file.seek(0, 2)
-            file.write(rng.randbytes(5))
-            return f"{path.name}: five bytes more"
-        file.seek(at)
-        noise = rng.randbytes(rng.choice([1, 2, 100]))
-        file.write(noise)
-        return f"{path.name}: {len(noise)} bytes overwritten at {at}"
-
-
-def _tar(folder: Path, rng: Random) -> str:
-    path = folder / rng.choice(["reviews.tar", "reviews.tar.gz"])
-    if rng.random() < 0.3:
-        tar_of_reviews(path, "w" if path.suffix == ".tar" else "w:gz")
-        with tarfile.open(folder / "other.tar", "w") as archive:
-            info = tarfile.TarInfo(
-                rng.choice(["aclImdb/train/pos/9_9.txt", "../aclImdb/test/neg/1_1.txt", "/train/pos/a", "\udcff/train/pos/x"])
-            )
-            text = rng.choice([b"\xff\xfe", b"good film", b"", b"\0" * 600])
-            info.type = rng.choice([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, b"S", b"x", b"L"])
-            info.linkname = rng.choice(["", "/etc/passwd", info.name])
-            info.size = len(text) if info.type in (tarfile.REGTYPE, b"x", b"L") else 0
-            archive.addfile(info, io.BytesIO(text))
-        extra = (folder / "other.tar").read_bytes()[:1024]
-        (folder / "other.tar").unlink()
-        data = (folder / "reviews.tar").read_bytes()
-        (folder / "reviews.tar").write_bytes(extra + data)
-        path = folder / "reviews.tar"
-        how = f"a member {info.name!r} of type {info.type!r} before the others"
-    else:
-        how = damage_file(path, rng)
-    path.replace(folder / "a.tar")
-    (folder / "a.tar").replace(folder / "reviews.tar")
-    return how
-
-
-def _image(folder: Path, rng: Random) -> str:
-    path = rng.choice(sorted((folder / "images").iterdir()))
-    if path.suffix == ".png" and rng.random() < 0.5:
-        data = path.read_bytes()
-        header = bytearray(data[12:29])
-        at = rng.randrange(4, 17)
-        header[at] = rng.choice([0, 1, 255, rng.randrange(256)])
-        path.write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
-        how = f"IHDR byte {at} = {header[at]}, with its checksum"
-    else:
-        how = damage_file(path, rng)
-    name = path.name
-    path.replace(folder / "images" / "digit.png")  # its content says what it is
-    return f"{name}: {how}"
-
-
-def _clip(folder: Path, rng: Random) -> str:
-    path = folder / "clips" / "class0" / "0.avi"
-    if rng.random() < 0.5:
-        shutil.copyfile(folder / "clip.mp4", path)
-    return damage_file(path, rng)
-
-
-def _many_clips(folder: Path, rng: Random) -> str:
-    """All videos of a folder, but one of each split and class, damaged."""
-    paths = sorted((folder / "clips").rglob("*.avi"))
-    for path in list(paths):
-        for copy in range(4):
-            other = path.with_name(f"{path.stem}-{copy}.avi")
-            shutil.copyfile(path, other)
-            damage_file(other, rng)
-    return f"{4 * len(paths)} damaged videos among others"
-
-
-def _json(*names: str) -> Damage:
-    return one_of(*names, by=damage_json)
-
-
 def attacks(times: float) -> list[Attack]:
     """All of them; ``times`` multiplies their cases."""
     files = max(round(200 * times), 1)
     few = max(round(40 * times), 1)
     in_run = "run/config.json", "run/task.json"
     return [
-        fuzz("data files", files, ("adding.h5",), inside("adding.h5"),
+        fuzz("data files", files, ("adding.h5",), formats.inside("adding.h5"),
              [evaluate("{o}/run", "adding.h5"), predict("{o}/run", "adding.h5", True), train("adding.h5")], ("run",)),
-        fuzz("feature files", files, ("features.h5",), inside("features.h5"),
+        fuzz("feature files", files, ("features.h5",), formats.inside("features.h5"),
              [evaluate("{o}/features-run", "features.h5"), predict("{o}/features-run", "features.h5", True),
               train("features.h5")], ("features-run",)),
-        fuzz("own HDF5", files, ("own.h5",), inside("own.h5"),
+        fuzz("own HDF5", files, ("own.h5",), formats.inside("own.h5"),
              [made("gen-data own own.h5"), predict("{o}/own-run", "own.h5", more="--dataset x --index 1")],
              ("own-run",)),
-        fuzz("own NPZ", files, ("own.npz", "tight.npz"), _npz,
+        fuzz("own NPZ", files, ("own.npz", "tight.npz"), formats.npz,
              [made("gen-data own own.npz"), predict("{o}/own-run", "own.npz", more="--dataset x --index 1")],
              ("own-run",)),
-        fuzz("own NPY", files, ("own.npy",), one_of("own.npy", by=damage_npy),
+        fuzz("own NPY", files, ("own.npy",), formats.one_of("own.npy", by=damage_npy),
              [predict("{o}/own-run", "own.npy")], ("own-run",)),
-        fuzz("own CSV", files, ("own",), _any_text,
+        fuzz("own CSV", files, ("own",), formats.any_text,
              [made("gen-data own own"), predict("{o}/own-run", "own/00.csv")], ("own-run",)),
-        fuzz("config.json", files, ("run",), _json(in_run[0]), [evaluate("run"), resume()], ("adding.h5",)),
-        fuzz("task.json", files, ("own-run",), _json("own-run/task.json"),
+        fuzz("config.json", files, ("run",), formats.of_json(in_run[0]), [evaluate("run"), resume()], ("adding.h5",)),
+        fuzz("task.json", files, ("own-run",), formats.of_json("own-run/task.json"),
              [predict("own-run", "{o}/own/00.csv"), evaluate("own-run"), resume("own-run")], ("own-data.h5", "own")),
-        fuzz("checkpoint JSON", files, ("run",), _json("run/checkpoints/last.json", "run/checkpoints/best.json"),
+        fuzz("checkpoint JSON", files, ("run",),
+             formats.of_json("run/checkpoints/last.json", "run/checkpoints/best.json"),
              [evaluate("run"), evaluate("run", checkpoint="last"), resume()], ("adding.h5",)),
-        fuzz("checkpoint tensors", files, ("run",), _tensors,
+        fuzz("checkpoint tensors", files, ("run",), formats.tensors,
              [evaluate("run"), predict("run", "{o}/adding.h5", True), resume()], ("adding.h5",)),
-        fuzz("checkpoints made anew", files, ("run",), _checkpoint,
+        fuzz("checkpoints made anew", files, ("run",), formats.checkpoint,
              [evaluate("run", protected=False), predict("run", "{o}/adding.h5"),
               Probe("train --resume run --steps 12", _nothing, False, ("run",))], ("adding.h5",)),
         fuzz("records of a run", files, ("run",),
-             _json("run/environment.json", "run/outcome.json", "run/metrics.jsonl"),
+             formats.of_json("run/environment.json", "run/outcome.json", "run/metrics.jsonl"),
              [Probe("plot-curves run --out curves.svg", _nothing, False, ("curves.svg",)), resume()], ("adding.h5",)),
         fuzz("results of a sweep", files, ("sweep",),
              lambda folder, rng: damage_file(
                  rng.choice([folder / "sweep/results.json", *sorted((folder / "sweep/runs").glob("*/result.json"))]),
                  rng, damage_json),
              [Probe("report sweep --out report.html", _nothing, False, ("report.html",))], ("adding.h5",)),
-        fuzz("IDX", few, ("digits",), _idx, [made("gen-data mnist --digits 1,7 --source digits")]),
-        fuzz("IMDB archives", files, ("reviews.tar", "reviews.tar.gz"), _tar, [imdb("--source reviews.tar")]),
-        fuzz("IMDB JSON lines", files, ("reviews",), _json("reviews/train.jsonl", "reviews/test.jsonl"),
+        fuzz("IDX", few, ("digits",), formats.idx, [made("gen-data mnist --digits 1,7 --source digits")]),
+        fuzz("IMDB archives", files, ("reviews.tar", "reviews.tar.gz"), formats.tar, [imdb("--source reviews.tar")]),
+        fuzz("IMDB JSON lines", files, ("reviews",), formats.of_json("reviews/train.jsonl", "reviews/test.jsonl"),
              [imdb("--source reviews")]),
         fuzz("IMDB JSON lines, xz", files, ("reviews-xz",),
-             one_of("reviews-xz/train.jsonl.xz", "reviews-xz/test.jsonl.xz"), [imdb("--source reviews-xz")]),
-        fuzz("word2vec .bin", files, ("vectors.bin",), one_of("vectors.bin"),
+             formats.one_of("reviews-xz/train.jsonl.xz", "reviews-xz/test.jsonl.xz"), [imdb("--source reviews-xz")]),
+        fuzz("word2vec .bin", files, ("vectors.bin",), formats.one_of("vectors.bin"),
              [imdb("--source {o}/reviews --word2vec vectors.bin")], ("reviews",)),
-        fuzz("word2vec .txt", files, ("vectors.txt",), one_of("vectors.txt", by=_words_or_bytes),
+        fuzz("word2vec .txt", files, ("vectors.txt",), formats.one_of("vectors.txt", by=formats.words_or_bytes),
              [imdb("--source {o}/reviews --word2vec vectors.txt")], ("reviews",)),
-        fuzz("word2vec .npz", files, ("vectors.npz",), one_of("vectors.npz"),
+        fuzz("word2vec .npz", files, ("vectors.npz",), formats.one_of("vectors.npz"),
              [imdb("--source {o}/reviews --word2vec vectors.npz")], ("reviews",)),
-        fuzz("vocabulary of a run", few, ("reviews-run",), one_of("reviews-run/words.txt", by=_words_or_bytes),
+        fuzz("vocabulary of a run", few, ("reviews-run",),
+             formats.one_of("reviews-run/words.txt", by=formats.words_or_bytes),
              [predict("reviews-run", "{o}/reviews/train.jsonl", True)], ("reviews",)),
-        fuzz("images", files, ("images",), _image, [predict("{o}/digits-run", "images/digit.png")], ("digits-run",)),
-        fuzz("videos, predicted on", files, ("clips/class0/0.avi", "clip.mp4"), _clip,
+        fuzz("images", files, ("images",), formats.image,
+             [predict("{o}/digits-run", "images/digit.png")], ("digits-run",)),
+        fuzz("videos, predicted on", files, ("clips/class0/0.avi", "clip.mp4"), formats.clip,
              [predict("{o}/clips-run", "clips/class0/0.avi")], ("clips-run", "clips")),
-        fuzz("videos, extracted", max(round(4 * times), 1), ("clips",), _many_clips,
+        fuzz("videos, extracted", max(round(4 * times), 1), ("clips",), formats.many_clips,
              [Probe(f"extract-features videos clips {' '.join(EXTRACTION)} --allow-failures --out out.h5", _nothing,
                     False, ("out.h5", "out.h5.report.jsonl", ".out.h5.lock"))]),
-        fuzz("network weights", few, ("weights.pth", "weights.safetensors"), _weights,
+        fuzz("network weights", few, ("weights.pth", "weights.safetensors"), formats.weights,
              [predict("{o}/clips-run", "{o}/clips/class0/0.avi", True, "--weights weights.pth"),
               predict("{o}/clips-run", "{o}/clips/class0/0.avi", True, "--weights weights.safetensors")],
              ("clips-run", "clips")),

@@ -58,13 +58,17 @@ def _bytes(path: Path) -> Any:
     return path.read_bytes()
 
 
-def _older(name: str, *command: str) -> Callable[[Scene], None]:
+def _older(command: str) -> Callable[[Scene], None]:
     def make(scene: Scene) -> None:
-        done = run([word.format(o=scene.originals) for word in command], scene.folder, seconds=SECONDS)
+        done = run(command.format(o=scene.originals).split(), scene.folder, seconds=SECONDS)
         if done.code:
             raise RuntimeError(done.err)
 
     return make
+
+
+def _older_model(scene: Scene) -> None:
+    (scene.folder / "model.onnx").write_bytes(b"older")
 
 
 def _resumed(folder: Path) -> str | None:
@@ -76,10 +80,10 @@ def works() -> dict[str, Work]:
     said = {
         "gen-data adding": Work(
             "gen-data adding --train 60000 --val 2000 --test 2000 --out out.h5", "out.h5", hdf5_of,
-            before=_older("out.h5", *"gen-data adding --train 9 --val 3 --test 3 --out out.h5".split())),
+            before=_older("gen-data adding --train 9 --val 3 --test 3 --out out.h5")),
         "gen-data own": Work(
             "gen-data own own --out out.h5", "out.h5", hdf5_of, copied=("own",),
-            before=_older("out.h5", *"gen-data own own --seed 5 --out out.h5".split())),
+            before=_older("gen-data own own --seed 5 --out out.h5")),
         "train": Work(
             f"train --data {{o}}/adding.h5 --out run {' '.join(LONG)}", "run", _run, again=_resumed,
             needs=("adding.h5",)),
@@ -88,14 +92,14 @@ def works() -> dict[str, Work]:
         "evaluate": Work("evaluate run --json", "", lambda path: None, copied=("run",), needs=("adding.h5",)),
         "plot-usage": Work(
             "plot-usage {o}/run --out usage.png --examples 3", "usage.png", _bytes, needs=("run", "adding.h5"),
-            before=_older("usage.png", *"plot-usage {o}/run --out usage.png --examples 1".split())),
+            before=_older("plot-usage {o}/run --out usage.png --examples 1")),
         "extract-features": Work(
             f"extract-features videos clips {' '.join(EXTRACTION)} --out out.h5", "out.h5", hdf5_of, copied=("clips",)),
     }  # fmt: skip
     if find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime"):
         said["export"] = Work(
             "export {o}/run --out model.onnx", "model.onnx", _bytes, needs=("run", "adding.h5"),
-            before=lambda scene: (scene.folder / "model.onnx").write_bytes(b"older") and None,
+            before=_older_model,
         )  # fmt: skip
     return said
 

@@ -59,7 +59,8 @@ def paths_of(command: click.Command, name: str = "") -> dict[str, set[str]]:
     """The paths that each command takes, as click knows them."""
     if not isinstance(command, click.Group):
         return {name: {param.opts[0] for param in command.params if isinstance(param.type, click.Path)}}
-    context, found = click.Context(command), {}
+    context = click.Context(command)
+    found: dict[str, set[str]] = {}
     for part in command.list_commands(context):
         sub = command.get_command(context, part)
         assert sub is not None
@@ -97,12 +98,14 @@ def attacks(times: float) -> list[Attack]:
         command += ["--", *positional] if positional else []
         before = (scene.folder / "file").stat().st_mtime_ns
         done = run(command, scene.folder, seconds=SECONDS)
-        verdict = judge(done, f"{hostile_one} {kind}", [ascii(word)[1:-1][:60] for word in command])
+        command = [ascii(word)[1:-1] for word in command]
+        verdict = judge(done, f"{hostile_one} {kind}", command)
         if not (scene.folder / "file").exists() or (scene.folder / "file").stat().st_mtime_ns != before:
             return [silent_or_lost(Kind.LOST, verdict.what, command, "the file that a name goes below is another")]
         return [verdict]
 
     needs = (
-        "run", "clips-run", "adding.h5", "own.npz", "own", "digits", "reviews", "vectors.txt", "clips", "weights.pth", "sweep",
+        "run", "clips-run", "adding.h5", "own.npz", "own", "digits", "reviews", "vectors.txt", "clips",
+        "weights.pth", "sweep",
     )  # fmt: skip
     return [Attack("names", round(len(cases) * min(times, 1)), case, needs, prepare)]

@@ -1,6 +1,7 @@
 """The undamaged files, small ones, made once with the commands themselves where a command makes them."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from campaign.processes import run
 
@@ -122,18 +124,12 @@ def _features(folder: Path) -> None:
     rng = np.random.default_rng(0)
     entries, rows = [], {}
     for number in range(18):
-        name, digest = f"{number % 2}/{number}.avi", f"{number:064x}"
-        split = ("train", "train", "val", "test")[number // 2 % 4]
+        name, split = f"{number % 2}/{number}.avi", ("train", "train", "val", "test")[number // 2 % 4]
         rows[name] = rng.normal(size=(3 + number % 4, 6)).astype(np.float32)
+        digest = hashlib.sha256(rows[name].tobytes()).hexdigest()
         entries.append(Entry(name, split, number % 2, name, "ok", len(rows[name]), 100, 0, digest, digest))
     task = Videos(features=6, steps=6, classes='["zero", "one"]', fps=5.0, seconds=1.2)
     attributes = {"task": task.name, **task.parameters(), "dtype": "float32"}
-    for index, entry in enumerate(entries):
-        import dataclasses
-        import hashlib
-
-        digest = hashlib.sha256(rows[entry.name].tobytes()).hexdigest()
-        entries[index] = dataclasses.replace(entry, features_sha256=digest)
     write_features(folder / "features.h5", entries, lambda entry: rows[entry.name], attributes, dtype="float32")
 
 
@@ -150,7 +146,8 @@ def write_clip(path: Path, number: int, codec: str = "MJPG") -> None:
 
 
 EXTRACTION = (
-    "--network", "resnet18", "--weights", "random", "--fps", "5", "--seconds", "0.6", "--device", "cpu", "--workers", "1",
+    "--network", "resnet18", "--weights", "random", "--fps", "5", "--seconds", "0.6", "--device", "cpu",
+    "--workers", "1",
 )  # fmt: skip
 
 
@@ -176,12 +173,12 @@ def _weights(folder: Path) -> None:
 
     torch.manual_seed(0)
     network = resnet18(weights=None)
-    network.fc = torch.nn.Identity()  # type: ignore[assignment]
+    network.fc = torch.nn.Identity()
     torch.save(network.state_dict(), folder / "weights.pth")
     save_file(network.state_dict(), folder / "weights.safetensors")
 
 
-def idx(array: Any) -> bytes:
+def idx(array: npt.NDArray[np.uint8]) -> bytes:
     """An array of bytes in MNIST's format."""
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
 
@@ -264,7 +261,9 @@ def _reviews_data(folder: Path) -> None:
 def _vectors(folder: Path) -> None:
     words = ["film", "plot", "good", "bad", "the"]
     numbers = np.random.default_rng(0).normal(size=(5, 4)).astype("<f4")
-    binary = b"5 4\n" + b"".join(f"{word} ".encode() + row.tobytes() + b"\n" for word, row in zip(words, numbers, strict=True))
+    binary = b"5 4\n" + b"".join(
+        f"{word} ".encode() + row.tobytes() + b"\n" for word, row in zip(words, numbers, strict=True)
+    )
     (folder / "vectors.bin").write_bytes(binary)
     lines = [" ".join([word, *map(str, row.tolist())]) for word, row in zip(words, numbers, strict=True)]
     (folder / "vectors.txt").write_text("\n".join(["5 4", *lines, ""]))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TextIO, TypeVar, cast
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -89,7 +89,7 @@ class Running:
         user: int | None = None,
         gate: tuple[int, int] | None = None,
     ) -> None:
-        self._files = [tempfile.TemporaryFile() for _ in range(3)]
+        self._files: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(3)]  # noqa: SIM115
         self._files[0].write(stdin)
         self._files[0].seek(0)
         self._start = _memory(os.getpid())
@@ -159,9 +159,8 @@ def _be_the_command(
             os.close(1)
         elif stdout is not None:
             os.dup2(os.open(stdout, os.O_WRONLY) if isinstance(stdout, str) else stdout, 1)
-        sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-        sys.stdout = None if stdout == CLOSED else open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[assignment]
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+        sys.stdin, sys.stderr = _stream(0, "r", "surrogateescape"), _stream(2, "w", "backslashreplace")
+        sys.stdout = None if stdout == CLOSED else _stream(1, "w", "strict")
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if file_limit is not None:
@@ -192,6 +191,11 @@ def _be_the_command(
         with contextlib.suppress(Exception):
             sys.stderr.flush()
         os._exit(code)
+
+
+def _stream(number: int, mode: str, errors: str) -> TextIO:
+    """A standard stream as the interpreter opens it where the locale is one of UTF-8."""
+    return cast(TextIO, open(number, mode, encoding="utf-8", errors=errors, closefd=False))
 
 
 def _memory(pid: int) -> int:
@@ -231,14 +235,15 @@ def in_lanes(work: Callable[[T], R], items: Sequence[T], lanes: int) -> Iterator
     busy = set(ends)
     try:
         while busy:
-            for end in wait(list(busy)):
-                number, result, failure = end.recv()  # type: ignore[union-attr]
+            ready = wait(list(busy))
+            for end in [end for end in busy if end in ready]:
+                number, result, failure = end.recv()
                 if failure:
                     raise RuntimeError(f"the campaign itself failed at {items[number]}:\n{failure}")
                 if waiting:
-                    end.send(waiting.pop()[0])  # type: ignore[union-attr]
+                    end.send(waiting.pop()[0])
                 else:
-                    busy.discard(end)  # type: ignore[arg-type]
+                    busy.discard(end)
                 yield items[number], result
     finally:
         for end, process in ends.items():
