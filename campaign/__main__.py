@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -123,18 +124,23 @@ def table(attacks: list[Attack], results: Results) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def _general(detail: str) -> str:
+    """What is told of a failure without its numbers, its long names and those of temporary files."""
+    return re.sub(r"(x/?){9,}|\d+|\.[a-z0-9_]{8}\.|'[^']*'", "…", detail)[:60]
+
+
 def listed(results: Results, seed: int) -> list[str]:
     """The failures; those that look alike together."""
     alike: dict[tuple[str, ...], list[tuple[int, Verdict]]] = defaultdict(list)
     for name, verdicts in results.items():
         for case, verdict in verdicts:
             if verdict.kind not in FINE:
-                alike[name, verdict.kind, verdict.command[0], verdict.detail[:60]].append((case, verdict))
+                alike[name, verdict.kind, verdict.command[0], _general(verdict.detail)].append((case, verdict))
     lines = []
     for (name, *_), group in alike.items():
         case, verdict = group[0]
         said = [
-            f"\n{verdict.kind}, {len(group)} of {name}: {verdict.detail:.200}",
+            f"\n{verdict.kind}, {len(group)} of {name}: {re.sub(r'(x/?){9,}', 'x…', verdict.detail):.200}",
             *(f"  case {number}: {other.what:.110}: {other.command[0]}" for number, other in group[:SHOWN]),
             *([f"  and cases {', '.join(str(number) for number, _ in group[SHOWN:])}"] if group[SHOWN:] else []),
             f"  skiprnn {' '.join(verdict.command)[:300]}",

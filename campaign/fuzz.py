@@ -26,7 +26,7 @@ from campaign.damage import (
     damage_npy,
 )
 from campaign.originals import EXTRACTION, SMALL, few_reviews
-from campaign.processes import Done, run
+from campaign.processes import HANG, Done, run
 
 TRAIN = (*SMALL, "--steps", "4")
 
@@ -39,6 +39,7 @@ class Probe:
     answer: Callable[[Done, Path], Any]
     protected: bool  # by digests: another answer than the undamaged file's must not come without a word
     writes: tuple[str, ...] = ()  # files and folders that it may make or change
+    seconds: float = HANG
 
 
 def _said(done: Done, folder: Path) -> Any:
@@ -106,7 +107,7 @@ def fuzz(
         for probe in probes:
             command = probe.arguments.format(o=scene.originals).split()
             before = files_in(scene.folder)
-            done = run(command, scene.folder)
+            done = run(command, scene.folder, seconds=probe.seconds)
             after = files_in(scene.folder)
             wrong = [
                 f"{path} was changed" for path in before if before[path] != after.get(path) and not _may(path, probe)
@@ -217,7 +218,7 @@ def attacks(times: float) -> list[Attack]:
              [predict("{o}/clips-run", "clips/class0/0.avi")], ("clips-run", "clips")),
         fuzz("videos, extracted", max(round(4 * times), 1), ("clips",), formats.many_clips,
              [Probe(f"extract-features videos clips {' '.join(EXTRACTION)} --allow-failures --out out.h5", _nothing,
-                    False, ("out.h5", "out.h5.report.jsonl", ".out.h5.lock"))]),
+                    False, ("out.h5", "out.h5.report.jsonl", ".out.h5.lock"), 6 * HANG)]),
         fuzz("network weights", few, ("weights.pth", "weights.safetensors"), formats.weights,
              [predict("{o}/clips-run", "{o}/clips/class0/0.avi", True, "--weights weights.pth"),
               predict("{o}/clips-run", "{o}/clips/class0/0.avi", True, "--weights weights.safetensors")],

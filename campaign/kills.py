@@ -129,7 +129,8 @@ def _attack(name: str, work: Work, count: int) -> Attack:
             older = files_in(scene.folder).get(work.out)
             command.append(work.replaces)
         inputs = {path: digest for path, digest in files_in(scene.folder).items() if not _of(path, work.out)}
-        moment = scene.rng.uniform(0, 1.02 * duration)
+        begin = scene.rng.choice([0, 0.6])  # towards the end, where it writes, more often
+        moment = scene.rng.uniform(begin * duration, 1.02 * duration)
         done = Running(command, scene.folder).wait(kill_after=moment)
         what = f"killed after {moment:.3f} s of {duration:.3f} s"
 
