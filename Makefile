@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint campaign clean
 
 install: .venv/installed
 
@@ -27,6 +27,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Damaged and hostile files, kills and full disks, some 15 minutes: docs/reliability.md. Ten times as many: TIMES=10.
+campaign: install
+	$(BIN)/python -m campaign --times $(or $(TIMES),1) --seed $(or $(SEED),0)
 
 clean:
 	rm -rf .venv demo build dist *.egg-info

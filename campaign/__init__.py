@@ -1,0 +1,1 @@
+"""Attacks the command line with damaged and hostile files, kills and full disks, and counts what comes of it."""
