@@ -1,14 +1,17 @@
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+BIN = $(VENV)/bin
+# Versions that are known to work together; `make install LATEST=1` takes the newest instead.
+CONSTRAINTS := $(if $(LATEST),,constraints/known-good.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test lint campaign clean
+.PHONY: install demo test test-oldest test-latest lint campaign constraints clean
 
-install: .venv/installed
+install: $(VENV)/installed
 
-.venv/installed: pyproject.toml setup.py skiprnn/native.cpp
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
+$(VENV)/installed: pyproject.toml setup.py skiprnn/native.cpp $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[dev]'
 	touch $@
 
 # Data, training, evaluation and figure of a Skip LSTM on the adding task, into demo/.
@@ -23,6 +26,20 @@ demo: install
 test: lint
 	$(BIN)/python -m pytest
 
+# The suite with the oldest versions that pyproject.toml admits, and with the newest, in environments of their own.
+test-oldest:
+	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt
+	.venv-oldest/bin/python -m pytest
+
+test-latest:
+	$(MAKE) install VENV=.venv-latest LATEST=1
+	.venv-latest/bin/python -m pytest
+
+# Take the versions that the newest environment has, once `make test-latest` passes there, for known to be good.
+constraints:
+	{ grep '^#' constraints/known-good.txt; .venv-latest/bin/pip freeze --exclude-editable; } > constraints/new.txt
+	mv constraints/new.txt constraints/known-good.txt
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,4 +50,4 @@ campaign: install
 	$(BIN)/python -m campaign --times $(or $(TIMES),1) --seed $(or $(SEED),0)
 
 clean:
-	rm -rf .venv demo build dist *.egg-info
+	rm -rf .venv .venv-oldest .venv-latest demo build dist *.egg-info

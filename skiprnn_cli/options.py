@@ -3,11 +3,17 @@
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 RUNS = Path("runs")
+
+if TYPE_CHECKING:
+    PathParameter = click.ParamType[Path]
+    ShardParameter = click.ParamType[tuple[int, int]]
+else:  # click before 8.4 has no such subscript
+    PathParameter = ShardParameter = click.ParamType
 
 
 class Number(click.FloatRange):
@@ -20,7 +26,7 @@ class Number(click.FloatRange):
         return number
 
 
-class PathType(click.ParamType[Path]):
+class PathType(PathParameter):
     """A path that the system can name."""
 
     name = "path"
