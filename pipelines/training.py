@@ -145,9 +145,10 @@ def train(
         reason = "patience" if _out_of_patience(config, progress) else "finished"
         while progress.step < last_step and reason == "finished":
             progress.step += 1
+            batch = next(batches)  # before the seed: a loader that starts draws from torch's generator
             torch.manual_seed(derive_seed(config.seed, "step", progress.step, *([team.rank] if team.rank else [])))
             optimizer.param_groups[0]["lr"] = _learning_rate(config, progress.step, last_step)
-            sums += _step(model, optimizer, task, next(batches), config, team)
+            sums += _step(model, optimizer, task, batch, config, team)
 
             record, is_best = None, False
             if progress.step % config.eval_every == 0 or progress.step == last_step:
