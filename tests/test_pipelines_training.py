@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import pytest
@@ -16,10 +18,16 @@ from pipelines import training
 from pipelines.checkpoints import load_checkpoint
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import load_run
+from pipelines.features import FRAME_COST
+from pipelines.model import build_model
+from pipelines.paper import table
 from pipelines.presets import PRESETS, TrainConfig, configure
 from pipelines.runs import create_run, extend_run, lock_run, read_metrics
+from pipelines.tasks import TASKS
 from pipelines.team import ALONE
 from pipelines.training import change_run, train
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 def tensors(run, name="last"):
@@ -51,6 +59,7 @@ VARIANTS = {
     "file": {},
     "fresh": {"fresh_batches": True},
     "gru": {"cell": "gru", "num_layers": 2},
+    "dropout": {"dropout": 0.5},
     "random": {"skip": False, "p_skip": 0.5, "lam": 0.0},
     "cosine": {"lr_schedule": "cosine"},
     "epochs": {"steps": None, "epochs": 3},
@@ -315,22 +324,34 @@ def test_bad_configurations(options, message):
         TrainConfig(**{"steps": 10, **options})
 
 
-def test_presets_follow_the_paper():
+PLAIN = [row for task in TASKS for row in table(task) if row.lam is None and row.p_skip is None and row.cost]
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=lambda row: f"{row.data}-{row.cell}")
+def test_the_papers_presets_cost_what_the_paper_says(row):
+    """Samples, times the multiply-accumulates of an update of the preset's network and of a frame's features."""
+    name = row.data.split("-")[0]
+    network = {"network": "resnet50", "frame_cost": FRAME_COST["resnet50"]} if name == "ucf101" else {}
+    task = TASKS[name](**network)
+    model = build_model(configure(name, "paper", cell=row.cell), task)
+    assert f"{row.used * (model.cost_per_update() + task.sample_cost):.2e}" == f"{row.cost:.2e}"
+
+
+def test_every_preset_of_the_paper_is_what_the_readme_says():
+    said = re.search(r"paper is the paper's protocol: Adam at (\S+), batches of (\d+)", README.read_text("utf-8"))
     for task, presets in PRESETS.items():
-        paper = presets["paper"]
-        videos = task in ("ucf101", "videos")
-        units, dropout = (128, 0.2) if task == "imdb" else (512 if videos else 110, 0.0)
-        assert paper.num_layers == (2 if videos else 1)
-        assert (paper.lr, paper.batch_size, paper.grad_clip) == (1e-4, 256, 1.0)
-        assert (paper.hidden_size, paper.dropout) == (units, dropout)
-        assert paper.fresh_batches == (task in ("adding", "sine"))
-        assert paper.lr_schedule == "constant"
+        assert (presets["paper"].lr, presets["paper"].batch_size) == (float(said[1]), int(said[2])), task
 
 
 def test_a_cell_may_have_its_own_defaults():
     assert configure("adding", "quick").lr == configure("adding", "quick", cell="lstm").lr == 1e-3
     assert configure("adding", "quick", cell="gru").lr == 2e-3
     assert configure("adding", "quick", cell="gru", lr=1e-4).lr == 1e-4
+
+
+def test_a_presets_patience_can_be_switched_off():
+    assert configure("imdb", "quick", patience=None).patience == 6
+    assert configure("imdb", "quick", patience="none").patience is None
 
 
 def test_given_options_replace_the_presets():
