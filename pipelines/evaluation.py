@@ -7,8 +7,11 @@ from pathlib import Path
 
 import torch
 
-from pipelines.checkpoints import load_checkpoint
+from pipelines.checkpoints import check_tensors, load_checkpoint
+from pipelines.doors import reading
+from pipelines.edits import edits_of_config, refuse_edits
 from pipelines.errors import SkipRNNError
+from pipelines.fields import check_fields
 from pipelines.model import (
     SequenceModel,
     autocast,
@@ -92,19 +95,19 @@ def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None
     """Load a trained network, without its data. Arguments and errors as for ``load_run``."""
     config = load_config(run)  # first of all, is it a run?
     saved = load_checkpoint(run, checkpoint)
-    task = task_of_attributes(load_task(run), Path(run) / "task.json", config.task)
+    refuse_edits(run, edits_of_config(config, saved.progress))
+    path = Path(run) / "task.json"
+    with reading(path, "a task", f"`skiprnn train --resume {run}` writes it"):
+        task = task_of_attributes(load_task(run), path, config.task)
+        check_fields(type(task), task.parameters())
     where = choose_device(device or config.device)
     anywhere = config if where.type == "cuda" or config.engine != "triton" else replace(config, engine="auto")
     model = build_model(anywhere, task)
     weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise SkipRNNError(
-            f"the checkpoint {checkpoint!r} of {run} does not fit its config.json; restore it"
-        ) from error
-    numbers = saved.numbers
-    return TrainedModel(config, task, model.to(where).eval(), where, numbers["step"], numbers["data_digest"])
+    check_tensors(weights, model.state_dict(), f"the checkpoint {checkpoint!r} of {run}")
+    model.load_state_dict(weights)
+    progress = saved.progress
+    return TrainedModel(config, task, model.to(where).eval(), where, progress.step, progress.data_digest)
 
 
 def load_run(
