@@ -103,20 +103,20 @@ def read_bytes(path: Path, remedy: str, *, limit: int = TEXT) -> bytes:
         return path.read_bytes()
 
 
-def read_text(path: Path, what: str, remedy: str) -> str:
-    """A whole UTF-8 text."""
-    data = read_bytes(path, remedy)
+def read_text(path: Path, what: str, remedy: str, *, limit: int = TEXT) -> str:
+    """A whole UTF-8 text of ``limit`` bytes at most."""
+    data = read_bytes(path, remedy, limit=limit)
     with reading(path, what, remedy):
         return data.decode("utf-8")
 
 
 @overload
-def read_json(path: Path, kind: type[dict[str, Any]], remedy: str) -> dict[str, Any]: ...
+def read_json(path: Path, kind: type[dict[str, Any]], remedy: str, *, limit: int = ...) -> dict[str, Any]: ...
 @overload
-def read_json(path: Path, kind: type[list[Any]], remedy: str) -> list[Any]: ...
-def read_json(path: Path, kind: type[K], remedy: str) -> K:
-    """The object or list in a JSON file."""
-    text = read_text(path, "JSON", remedy)
+def read_json(path: Path, kind: type[list[Any]], remedy: str, *, limit: int = ...) -> list[Any]: ...
+def read_json(path: Path, kind: type[K], remedy: str, *, limit: int = TEXT) -> K:
+    """The object or list in a JSON file of ``limit`` bytes at most."""
+    text = read_text(path, "JSON", remedy, limit=limit)
     with reading(path, "JSON", remedy):
         return parse_json(text, kind)
 

@@ -2,17 +2,17 @@
 
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from pipelines.checkpoints import load_checkpoint
+from pipelines.checkpoints import check_tensors, load_checkpoint
+from pipelines.doors import reading
+from pipelines.edits import edits_of_config, refuse_edits
 from pipelines.errors import SkipRNNError
+from pipelines.fields import check_fields
 from pipelines.model import (
-    Prediction,
     SequenceModel,
     autocast,
     build_model,
@@ -95,19 +95,19 @@ def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None
     """Load a trained network, without its data. Arguments and errors as for ``load_run``."""
     config = load_config(run)  # first of all, is it a run?
     saved = load_checkpoint(run, checkpoint)
-    task = task_of_attributes(load_task(run), Path(run) / "task.json", config.task)
+    refuse_edits(run, edits_of_config(config, saved.progress))
+    path = Path(run) / "task.json"
+    with reading(path, "a task", f"`skiprnn train --resume {run}` writes it"):
+        task = task_of_attributes(load_task(run), path, config.task)
+        check_fields(type(task), task.parameters())
     where = choose_device(device or config.device)
     anywhere = config if where.type == "cuda" or config.engine != "triton" else replace(config, engine="auto")
     model = build_model(anywhere, task)
     weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise SkipRNNError(
-            f"the checkpoint {checkpoint!r} of {run} does not fit its config.json; restore it"
-        ) from error
-    numbers = saved.numbers
-    return TrainedModel(config, task, model.to(where).eval(), where, numbers["step"], numbers["data_digest"])
+    check_tensors(weights, model.state_dict(), f"the checkpoint {checkpoint!r} of {run}")
+    model.load_state_dict(weights)
+    progress = saved.progress
+    return TrainedModel(config, task, model.to(where).eval(), where, progress.step, progress.data_digest)
 
 
 def load_run(
@@ -178,15 +178,25 @@ def evaluate_run(
     )
 
 
+@torch.inference_mode()
 def evaluate(
     model: SequenceModel, task: Task, sequences: Split, config: TrainConfig, team: Team = ALONE
 ) -> Evaluation:  # fmt: skip
     """Loss, metric and used samples of a model over sequences on its device, each process doing its part of them."""
     batch_losses, scores, used = [], [], []
-    for prediction, target in _predict(model, sequences, config, team.part(len(sequences))):
-        batch_losses.append(task.loss(prediction.output, target) * len(target))
-        scores.append(task.scores(prediction.output, target))
-        used.append(used_samples(prediction.update_gate, batch_first=True))
+    rows, size = team.part(len(sequences)), 4 * config.batch_size
+    training = model.training
+    model.eval()
+    try:
+        for start in range(rows.start, rows.stop, size):
+            batch = sequences.take(slice(start, min(start + size, rows.stop)))
+            with autocast(config, sequences.device):
+                prediction = model(batch.x, batch.lengths)
+            batch_losses.append(task.loss(prediction.output, batch.y) * len(batch))
+            scores.append(task.scores(prediction.output, batch.y))
+            used.append(used_samples(prediction.update_gate, batch_first=True))
+    finally:
+        model.train(training)
     if team.size > 1:
         parts = team.gather(([t.cpu() for t in batch_losses], [t.cpu() for t in scores], [t.cpu() for t in used]))
         batch_losses, scores, used = ([tensor for part in parts for tensor in part[kind]] for kind in range(3))
@@ -197,19 +207,6 @@ def evaluate(
         used_mean=counts.mean().item(),
         used_std=counts.std(correction=0).item(),
     )
-
-
-def _predict(
-    model: SequenceModel, sequences: Split, config: TrainConfig, rows: slice
-) -> Iterator[tuple[Prediction, Tensor]]:
-    training = model.training
-    model.eval()
-    with torch.inference_mode(), autocast(config, sequences.device):
-        for start in range(rows.start, rows.stop, 4 * config.batch_size):
-            part = slice(start, min(start + 4 * config.batch_size, rows.stop))
-            batch = sequences.take(part)
-            yield model(batch.x, batch.lengths), batch.y
-    model.train(training)
 
 
 @torch.inference_mode()

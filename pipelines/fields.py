@@ -28,12 +28,14 @@ def check_fields(kind: type, values: Mapping[str, Any]) -> None:
 
 
 def _is(value: Any, hint: Any) -> bool:
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_is(value, option) for option in get_args(hint))
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_is(item, get_args(hint)[0]) for item in value)
-    if hint is types.NoneType:
-        return value is None
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is(value, option) for option in inner)
+    if origin is list or origin is dict:
+        items = value.values() if isinstance(value, dict) else value
+        return isinstance(value, origin) and all(_is(item, inner[-1]) for item in items)
+    if hint is Any or hint is types.NoneType:
+        return hint is Any or value is None
     if hint is bool or isinstance(value, bool):
         return hint is bool and isinstance(value, bool)
     if hint is float and isinstance(value, int):

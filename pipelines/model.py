@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.errors import SkipRNNError
+from pipelines.memory import check_fits
 from pipelines.presets import TrainConfig
 from pipelines.tasks import Task
 from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, Stream
@@ -51,7 +52,18 @@ class SequenceModel(nn.Module):
 
 
 def build_model(config: TrainConfig, task: Task) -> SequenceModel:
-    """The network a configuration asks for, freshly initialised."""
+    """The network a configuration asks for, freshly initialised.
+
+    Raises:
+        SkipRNNError: memory does not hold it.
+    """
+    with torch.device("meta"):  # shapes only
+        size = sum(parameter.nbytes for parameter in _network(config, task).parameters())
+    check_fits(size, f"a network of hidden_size {config.hidden_size} and num_layers {config.num_layers}")
+    return _network(config, task)
+
+
+def _network(config: TrainConfig, task: Task) -> SequenceModel:
     sizes = (task.input_size, config.hidden_size, config.num_layers)
     rnn: RecurrentStack
     if config.skip and config.cell == "lstm":

@@ -38,10 +38,12 @@ class TrainConfig:
     amp: str = "off"  # or "bf16"
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "batch_size", "steps", "epochs", "eval_every", "patience"):
+        for name, most in MOST.items():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SkipRNNError(f"{name} must be at least 1, got {value}")
+            if value is not None and value > most:
+                raise SkipRNNError(f"{name} must be at most {most:,}, got {value:,}")
         for name in ("lr", "grad_clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise SkipRNNError(f"{name} must be a positive number, got {getattr(self, name)}")
@@ -74,6 +76,12 @@ class TrainConfig:
         return cell if self.p_skip is None else f"{cell} p_skip={self.p_skip:g}"
 
 
+MAY_CHANGE = ("data", "device", "steps", "epochs", "patience")  # while a run is trained; the data's content may not
+# More is a slip of the hand, which would take all memory or never end.
+MOST = {
+    "hidden_size": 2**15, "num_layers": 2**8, "batch_size": 2**20, "steps": 10**12, "epochs": 10**9,
+    "eval_every": 10**12, "patience": 10**12,
+}  # fmt: skip
 TASK_NAMES = ("adding", "sine", "mnist", "imdb", "ucf101", "videos", "own-classes", "own-numbers")
 CHOICES = {
     "task": TASK_NAMES,
@@ -85,6 +93,7 @@ CHOICES = {
     "amp": ("off", "bf16"),
 }
 
+NONE = "none"  # what people say to switch off an option that a preset has
 DATA = Path("data")  # where data files go by default
 
 # Sequences a data file holds unless told otherwise.
@@ -147,12 +156,12 @@ FOR_CELL: dict[tuple[str, str, str], dict[str, Any]] = {
 
 
 def configure(task: str, preset: str, **options: object) -> TrainConfig:
-    """A preset with the options that were given, those that are not None, put in its place.
+    """A preset with the options that were given, those that are not None, put in its place; NONE stands for None.
 
     Raises:
         SkipRNNError: an option is out of range, or contradicts another.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: None if value == NONE else value for name, value in options.items() if value is not None}
     config = PRESETS[task][preset]
     config = replace(config, **FOR_CELL.get((task, preset, str(given.get("cell", config.cell))), {}))
     if "steps" in given:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import SkipRNNError
+from pipelines.doors import read_json, reading
+from pipelines.fields import check_fields
 from pipelines.paper import table
 from pipelines.presets import TrainConfig, configure
 from pipelines.storage import write_text
@@ -42,6 +43,24 @@ class Line:
     inference_ms: float  # of a sequence in a batch
     inference_vs_plain: float  # times as fast as the same weights with the gate open
     paper: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    task: str
+    preset: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What results.json holds."""
+
+    asked: dict[str, Any]
+    where: dict[str, Any]
+    lines: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
+    failed: dict[str, str]
 
 
 def lines_of(results: list[dict[str, Any]]) -> list[Line]:
@@ -141,22 +160,21 @@ def read_results(out: Path) -> dict[str, Any]:
     Raises:
         SkipRNNError: there is none, or it is damaged.
     """
-    path = Path(out) / "results.json"
-    try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    path, remedy = Path(out) / "results.json", "`skiprnn reproduce` and `skiprnn sweep` write it"
+    results = read_json(path, dict, remedy)
+    with reading(path, "the results of a sweep", remedy):
+        check_fields(_Whole, results)
+        check_fields(_Asked, results["asked"])
+        for line in results["lines"]:
+            check_fields(Line, line)
+        for result in results["runs"]:
+            check_fields(TrainConfig, result["config"])
+            TrainConfig(**result["config"])
+            if not isinstance(result["name"], str):
+                raise ValueError("a run has no name")
         results["lines"] = [Line(**line) for line in results["lines"]]
         rows_of(results["lines"])
-        for result in results["runs"]:
-            TrainConfig(**result["config"])
-        for name in ("task", "preset", "settings"):
-            results["asked"][name]
-        for name in ("failed", "where"):
-            results[name].items()
         return results
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SkipRNNError(
-            f"cannot read {path}: missing or damaged ({error}); `skiprnn reproduce` and `skiprnn sweep` write it"
-        ) from error
 
 
 def markdown(lines: list[Line]) -> str:

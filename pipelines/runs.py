@@ -3,7 +3,7 @@
 config.json       the TrainConfig
 task.json         the task, with the parameters of the data it was trained on
 words.txt         where sequences are words: the vocabulary, a word a line, in the order of their numbers
-environment.json  versions, device and command of each session of training
+environment.json  versions, device and command of each session of training, and what was edited by hand before it
 metrics.jsonl     a line an evaluation
 outcome.json      once training has ended: how
 result.json       after a sweep: the evaluation of the run
@@ -11,6 +11,7 @@ error.txt         in a sweep that an unforeseen error stopped: the traceback
 checkpoints/      see checkpoints.py
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,16 +29,38 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from pipelines.doors import parse_json, read_json, read_text, reading
 from pipelines.errors import SkipRNNError
+from pipelines.fields import check_fields
 from pipelines.presets import TrainConfig
 from pipelines.storage import write_text
 
 CONFIG_SCHEMA = 1
 CONTENTS = {
-    "config.json", "task.json", "words.txt", "environment.json", "metrics.jsonl", "outcome.json", "result.json",
-    "error.txt",    "checkpoints", "tensorboard",
-    "usage.png", "usage.html", "model.onnx", ".lock",
+    "config.json", "task.json", "words.txt", "environment.json", "environment.json.damaged", "metrics.jsonl",
+    "outcome.json", "result.json", "error.txt", "checkpoints", "tensorboard", "usage.png", "usage.html", "model.onnx",
+    ".lock",
 }  # fmt: skip
+JSON_BYTES = 2**24  # of a JSON file in a run, at most
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line of metrics.jsonl: an evaluation."""
+
+    step: int
+    seconds: float
+    train: dict[str, float]
+    val: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How training ended: outcome.json."""
+
+    reason: str
+    step: int
+    best_step: int
 
 
 def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> Path:
@@ -125,16 +148,23 @@ def load_config(run: Path) -> TrainConfig:
         SkipRNNError: ``run`` is no run directory, or its configuration is damaged or from another schema.
     """
     path = Path(run) / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise SkipRNNError(f"{run} is not a run directory (it has no config.json); make one with `skiprnn train`")
-    try:
-        options = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "restore it, or train the run again"
+    options = read_json(path, dict, remedy, limit=JSON_BYTES)
+    with reading(path, "a run's configuration", remedy):
+        if "schema" not in options:
+            raise ValueError("it lacks schema")
         schema = options.pop("schema")
         if schema != CONFIG_SCHEMA:
-            raise SkipRNNError(f"{path} has schema {schema}, this skiprnn reads {CONFIG_SCHEMA}; train the run again")
-        return TrainConfig(**options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SkipRNNError(f"cannot read {path}: damaged or not a run's configuration ({error})") from error
+            raise SkipRNNError(f"{path} has schema {schema!r:.60}, this skiprnn reads {CONFIG_SCHEMA}; {remedy}")
+        check_fields(TrainConfig, options)
+        if missing := sorted({field.name for field in fields(TrainConfig)} - options.keys()):
+            raise ValueError(f"it lacks {missing[0]}")
+        try:
+            return TrainConfig(**options)
+        except SkipRNNError as error:
+            raise ValueError(str(error)) from error
 
 
 def record_task(run: Path, name: str, parameters: dict[str, Any]) -> None:
@@ -148,16 +178,7 @@ def load_task(run: Path) -> dict[str, Any]:
     Raises:
         SkipRNNError: there is none, or it is damaged.
     """
-    path = Path(run) / "task.json"
-    try:
-        attributes = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(attributes, dict):
-            raise ValueError("it holds no object")
-        return attributes
-    except (OSError, ValueError) as error:
-        raise SkipRNNError(
-            f"cannot read {path}: missing or damaged ({error}); `skiprnn train --resume {run}` writes it"
-        ) from error
+    return read_json(Path(run) / "task.json", dict, f"`skiprnn train --resume {run}` writes it", limit=JSON_BYTES)
 
 
 def record_words(run: Path, words: Iterable[str]) -> None:
@@ -172,10 +193,7 @@ def load_words(run: Path) -> list[str]:
         SkipRNNError: it has none.
     """
     path = Path(run) / "words.txt"
-    try:
-        return path.read_text(encoding="utf-8").split("\n")[:-1]
-    except (OSError, ValueError) as error:
-        raise SkipRNNError(f"cannot read {path}: {error}; `skiprnn train --resume {run}` writes it") from error
+    return read_text(path, "UTF-8 text", f"`skiprnn train --resume {run}` writes it").split("\n")[:-1]
 
 
 def extend_run(run: Path, **options: Any) -> TrainConfig:
@@ -192,19 +210,22 @@ def record_outcome(run: Path, outcome: dict[str, Any]) -> None:
 
 def load_outcome(run: Path) -> dict[str, Any] | None:
     """The contents of ``outcome.json``; None where training has not ended."""
-    path = Path(run) / "outcome.json"
-    try:
-        outcome: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return outcome
-    except FileNotFoundError:
+    path, remedy = Path(run) / "outcome.json", f"`skiprnn train --resume {run}` mends it"
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
-        raise SkipRNNError(f"cannot read {path}: damaged ({error}); `skiprnn train --resume {run}` mends it") from error
+    outcome = read_json(path, dict, remedy, limit=JSON_BYTES)
+    with reading(path, "the end of a training", remedy):
+        check_fields(Ending, outcome)
+    return outcome
 
 
 def forget_outcome(run: Path) -> None:
     """Remove ``outcome.json``: training goes on."""
-    (Path(run) / "outcome.json").unlink(missing_ok=True)
+    path = Path(run) / "outcome.json"
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SkipRNNError(f"cannot remove {path}: {error.strerror}; remove it yourself") from error
 
 
 @contextmanager
@@ -227,14 +248,22 @@ def lock_run(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def record_environment(run: Path, config: TrainConfig, step: int) -> None:
-    """Add to ``environment.json`` where training goes on from ``step``."""
+def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[str, Any]) -> None:
+    """Add to ``environment.json`` where training goes on from ``step``, and what was edited by hand before.
+
+    What cannot be read is kept beside it, as ``environment.json.damaged``: it is a note, which no training waits for.
+    """
     path = Path(run) / "environment.json"
+    sessions: list[Any] = []
     try:
-        sessions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    except ValueError:
-        sessions = []
-    sessions.append({"from_step": step, **_environment(config)})
+        if os.path.lexists(path):
+            sessions = read_json(path, list, "", limit=JSON_BYTES)
+    except SkipRNNError:
+        try:
+            path.replace(path.with_name("environment.json.damaged"))
+        except OSError as error:
+            raise SkipRNNError(f"cannot move {path}, which is damaged: {error.strerror}; remove it") from error
+    sessions.append({"from_step": step, **_environment(config), **({"accepted_edits": edits} if edits else {})})
     write_text(path, json.dumps(sessions, indent=2) + "\n")
 
 
@@ -246,36 +275,60 @@ def remove_leftovers(run: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def append_metrics(run: Path, record: dict[str, Any]) -> None:
-    """Add a line to ``metrics.jsonl``."""
-    path = Path(run) / "metrics.jsonl"
+def append_metrics(run: Path, record: dict[str, Any], digest: str = "") -> str:
+    """Add a line to ``metrics.jsonl``; from the digest of the lines before, return that of all."""
+    path, line = Path(run) / "metrics.jsonl", json.dumps(record)
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise SkipRNNError(f"cannot write {path}: {error.strerror}; check permissions and free space") from error
+    return _with_line(digest, line)
 
 
-def read_metrics(run: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, without one that a killed process left half-written."""
-    path = Path(run) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        records: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
-        return [record for record in records if up_to_step is None or record["step"] <= up_to_step]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SkipRNNError(f"cannot read {path}: damaged ({error}); mend or remove the file") from error
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, without one that a killed process left half-written.
+
+    Raises:
+        SkipRNNError: a line is no evaluation.
+    """
+    return [record for _, record in _lines(run)]
+
+
+def metrics_digest(run: Path, step: int) -> str:
+    """The digest of the lines of ``metrics.jsonl`` up to ``step``. Errors as for ``read_metrics``."""
+    digest = ""
+    for line, record in _lines(run):
+        if record["step"] <= step:
+            digest = _with_line(digest, line)
+    return digest
 
 
 def rewind_metrics(run: Path, step: int) -> None:
-    """Forget what was logged after ``step``: training goes on from there."""
-    records = read_metrics(run, up_to_step=step)
-    write_text(Path(run) / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    """Forget what was logged after ``step``: training goes on from there. Errors as for ``read_metrics``."""
+    kept = "".join(line + "\n" for line, record in _lines(run) if record["step"] <= step)
+    write_text(Path(run) / "metrics.jsonl", kept)
+
+
+def _lines(run: Path) -> list[tuple[str, dict[str, Any]]]:
+    path, found = Path(run) / "metrics.jsonl", []
+    if not os.path.lexists(path):
+        return []
+    remedy = f"restore it, or remove it and `skiprnn train --resume {run} --accept-edits`"
+    for number, line in enumerate(read_text(path, "UTF-8 text", remedy).split("\n")[:-1], start=1):
+        with reading(path, f"a log of evaluations, in line {number}", remedy):
+            record = parse_json(line, dict)
+            check_fields(Record, record)
+            if missing := {"metric", "used_mean"} - record["val"].keys():
+                raise ValueError(f"val lacks {min(missing)}")
+            found.append((line, record))
+    return found
+
+
+def _with_line(digest: str, line: str) -> str:
+    return hashlib.sha256(f"{digest}{line}\n".encode()).hexdigest()
 
 
 def _environment(config: TrainConfig) -> dict[str, Any]:

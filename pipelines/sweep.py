@@ -17,15 +17,17 @@ from typing import Any
 import torch
 
 from pipelines.cluster import connected, map_tasks, require_ray
+from pipelines.doors import read_json, reading
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import Report as Evaluated
 from pipelines.evaluation import evaluate_run
+from pipelines.fields import check_fields
 from pipelines.generation import generate
 from pipelines.model import build_model, check_engine, choose_device
 from pipelines.paper import table
 from pipelines.presets import DEFAULT_SIZES, TrainConfig, configure
 from pipelines.processes import Died, cores, pool
-from pipelines.runs import create_run, load_config, load_outcome, load_task, read_metrics
+from pipelines.runs import JSON_BYTES, create_run, load_config, load_outcome, load_task, read_metrics
 from pipelines.storage import read_attributes, write_text
 from pipelines.tasks import TASKS, Sine, SyntheticTask
 from pipelines.training import load_training_data, measure_step, total_steps, train
@@ -285,17 +287,22 @@ def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
     made_of: dict[str, Any] = {"task": load_task(run.path)}
     if Path(run.config.data).exists():
         made_of["data_digest"] = read_attributes(Path(run.config.data)).get("digest")
-    with suppress(OSError, ValueError, TypeError, KeyError):  # it is no more than a note of what an evaluation said
-        there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        Evaluated(**there["evaluation"])
-        if there["outcome"] == outcome and made_of.items() <= there.items():
+    with suppress(SkipRNNError), reading(path, "a note", ""):  # it is no more than a note of what an evaluation said
+        there = read_json(path, dict, "", limit=JSON_BYTES)
+        check_fields(Evaluated, there["evaluation"])
+        check_fields(TrainConfig, there["config"])
+        named = there["name"] == run.path.name and isinstance(there["training_seconds"], int | float)
+        if named and there["outcome"] == outcome and made_of.items() <= there.items():
             return there
+    records = read_metrics(run.path)
+    if not records:
+        raise SkipRNNError(f"{run.path} has no evaluation in its metrics.jsonl; train it again")
     result = {
         "name": run.path.name,
         "config": asdict(run.config),
         **made_of,
         "outcome": outcome,
-        "training_seconds": read_metrics(run.path)[-1]["seconds"],
+        "training_seconds": records[-1]["seconds"],
         "evaluation": asdict(evaluate_run(run.path)),
     }
     write_text(path, json.dumps(result, indent=2) + "\n")

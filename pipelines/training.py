@@ -4,9 +4,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Sampler
 
-from pipelines.checkpoints import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from pipelines.checkpoints import (
+    MEASURED,
+    Checkpoint,
+    Progress,
+    check_tensors,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from pipelines.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import Evaluation, evaluate
 from pipelines.feature_file import FlatSequences
@@ -27,6 +36,7 @@ from pipelines.runs import (
     forget_outcome,
     load_config,
     lock_run,
+    metrics_digest,
     record_environment,
     record_outcome,
     record_task,
@@ -41,24 +51,6 @@ from skiprnn import budget_loss, used_samples
 
 LOADERS = 2  # processes that read batches from a file too large for memory
 CHECK_EVERY = 100  # steps between looks for a loss that is not finite
-MEASURED = ("loss", "task_loss", "budget_loss", "metric", "used", "grad_norm")
-
-
-@dataclass
-class Progress:
-    """Where training stands: the numbers of a checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best_objective: float = math.inf
-    best_step: int = 0
-    evaluations_since_best: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * (len(MEASURED) + 1))  # since the last evaluation
-    data_digest: str = ""
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Self:
-        return cls(**checkpoint.numbers)
 
 
 @dataclass(frozen=True)
@@ -88,6 +80,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Report], None] = lambda report: None,
     tensorboard: bool = False,
+    accept: bool = False,
     team: Team = ALONE,
 ) -> Outcome:
     """Train the run in a directory, from its last checkpoint if it has one.
@@ -99,10 +92,12 @@ def train(
         should_stop: asked after each step; when true the run saves itself and returns.
         on_progress: called after each step.
         tensorboard: also log to ``run/tensorboard``; needs the extra of that name.
+        accept: take what was edited by hand in the run's files since its checkpoint, and record it.
         team: the processes that train together, each of which calls this.
 
     Raises:
-        SkipRNNError: the run is in use, its files or data cannot be read or written, or the loss is no longer finite.
+        SkipRNNError: the run is in use, its files or data cannot be read or written, something in them was edited by
+            hand, or the loss is no longer finite.
     """
     with lock_run(run) if team.is_first else nullcontext():
         if team.is_first:
@@ -118,24 +113,33 @@ def train(
         model = build_model(config, task).to(device).train()
         task.initialize(model.embedding, data.extra)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-        progress = Progress(data_digest=data.attributes["digest"])
+        progress = Progress(step=0, data_digest=data.attributes["digest"])
+        edits: Edits = {}
         if not team.is_first:
             team.wait()  # for the first to have a checkpoint
         if has_checkpoint(run, "last"):
-            progress = _restore(run, model, optimizer)
+            saved = load_checkpoint(run, "last")
+            progress = saved.progress
             if progress.data_digest != data.attributes["digest"]:
                 raise SkipRNNError(f"{config.data} is not the data {run} was trained on; name that with --data")
+            edits = edits_of_run(run, config, progress)
+            if not accept:
+                refuse_edits(run, edits)
+            _restore(run, saved, model, optimizer)
         elif has_checkpoint(run, "best"):
             raise SkipRNNError(f"{run} has lost its checkpoint last.json; train the run again")
         else:
-            save_checkpoint(run, ("last",), _checkpoint(progress, model, optimizer))
+            save_checkpoint(run, ("last",), _checkpoint(progress, config, model, optimizer))
         if team.is_first:
             record_task(run, task.name, task.parameters())
             if "words" in data.extra:
                 record_words(run, data.extra["words"])
             forget_outcome(run)
+            record_environment(run, config, progress.step, edits)
+            if accept:
+                accept_edits(run, config)
             rewind_metrics(run, progress.step)
-            record_environment(run, config, progress.step)
+            progress.metrics_digest = metrics_digest(run, progress.step)
             team.wait()
         log = _tensorboard(run, progress.step) if tensorboard and team.is_first else None
 
@@ -145,9 +149,10 @@ def train(
         reason = "patience" if _out_of_patience(config, progress) else "finished"
         while progress.step < last_step and reason == "finished":
             progress.step += 1
+            batch = next(batches)  # before the seed: a loader that starts draws from torch's generator
             torch.manual_seed(derive_seed(config.seed, "step", progress.step, *([team.rank] if team.rank else [])))
             optimizer.param_groups[0]["lr"] = _learning_rate(config, progress.step, last_step)
-            sums += _step(model, optimizer, task, next(batches), config, team)
+            sums += _step(model, optimizer, task, batch, config, team)
 
             record, is_best = None, False
             if progress.step % config.eval_every == 0 or progress.step == last_step:
@@ -163,7 +168,7 @@ def train(
                     progress.evaluations_since_best = 0
                 record = _record(progress.step, time.monotonic() - started, means, result, config)
                 if team.is_first:
-                    append_metrics(run, record)
+                    progress.metrics_digest = append_metrics(run, record, progress.metrics_digest)
                 if log is not None:
                     _log(log, record)
                 if _out_of_patience(config, progress):
@@ -177,7 +182,7 @@ def train(
                 progress.seconds = time.monotonic() - started
                 names = ("best", "last") if is_best else ("last",)  # last is what a resumed run believes: write it last
                 if team.is_first:
-                    save_checkpoint(run, names, _checkpoint(progress, model, optimizer))
+                    save_checkpoint(run, names, _checkpoint(progress, config, model, optimizer))
             on_progress(Report(progress.step, last_step, time.monotonic() - started, record))
             if stopping and progress.step < last_step:
                 reason = "interrupted"
@@ -199,18 +204,25 @@ def load_training_data(config: TrainConfig) -> tuple[Task, DataFile]:
     return load_data(Path(config.data), config.task, splits, true_lengths=config.true_lengths)
 
 
-def change_run(run: Path, **changes: Any) -> None:
+def change_run(run: Path, *, accept: bool = False, **changes: Any) -> None:
     """Change how long a run trains, on what device, or where its data lies, before it goes on.
 
+    Args:
+        run: the run directory.
+        accept: as for ``train``.
+        changes: fields of the configuration.
+
     Raises:
-        SkipRNNError: a change is impossible; the run is as it was.
+        SkipRNNError: a change is impossible, or the run was edited by hand; it is as it was.
     """
     with lock_run(run):
         config = replace(load_config(run), **changes)
         choose_device(config.device)
         _, data = load_training_data(config)
         if has_checkpoint(run, "last"):
-            progress = Progress.of(load_checkpoint(run, "last"))
+            progress = load_checkpoint(run, "last").progress
+            if not accept:
+                refuse_edits(run, edits_of_run(run, config, progress))
             if progress.data_digest != data.attributes["digest"]:
                 raise SkipRNNError(f"{config.data} is not the data {run} was trained on")
             last_step = total_steps(config, data.splits)
@@ -341,28 +353,30 @@ def _record(
     }
 
 
-def _checkpoint(progress: Progress, model: SequenceModel, optimizer: torch.optim.Optimizer) -> Checkpoint:
+def _checkpoint(
+    progress: Progress, config: TrainConfig, model: SequenceModel, optimizer: torch.optim.Optimizer
+) -> Checkpoint:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names = [name for name, _ in model.named_parameters()]
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{key}.{names[index]}": tensor for key, tensor in state.items()}
-    return Checkpoint({name: tensor.cpu() for name, tensor in tensors.items()}, asdict(progress))
+    moment = replace(progress, config=asdict(config))
+    return Checkpoint({name: tensor.cpu() for name, tensor in tensors.items()}, moment)
 
 
-def _restore(run: Path, model: SequenceModel, optimizer: torch.optim.Optimizer) -> Progress:
-    checkpoint = load_checkpoint(run, "last")
-    tensors = checkpoint.tensors
-    try:
-        progress = Progress.of(checkpoint)
-        model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise SkipRNNError(f"the checkpoint 'last' of {run} does not fit its config.json; restore it") from error
+def _restore(run: Path, saved: Checkpoint, model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:
+    tensors = saved.tensors
+    wanted = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     state: dict[int, dict[str, Tensor]] = {}
-    for index, (name, _) in enumerate(model.named_parameters()):
-        prefixed = ((key, f"optimizer.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq"))
-        state[index] = {key: tensors[full] for key, full in prefixed if full in tensors}
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": {k: v for k, v in state.items() if v}})
-    return progress
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        kinds = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+        prefixed = {key: f"optimizer.{key}.{name}" for key in kinds}
+        if any(full in tensors for full in prefixed.values()):  # a parameter that had no gradient has no state
+            wanted |= {full: kinds[key] for key, full in prefixed.items()}
+            state[index] = {key: tensors.get(full, parameter) for key, full in prefixed.items()}
+    check_tensors(tensors, wanted, f"the checkpoint 'last' of {run}")
+    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _tensorboard(run: Path, step: int) -> Any:

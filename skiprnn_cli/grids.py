@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import SkipRNNError
-from pipelines.presets import TrainConfig
+from pipelines.presets import NONE, TrainConfig
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Setting(click.ParamType[tuple[str, Any]]):
 def _parsed(text: str, kind: str) -> Any:
     if "bool" in kind:
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+    if "None" in kind and text == NONE:
+        return NONE
     if "int" in kind:
         return int(text)
     return float(text) if "float" in kind else text
@@ -161,7 +163,9 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Finished"], None]]:
         told: dict[Path, str] = {}
         while not ended.wait(LOOK_EVERY):
             for run in runs:
-                said = None if is_finished(run) else line(run)
+                said = None
+                with suppress(SkipRNNError):  # who trains it says so
+                    said = None if is_finished(run) else line(run)
                 if said is not None and told.get(run.path) != said:
                     told[run.path] = said
                     with lock:

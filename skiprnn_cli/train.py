@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import SkipRNNError
-from pipelines.presets import CHOICES, DATA, DEFAULT_SIZES, FOR_CELL, PRESETS, TASK_NAMES, TrainConfig, configure
+from pipelines.presets import (
+    CHOICES,
+    DATA,
+    DEFAULT_SIZES,
+    FOR_CELL,
+    MAY_CHANGE,
+    NONE,
+    PRESETS,
+    TASK_NAMES,
+    TrainConfig,
+    configure,
+)
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
@@ -23,7 +34,15 @@ FOR_CELL_NOTE = "".join(
     f"; {preset} {cell} on {task}: {', '.join(f'{name} {value}' for name, value in changes.items())}"
     for (task, preset, cell), changes in FOR_CELL.items()
 )
-CHANGEABLE_ON_RESUME = {"steps", "epochs", "patience", "device", "data"}
+
+
+class CountOrNone(click.IntRange):
+    """A whole number, or NONE for what None cannot say, which stands for an option that was not given."""
+
+    name = "integer or none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == NONE else super().convert(value, param, ctx)
 
 
 def preset_option(flag: str, field: str, kind: Any, text: str) -> Callable[[Any], Any]:
@@ -90,7 +109,12 @@ Examples:
 @preset_option(
     "--eval-every", "eval_every", click.IntRange(min=1), "Steps between evaluations; each saves a checkpoint."
 )
-@preset_option("--patience", "patience", click.IntRange(min=1), "Stop after so many evaluations without a better one.")
+@preset_option(
+    "--patience",
+    "patience",
+    CountOrNone(min=1),
+    "Stop after so many evaluations without a better one; none: train to the end.",
+)
 @preset_option("--seed", "seed", click.IntRange(min=0), "Of weights and batches.")
 @preset_option("--device", "device", click.Choice(CHOICES["device"]), "auto: CUDA where there is one.")
 @preset_option("--amp", "amp", click.Choice(CHOICES["amp"]), "Matrix products in bfloat16; the gate stays in float32.")
@@ -100,6 +124,11 @@ Examples:
     "--resume",
     type=options.PATH,
     help="Continue this run; only --steps, --epochs, --patience, --device and --data may change.",
+)
+@click.option(
+    "--accept-edits",
+    is_flag=True,
+    help="With --resume: take what was edited by hand in the run's config.json or metrics.jsonl, and record it.",
 )
 @options.overwrite
 @click.pass_context
@@ -112,6 +141,7 @@ def command(
     tensorboard: bool,
     out: Path | None,
     resume: Path | None,
+    accept_edits: bool,
     overwrite: bool,
     **training: Any,
 ) -> None:
@@ -125,12 +155,14 @@ def command(
 
     if tensorboard and find_spec("tensorboard") is None:
         raise SkipRNNError("TensorBoard is not installed; `pip install tensorboard` or drop --tensorboard")
+    if accept_edits and resume is None:
+        raise click.UsageError("--accept-edits is about a run there is; name it with --resume.")
     with team_of_environment() as team:
-        prepared = _prepare(ctx, task, preset, data, out, resume, overwrite, training) if team.is_first else None
-        run = team.agree(prepared)
+        how = (ctx, task, preset, data, out, resume, accept_edits, overwrite, training)
+        run = team.agree(_prepare(*how) if team.is_first else None)
         assert run is not None
         with stop_signals() as stopped:
-            outcome = _train_with_display(run, stopped, tensorboard, team)
+            outcome = _train_with_display(run, stopped, tensorboard, accept_edits, team)
         if team.is_first:
             _summarise(outcome)
     if outcome.reason == "interrupted":
@@ -144,6 +176,7 @@ def _prepare(
     data: Path | None,
     out: Path | None,
     resume: Path | None,
+    accept_edits: bool,
     overwrite: bool,
     training: dict[str, Any],
 ) -> Path:
@@ -154,7 +187,7 @@ def _prepare(
 
     if resume is not None:
         run = resume
-        _change_resumed(ctx, run, data, training)
+        _change_resumed(ctx, run, data, accept_edits, training)
     else:
         config = _configuration(task, preset, data, training)
         run = out or default_run_path(config, options.RUNS)
@@ -246,16 +279,20 @@ def _refuse_two_lengths(training: dict[str, Any]) -> None:
         raise click.UsageError("Give --steps or --epochs, not both.")
 
 
-def _change_resumed(ctx: click.Context, run: Path, data: Path | None, training: dict[str, Any]) -> None:
+def _change_resumed(
+    ctx: click.Context, run: Path, data: Path | None, accept_edits: bool, training: dict[str, Any]
+) -> None:
     from pipelines.training import change_run
 
     given = {name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
-    refused = given - CHANGEABLE_ON_RESUME - {"resume", "tensorboard"}
+    refused = given - {*MAY_CHANGE, "resume", "tensorboard", "accept_edits"}
     if refused:
         names = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in refused))
         raise click.UsageError(f"--resume continues a run as it was configured; drop {names}.")
     _refuse_two_lengths(training)
-    changes = {name: training[name] for name in CHANGEABLE_ON_RESUME - {"data"} if training[name] is not None}
+    changes = {name: training[name] for name in MAY_CHANGE if training.get(name) is not None}
+    if changes.get("patience") == NONE:
+        changes["patience"] = None
     if data is not None:
         changes["data"] = str(data.absolute())
     if "steps" in changes:
@@ -263,7 +300,7 @@ def _change_resumed(ctx: click.Context, run: Path, data: Path | None, training: 
     elif "epochs" in changes:
         changes["steps"] = None
     if changes:
-        change_run(run, **changes)
+        change_run(run, accept=accept_edits, **changes)
 
 
 def _ensure_data(config: TrainConfig) -> None:
@@ -281,14 +318,18 @@ def _ensure_data(config: TrainConfig) -> None:
         write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 
-def _train_with_display(run: Path, stopped: Callable[[], bool], tensorboard: bool, team: "Team") -> "Outcome":
+def _train_with_display(
+    run: Path, stopped: Callable[[], bool], tensorboard: bool, accept_edits: bool, team: "Team"
+) -> "Outcome":
     from pipelines.training import train
     from skiprnn_cli.progress import training_display
 
     if not team.is_first:
-        return train(run, should_stop=stopped, team=team)
+        return train(run, should_stop=stopped, accept=accept_edits, team=team)
     with training_display() as show:
-        return train(run, should_stop=stopped, on_progress=show, tensorboard=tensorboard, team=team)
+        return train(
+            run, should_stop=stopped, on_progress=show, tensorboard=tensorboard, accept=accept_edits, team=team
+        )
 
 
 def _summarise(outcome: "Outcome") -> None:

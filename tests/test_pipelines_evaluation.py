@@ -4,10 +4,21 @@ import pytest
 import torch
 
 from pipelines.errors import SkipRNNError
-from pipelines.evaluation import evaluate_run, load_run
+from pipelines.evaluation import evaluate, evaluate_run, load_run
 from pipelines.model import build_model, without_skipping
 from pipelines.presets import TrainConfig
 from pipelines.tasks import Adding, Sine
+
+
+def test_an_evaluation_that_fails_leaves_training_mode_as_it_was(make_run, monkeypatch):
+    trained = load_run(make_run())
+    model, sequences = trained.model.train(), trained.sequences
+    monkeypatch.setattr(type(trained.task), "scores", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(model, trained.task, sequences, trained.config)
+    assert model.training
+    assert not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_report(make_run):

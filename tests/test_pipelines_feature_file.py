@@ -15,6 +15,7 @@ from pipelines.evaluation import evaluate_run, load_run
 from pipelines.feature_file import Entry, read_features, write_features
 from pipelines.prediction import Predictor
 from pipelines.tasks import Ucf101, load_data
+from pipelines.training import train
 
 WIDTH, STEPS = 4, 6
 COUNTS = [3, 6, 9, 1, 5, 6, 2, 4, 8, 7]
@@ -63,12 +64,18 @@ def test_sequences_are_padded_with_zeros_and_cropped(path, way):
 
 
 def test_runs_on_a_file_too_large_for_memory_are_the_same(path, make_run, monkeypatch):
-    options = {"task": "ucf101", "data": str(path), "num_layers": 2, "batch_size": 4, "steps": 5, "lam": 1e-3}
+    options = {"task": "ucf101", "data": str(path), "num_layers": 2, "dropout": 0.5, "batch_size": 4, "steps": 5}
     in_memory = make_run("memory", **options)
     monkeypatch.setattr(feature_file, "SHARE", 0.0)
     streamed = make_run("streamed", **options)
-    ours, theirs = (load_checkpoint(run, "last").tensors for run in (streamed, in_memory))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    resumed = make_run("resumed", trained=False, **options)
+    stops = iter([False, False, True])
+    train(resumed, should_stop=lambda: next(stops))
+    train(resumed)
+    theirs = load_checkpoint(in_memory, "last").tensors
+    for run in (streamed, resumed):
+        ours = load_checkpoint(run, "last").tensors
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), run
     report = evaluate_run(streamed)
     assert report.metric == evaluate_run(in_memory).metric
     assert report.steps_per_sequence == STEPS

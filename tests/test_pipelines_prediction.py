@@ -207,7 +207,7 @@ def test_the_task_of_a_run_is_checked(run, adding_file):
         Predictor(run)
     for text in ("[]", "{", ""):
         task.write_text(text)
-        with pytest.raises(SkipRNNError, match=r"cannot read .*task.json: missing or damaged"):
+        with pytest.raises(SkipRNNError, match=r"cannot read .*task.json: truncated, damaged or not"):
             Predictor(run)
     train(run)
     assert list(Predictor(run).file(adding_file, index=0))

@@ -290,8 +290,17 @@ def test_results_are_read_back(results):
     changes = [{"asked": {}}, {"runs": [{}]}, {"failed": []}, {"lines": [{**whole["lines"][0], "metric": "a"}]}]
     for text in ("{", "[]", '{"lines": []}', *(json.dumps({**whole, **change}) for change in changes)):
         (out / "results.json").write_text(text)
-        with pytest.raises(SkipRNNError, match="missing or damaged"):
+        with pytest.raises(SkipRNNError, match=r"cannot read .*results.json"):
             read_results(out)
+    runs = [{**whole["runs"][0], "config": {**whole["runs"][0]["config"], "lr": "a"}}]
+    for change in ({"failed": {"a": 5}}, {"runs": runs}, {"runs": [{**whole["runs"][0], "name": 5}]}, {"where": 5}):
+        (out / "results.json").write_text(json.dumps({**whole, **change}))
+        with pytest.raises(SkipRNNError, match="not the results of a sweep"):
+            read_results(out)
+    (out / "results.json").unlink()
+    os.mkfifo(out / "results.json")
+    with pytest.raises(SkipRNNError, match="it is a pipe or a device"):
+        read_results(out)
 
 
 def test_an_evaluation_is_kept_until_the_run_is_trained_further(results, configs):
@@ -304,6 +313,16 @@ def test_an_evaluation_is_kept_until_the_run_is_trained_further(results, configs
     for text in ("{", "[]", "{}", '{"evaluation": {}}'):
         (runs[1].path / "result.json").write_text(text)
         assert evaluate_all([runs[1]], {})[0]["evaluation"]["metric"] == evaluated[1]["evaluation"]["metric"]
+    note = json.loads((runs[1].path / "result.json").read_text())
+    for wrong in ({"training_seconds": "a"}, {"evaluation": {**note["evaluation"], "metric": "a"}}, {"name": 5}):
+        (runs[1].path / "result.json").write_text(json.dumps({**note, **wrong}))
+        (again,) = evaluate_all([runs[1]], {})
+        assert (again["name"], again["evaluation"]["metric"]) == (note["name"], note["evaluation"]["metric"])
+        assert isinstance(again["training_seconds"], float)
+    (runs[1].path / "result.json").unlink()
+    os.mkfifo(runs[1].path / "result.json")
+    failed = {}
+    assert len(evaluate_all([runs[1]], failed)) == 1, failed
     assert evaluate_all([first], {})[0]["outcome"]["step"] == 8
 
 
