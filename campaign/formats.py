@@ -1,5 +1,6 @@
 """How files of each format are damaged in a folder."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -69,11 +70,13 @@ def npz(folder: Path, rng: Random) -> str:
 def checkpoint(folder: Path, rng: Random) -> str:
     """Another checkpoint with right digests: only what it says can give it away."""
     import torch
+    from safetensors.torch import load_file, save
 
-    from pipelines.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+    from pipelines.checkpoints import NAMES, _digest
 
-    saved = load_checkpoint(folder / "run", "last")
-    tensors, numbers = dict(saved.tensors), dict(saved.numbers)
+    checkpoints = folder / "run" / "checkpoints"
+    content = json.loads((checkpoints / "last.json").read_text())
+    tensors, numbers = load_file(checkpoints / content["tensors"]), content["numbers"]
     if rng.random() < 0.4:
         numbers, how = damage_value(numbers, rng)
         numbers = {"step": 4, **numbers} if isinstance(numbers, dict) else {"step": numbers}
@@ -103,8 +106,12 @@ def checkpoint(folder: Path, rng: Random) -> str:
         elif how == "renamed":
             tensors[f"{name}_"] = tensor
         how = f"{name} {how}"
-    with torch.no_grad():
-        save_checkpoint(folder / "run", ("last", "best"), Checkpoint(tensors, numbers))
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    (checkpoints / content["tensors"]).write_bytes(data)
+    content |= {"tensors_sha256": hashlib.sha256(data).hexdigest(), "numbers": numbers}
+    del content["sha256"]
+    for name in NAMES:
+        (checkpoints / f"{name}.json").write_text(json.dumps({**content, "sha256": _digest(content)}))
     return f"a checkpoint made anew: {how}"
 
 

@@ -44,6 +44,7 @@ class Progress:
     sums: list[float] = field(default_factory=lambda: [0.0] * (len(MEASURED) + 1))  # since the last evaluation
     data_digest: str = ""
     config: dict[str, Any] | None = None  # that it was trained with; None in runs from before this was kept
+    task: dict[str, Any] | None = None  # the contents of task.json; None as above
     metrics_digest: str = ""  # of the lines of metrics.jsonl up to the step
 
     def __post_init__(self) -> None:

@@ -98,8 +98,11 @@ def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None
     refuse_edits(run, edits_of_config(config, saved.progress))
     path = Path(run) / "task.json"
     with reading(path, "a task", f"`skiprnn train --resume {run}` writes it"):
-        task = task_of_attributes(load_task(run), path, config.task)
+        attributes = load_task(run)
+        task = task_of_attributes(attributes, path, config.task)
         check_fields(type(task), task.parameters())
+    if saved.progress.task not in (None, attributes):
+        raise SkipRNNError(f"{path} was edited since the run was trained; `skiprnn train --resume {run}` restores it")
     where = choose_device(device or config.device)
     anywhere = config if where.type == "cuda" or config.engine != "triton" else replace(config, engine="auto")
     model = build_model(anywhere, task)

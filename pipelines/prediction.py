@@ -157,7 +157,13 @@ class Predictor:
         task = self._model.task
         assert isinstance(task, Imdb)
         if self._numbers is None:
-            self._numbers = {word: number for number, word in enumerate(load_words(self._run)) if word}
+            words = load_words(self._run)
+            if task.digest_of(words) != task.vocabulary_sha256:
+                raise SkipRNNError(
+                    f"{self._run / 'words.txt'} was edited since the run was trained; `skiprnn train --resume "
+                    f"{self._run}` restores it"
+                )
+            self._numbers = {word: number for number, word in enumerate(words) if word}
         words = tokenize(text)[: task.length]
         if not words:
             raise SkipRNNError(f"{name} holds no words")

@@ -113,7 +113,8 @@ def train(
         model = build_model(config, task).to(device).train()
         task.initialize(model.embedding, data.extra)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-        progress = Progress(step=0, data_digest=data.attributes["digest"])
+        described = {"task": task.name, **task.parameters()}
+        progress = Progress(step=0, data_digest=data.attributes["digest"], task=described)
         edits: Edits = {}
         if not team.is_first:
             team.wait()  # for the first to have a checkpoint
@@ -122,6 +123,9 @@ def train(
             progress = saved.progress
             if progress.data_digest != data.attributes["digest"]:
                 raise SkipRNNError(f"{config.data} is not the data {run} was trained on; name that with --data")
+            if progress.task not in (None, described):
+                raise SkipRNNError(f"{config.data} describes its task otherwise than when {run} began; restore it")
+            progress.task = described
             edits = edits_of_run(run, config, progress)
             if not accept:
                 refuse_edits(run, edits)
@@ -131,7 +135,7 @@ def train(
         else:
             save_checkpoint(run, ("last",), _checkpoint(progress, config, model, optimizer))
         if team.is_first:
-            record_task(run, task.name, task.parameters())
+            record_task(run, described)
             if "words" in data.extra:
                 record_words(run, data.extra["words"])
             forget_outcome(run)

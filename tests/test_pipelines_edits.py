@@ -126,3 +126,25 @@ def test_a_damaged_best_checkpoint_is_left_as_it_is(make_run, config):
     (run / "checkpoints" / "best.json").write_text("{")
     accept_edits(run, config)
     assert (run / "checkpoints" / "best.json").read_text() == "{"
+
+
+def test_a_field_that_is_taken_out_is_an_edit(make_run):
+    run = make_run()
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in config.items() if name != "lam"}))
+    for use in (train, load_model):
+        with pytest.raises(SkipRNNError, match=r"lam in config.json was 0.001, now 0.0"):
+            use(run)
+
+
+def test_an_edited_task_is_refused_and_restored(make_run):
+    run = make_run()
+    path = run / "task.json"
+    right = path.read_text()
+    path.write_text(right.replace("12", "13"))
+    with pytest.raises(SkipRNNError, match=r"task.json was edited since the run was trained"):
+        load_model(run)
+    train(run)
+    assert path.read_text() == right
+    load_model(run)

@@ -1,6 +1,5 @@
 """The Large Movie Review Dataset: the aclImdb folder or archive, or JSON lines, to a data file."""
 
-import hashlib
 import lzma
 import tarfile
 from collections import Counter
@@ -114,7 +113,7 @@ def write_imdb(
         length=length,
         dimensions=dimensions,
         vocabulary=len(words) + 2,
-        vocabulary_sha256=hashlib.sha256("\n".join(words).encode()).hexdigest(),
+        vocabulary_sha256=Imdb.digest_of(["", "", *words]),
     )
     with sequences_writer(path, overwrite=overwrite) as writer:
         for name, part in splits.items():

@@ -1,6 +1,8 @@
 """The IMDB task: is a film review positive?"""
 
+import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +54,11 @@ class Imdb(ClassificationTask):
             raise SkipRNNError(f"unknown tokeniser {self.tokenizer}; this skiprnn has {TOKENIZER}")
 
     stored_size = 1
+
+    @staticmethod
+    def digest_of(words: Sequence[str]) -> str:
+        """What ``vocabulary_sha256`` is of words by their numbers, the two that are none first."""
+        return hashlib.sha256("\n".join(words[UNKNOWN + 1 :]).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def input_size(self) -> int:
