@@ -78,7 +78,7 @@ def _add_up(p: Tensor, acc: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     powers = p.new_tensor([2.0**k for k in range(round(math.log2(finfo.tiny)), 1)])
 
     def shut(steps: Tensor, acc: Tensor, p: Tensor) -> Tensor:
-        return (_added(acc, p) <= 0.5) & (steps < limit)
+        return ~(_added(acc, p) > 0.5) & (steps < limit)
 
     def any_shut(steps: Tensor, acc: Tensor, p: Tensor, powers: Tensor) -> Tensor:
         return shut(steps, acc, p).any()
@@ -89,7 +89,8 @@ def _add_up(p: Tensor, acc: Tensor, limit: int) -> tuple[Tensor, Tensor]:
         before, after = ((v[:, None] >= powers).sum(-1) for v in (acc, first))  # between which powers
         room = powers[after.clamp(max=len(powers) - 1)].clamp(max=0.5) - first
         more = torch.where((before == after) & (gain > 0), (room / gain).floor() - 1, 0).clamp(min=0).long()
-        more = torch.where((gain <= 0) | (p < finfo.tiny), limit, more)  # p is too small to be added any more
+        # p is too small to be added any more; or the sum is of no use, as NaN is, and the loop has to end all the same
+        more = torch.where(~(gain > 0) | (p < finfo.tiny), limit, more)
         more = torch.minimum(more, limit - steps - 1)
         going = shut(steps, acc, p)
         acc = torch.where(going, first + more * gain, acc)

@@ -96,7 +96,7 @@ class _SkipRNN(RecurrentStack):
             them pass. For one sequence on the CPU, ``Stream`` does all of this in compiled code.
 
         Raises:
-            ValueError: an argument has the wrong shape or type.
+            ValueError: an argument has the wrong shape, type or range.
         """
         if x.dim() != 2:
             raise ValueError(f"x must be (B, D) with D = {self.input_size}, got shape {tuple(x.shape)}")
@@ -108,10 +108,10 @@ class _SkipRNN(RecurrentStack):
         """The state after ``n`` more steps, in all of which every sequence skips its sample.
 
         Raises:
-            ValueError: a sequence needs one of the samples, or ``state`` has the wrong shape.
+            ValueError: a sequence needs one of the samples, or ``state`` has the wrong shape or range.
         """
         n = operator.index(n)
-        self._unpack(state, len(state.update_prob))  # refuses other shapes
+        self._check_state(state, len(state.update_prob))
         skips = clock.skipped_steps(state.update_prob, state.cum_update_prob)
         most = int(skips.min()) if len(skips) else n
         if not 0 <= n <= most:

@@ -295,6 +295,7 @@ INLINE int64_t next_update(float p, float &acc, int64_t t, int64_t end) {
         const float room = 1 - acc, before = acc;
         acc += p <= room ? p : room;
         if (acc > 0.5f) return t;
+        if (!(acc > before)) return end;  // nor will it ever grow, NaN least of all
         if (p < 1e-3f) t += skip_additions(p, before, acc, end - 1 - t);
     }
     return end;

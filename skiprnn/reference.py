@@ -33,6 +33,10 @@ def skip_rnn(
         p   = u_t * p̃_t + (1 - u_t) * p         p̃_t = sigmoid(w_p · top + b_p)
         acc = (1 - u_t) * a_t                   top: last layer's candidate, c̃ (LSTM) or h̃ (GRU)
 
+    What is skipped is not read: NaN or infinity in a skipped sample reaches no output, state or gate. Gradients do read
+    it, since dL/du_t at a skipped step includes <dL/ds_t, s̃_t - s_{t-1}>, and are then not finite in general. NaN in a
+    used sample spreads to the state and to p; from then on the gate, which compares p with what is left to 1, is open.
+
     Args:
         cell: one of the cells of ``skiprnn.cells``.
         x: (T, B, D) inputs.
@@ -62,8 +66,11 @@ def skip_rnn(
         candidates = candidate_states(cell, step_gates[t], states, layers)
         p_candidate = update_probability(candidates[-1][-1], update_weight, update_bias)
 
-        states = [_select(u, candidate, state) for candidate, state in zip(candidates, states, strict=True)]
-        p = torch.lerp(p, p_candidate, u)
+        states = [
+            tuple(_select(u[:, None], new, old) for new, old in zip(candidate, state, strict=True))
+            for candidate, state in zip(candidates, states, strict=True)
+        ]
+        p = _select(u, p_candidate, p)
         acc = (1 - u) * a if lengths is None else torch.where(valid[t], (1 - u) * a, acc)
         outputs.append(states[-1][0])
         gates.append(u)
@@ -94,6 +101,7 @@ def update_probability(top: Tensor, update_weight: Tensor, update_bias: Tensor) 
     return sigmoid((top.to(dtype) * update_weight.to(dtype)).sum(-1) + update_bias.to(dtype))
 
 
-def _select(u: Tensor, candidate: LayerState, state: LayerState) -> LayerState:
-    """u * candidate + (1 - u) * state, in one operation with the same gradients."""
-    return tuple(torch.lerp(s, new, u.to(s.dtype)[:, None]) for s, new in zip(state, candidate, strict=True))
+def _select(u: Tensor, candidate: Tensor, state: Tensor) -> Tensor:
+    """u * candidate + (1 - u) * state with the same gradients, where 0 times what is not finite is 0."""
+    read = torch.where((u > 0) | candidate.detach().isfinite(), candidate, state)
+    return torch.lerp(state, read, u.to(state.dtype))

@@ -56,7 +56,8 @@ class RecurrentStack(nn.Module):
 
         Args:
             input: (T, B, D), or (B, T, D) if ``batch_first``.
-            state: a state returned before, to go on from it; None starts from the initial state.
+            state: a state returned before, to go on from it; None starts from the initial state. That its sums and
+                probabilities lie in 0..1 is checked on the CPU only.
             lengths: (B,) integers from 0 to T. From step ``lengths[b]`` on, sequence b neither updates nor costs
                 anything, and its output repeats its last state. Values are checked on the CPU only.
 
@@ -70,7 +71,11 @@ class RecurrentStack(nn.Module):
         x = self._time_major(input)
         batch = x.shape[1]
         lengths = _check_lengths(lengths, x)
-        layer_states, gate_state = self._unpack(self.initial_state(batch) if state is None else state, batch)
+        if state is None:
+            state = self.initial_state(batch)
+        else:
+            self._check_state(state, batch)
+        layer_states, gate_state = self._unpack(state)
         output, new_states, gate_state, update_gate = self._run(x, layer_states, gate_state, lengths)
         if self.batch_first:
             output, update_gate = output.transpose(0, 1), update_gate.transpose(0, 1)
@@ -134,13 +139,16 @@ class RecurrentStack(nn.Module):
     def _state(self, tensors: Sequence[Tensor], gate: GateState) -> State:
         return (LSTMState if self.cell.num_states == 2 else GRUState)._make((*tensors, *gate))
 
-    def _unpack(self, state: State, batch: int) -> tuple[list[LayerState], GateState]:
+    def _unpack(self, state: State) -> tuple[list[LayerState], GateState]:
+        tensors, gate = state[: self.cell.num_states], GateState(*state[self.cell.num_states :])
+        return [tuple(tensor[k] for tensor in tensors) for k in range(self.num_layers)], gate
+
+    def _check_state(self, state: State, batch: int) -> None:
         shapes = [(self.num_layers, batch, self.hidden_size)] * self.cell.num_states + [(batch,)] * 2
         given = [tuple(tensor.shape) for tensor in state]
         if given != shapes:
             raise ValueError(f"state must hold tensors of shapes {shapes}, as a call returned it; got {given}")
-        tensors, gate = state[: self.cell.num_states], GateState(*state[self.cell.num_states :])
-        return [tuple(tensor[k] for tensor in tensors) for k in range(self.num_layers)], gate
+        _check_gate(GateState(*state[self.cell.num_states :]))
 
     def extra_repr(self) -> str:
         options = [str(self.input_size), str(self.hidden_size)]
@@ -149,6 +157,22 @@ class RecurrentStack(nn.Module):
         if self.batch_first:
             options.append("batch_first=True")
         return ", ".join(options)
+
+
+def _check_gate(gate: GateState) -> None:
+    """Refuse what no sum or probability can be: the gate might never open, nor anyone be told so."""
+    if torch.compiler.is_compiling():
+        return
+    for name, values in gate._asdict().items():
+        if not values.is_cpu or not values.numel():
+            continue
+        lowest, highest = (bound.item() for bound in values.detach().aminmax())
+        if not 0 <= lowest <= highest <= 1:  # NaN fails too
+            b = int((~((values >= 0) & (values <= 1))).nonzero()[0])
+            raise ValueError(
+                f"{name} of a state must lie in 0..1, got {values[b].item()} for sequence {b}; pass a state as a call"
+                " returned it, or none to start anew (NaN comes of samples or weights that are not finite)"
+            )
 
 
 def _check_lengths(lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:

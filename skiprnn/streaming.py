@@ -31,7 +31,7 @@ class Stream:
 
     Raises:
         TypeError: ``rnn`` is not a Skip RNN.
-        ValueError: ``state`` is not one of batch size 1.
+        ValueError: ``state`` is not one of batch size 1, or its gate holds what is no probability.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Stream:
         """Start a new sequence, or go on from a state of batch size 1.
 
         Raises:
-            ValueError: ``state`` is not one of batch size 1.
+            ValueError: ``state`` is not one of batch size 1, or its gate holds what is no probability.
         """
         given = self._start if state is None else state
-        self.rnn._unpack(given, 1)  # refuses other shapes
+        self.rnn._check_state(given, 1)
         for mine, tensor in zip(self._states, given, strict=False):
             mine[:, : self.rnn.hidden_size] = tensor[:, 0]
         self._p.copy_(given.update_prob)
@@ -200,13 +200,13 @@ class Stream:
             self._acc, self._since = self._zero, len(samples) - 1 - last
         else:
             with torch.no_grad():
-                _, state, update_gate = self.rnn(
-                    samples[None] if self.rnn.batch_first else samples[:, None], self.state
-                )
-            for mine, tensor in zip(self._states, state, strict=False):
-                mine.copy_(tensor[:, 0])
-            self._p.copy_(state.update_prob)
-            self._acc, self._since = state.cum_update_prob, 0
+                states = [tuple(s[k : k + 1] for s in self._states) for k in range(self.rnn.num_layers)]
+                gate = GateState(self._p, clock.advance(self._p, self._acc, self._since))
+                _, after, gate, update_gate = self.rnn._run(samples[:, None], states, gate, None)
+            for mine, tensors in zip(self._states, zip(*after, strict=True), strict=True):
+                mine.copy_(torch.cat(tensors))
+            self._p.copy_(gate.update_prob)
+            self._acc, self._since = gate.cum_update_prob, 0
             used, self._skips = int(update_gate.sum()), int(clock.skipped_steps(self._p, self._acc))
         self._position += len(samples)
         self._used += used

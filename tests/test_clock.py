@@ -82,3 +82,18 @@ def test_advance_ends_for_any_number_of_steps(either_path, dtype):
     assert sums[1] == pytest.approx(0.1, rel=1e-6) if dtype == torch.float64 else sums[1] <= 0.25
     assert sums[2] == acc[2]
     assert sums[3] <= 1e-30
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_clock_ends_for_values_that_no_sum_can_have(either_path, dtype):
+    """A GPU is not waited for to check them, so that they get here."""
+    odd = [torch.nan, torch.inf, -torch.inf, -1e30, -1.0, 0.0, 0.4, 0.9, 1.5]
+    p, acc = torch.cartesian_prod(*[torch.tensor(odd, dtype=dtype)] * 2).unbind(1)
+    after = acc + torch.where(p <= 1 - acc, p, 1 - acc)
+    steps = clock.skipped_steps(p, acc)
+    assert torch.equal(steps == 0, after > 0.5)
+    assert set(steps[after.isnan()].tolist()) == {clock.NEVER}
+    assert clock.advance(p, acc, 10**12).shape == acc.shape
+    with np.errstate(invalid="ignore"):
+        t, *_ = clock.next_update(p.numpy(), acc.numpy(), np.full(len(p), -1), np.full(len(p), 100))
+    assert torch.equal(torch.from_numpy(t) == 0, after > 0.5)

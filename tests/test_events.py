@@ -202,6 +202,25 @@ def test_inputs_that_are_not_finite_give_what_the_reference_gives(layers):
 
 
 @compiled
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("name", MODULES)
+def test_the_compiled_path_reads_of_samples_that_are_not_finite_what_the_reference_reads(name, grad):
+    shape = (40, 3, 2, 11, 1)
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0))
+    ours, reference = (build(name, shape, -1.5, engine, torch.float32) for engine in ("events", "reference"))
+    with torch.set_grad_enabled(grad):
+        clean = ours(x)
+        x[clean.update_gate == 0] = torch.nan
+        for a, b in zip((*ours(x)[::2], *ours(x).state), (*clean[::2], *clean.state), strict=True):
+            assert torch.equal(a, b)
+        x[int(clean.update_gate[:, 1].nonzero()[3]), 1, 0] = torch.nan  # used
+        spoilt, expected = ours(x), reference(x)
+    assert torch.equal(spoilt.update_gate, expected.update_gate)
+    torch.testing.assert_close(spoilt.output, expected.output, equal_nan=True)
+    assert expected.output[-1].isnan().any(-1).tolist() == [False, True, False]
+
+
+@compiled
 def test_defaults_of_torch_do_not_reach_the_compiled_path():
     shape = SHAPES["paper"]
     x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0))

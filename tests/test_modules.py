@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from skiprnn import GRUState, LSTMState, SkipGRU, SkipLSTM
+from skiprnn.modules import ENGINES
 
 PAIRS = [(SkipLSTM, nn.LSTM), (SkipGRU, nn.GRU)]
 
@@ -124,6 +125,32 @@ def test_torch_export(skip):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         SkipLSTM(3, 5)(**{"input": torch.randn(4, 2, 3), **arguments})
+
+
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+@pytest.mark.parametrize("field", ["update_prob", "cum_update_prob"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, -0.1, 1.5])
+def test_a_state_whose_gate_cannot_be_is_refused(engine, field, value):
+    rnn = SkipLSTM(3, 5, engine=engine)
+    state = rnn.initial_state(2)._replace(**{field: torch.tensor([0.5, value], requires_grad=True)})
+    calls = [
+        lambda: rnn(torch.randn(4, 2, 3), state),
+        lambda: rnn.step(torch.randn(2, 3), state),
+        lambda: rnn.advance(state, 0),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=rf"^{field} of a state must lie in 0\.\.1, got {value:.2}\d* for sequence 1; pass a state"
+        ):
+            call()
+
+
+def test_probabilities_of_a_state_may_be_0_and_1():
+    rnn = SkipLSTM(3, 5)
+    gate = torch.tensor([0.0, 1.0], requires_grad=True)
+    state = rnn.initial_state(2)._replace(update_prob=gate, cum_update_prob=gate.flip(0))
+    assert rnn(torch.randn(4, 2, 3), state).update_gate[0].tolist() == [1, 1]
+    assert rnn.step(torch.randn(2, 3), state).output.shape == (2, 5)
 
 
 @pytest.mark.parametrize(

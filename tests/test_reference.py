@@ -179,3 +179,34 @@ def test_small_probabilities_add_up_under_autocast(make):
     assert gate.dtype == state.update_prob.dtype == state.cum_update_prob.dtype == torch.float32
     assert gate[:, 0].nonzero().flatten().tolist()[:3] == [0, 501, 1002]
     assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_skipped_samples_are_not_read(make, num_layers, bad):
+    rnn = make(num_layers=num_layers)
+    x, lengths = draw(30, 4, 3), [30, 30, 30, 11]
+    clean = rnn(x, lengths=lengths)
+    skipped = clean.update_gate == 0
+    assert skipped[:, :3].any(0).all()
+    spoilt = rnn(x.masked_fill(skipped[..., None], bad), lengths=lengths)
+    for ours, theirs in zip(
+        (spoilt.output, spoilt.update_gate, *spoilt.state), (*clean[::2], *clean.state), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_nan_in_a_used_sample_spreads_and_opens_the_gate(make):
+    rnn = make(num_layers=2)
+    x = draw(30, 4, 3)
+    clean = rnn(x)
+    t = int(clean.update_gate[:, 1].nonzero()[3])
+    x[t, 1, 2] = torch.nan
+    output, state, gate = rnn(x)
+    assert output[t:, 1].isnan().all()
+    assert gate[t:, 1].all()
+    assert state.update_prob.isnan().tolist() == [False, True, False, False]
+    others = [0, 2, 3]
+    torch.testing.assert_close(output[:, others], clean.output[:, others], rtol=1e-12, atol=1e-13)
+    assert torch.equal(output[:t, 1], clean.output[:t, 1])
+    torch.autograd.grad(output.sum() + gate.sum(), list(rnn.parameters()))  # ends

@@ -346,3 +346,36 @@ def test_states_that_do_not_fit_are_refused():
         rnn.advance(state._replace(update_prob=torch.zeros(3000)), 0)
     with pytest.raises(TypeError):
         rnn.advance(state, 0.5)
+
+
+@pytest.mark.parametrize("field", ["update_prob", "cum_update_prob"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, -0.1, 1.5])
+def test_a_stream_refuses_a_gate_that_cannot_be(field, value, either_path):
+    rnn = build("lstm", (9, 1, 2, 7, 1), -1.0, "auto", torch.float32)
+    state = rnn.initial_state(1)._replace(**{field: torch.tensor([value])})
+    message = rf"{field} of a state must lie in 0\.\.1, got"
+    with pytest.raises(ValueError, match=message):
+        Stream(rnn, state=state)
+    stream = Stream(rnn)
+    stream.feed(torch.randn(9, 2))
+    before = stream.state
+    with pytest.raises(ValueError, match=message):
+        stream.reset(state)
+    assert stream.position == 9
+    assert_states_close(stream.state, before, 0)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_stream_reads_used_samples_alone_and_ends_after_nan(layers, either_path):
+    rnn = build("lstm", (60, 1, 2, 7, layers), -2.0, "auto", torch.float32)
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    output, _, gate = rnn(x[:, None])
+    stream = Stream(rnn)
+    stream.feed(x.masked_fill(gate == 0, torch.nan))
+    torch.testing.assert_close(stream.output, output[-1, 0].detach())
+    stream.reset()
+    assert stream.push([torch.nan, 0.0])
+    assert stream.feed(x) == 60  # p is NaN, which opens the gate
+    assert stream.skip_next == 0
+    assert stream.push(x[0])
+    assert stream.state.h.isnan().all()

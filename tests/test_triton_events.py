@@ -169,6 +169,21 @@ def test_a_gate_state_made_by_hand_may_be_saturated():
     assert_same(*(run(rnn, x, state=state, lengths=[12, 12, 3, 0]) for rnn in both), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("features", [2, 10])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_skipped_samples_are_not_read_and_nan_in_used_ones_spreads(name, features):
+    shape = (12, 3, features, 11, 1)
+    x, both = inputs(shape), pair(name, shape, -1.5)
+    gate = both[1](x.to(both[1].update_weight)).update_gate.cpu()
+    x[gate == 0] = torch.nan
+    x[int(gate[:, 1].nonzero()[1]), 1, 0] = torch.nan
+    ours, reference = (rnn(x.to(rnn.update_weight)) for rnn in both)
+    assert torch.equal(ours.update_gate.double(), reference.update_gate)
+    for mine, other in zip((ours.output, *ours.state), (reference.output, *reference.state), strict=True):
+        torch.testing.assert_close(mine.double(), other, rtol=0, atol=1e-5, equal_nan=True)
+    assert reference.state.update_prob.isnan().tolist() == [False, True, False]
+
+
 def test_states_may_have_any_layout():
     both = pair("lstm", SMALL, -1.5)
     state = both[1](inputs(SMALL).to(both[1].update_weight)).state
