@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pickle
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 
 import pytest
 import torch
@@ -249,7 +249,10 @@ def test_a_wrong_type_in_the_configuration(make_run, config, name):
             assert said.startswith(f"cannot read {path}: "), value
     path.write_text(json.dumps({"schema": 1, **{key: value for key, value in right.items() if key != name}}))
     said = loaded_or_told(run)
-    assert said == replace(config, **{name: getattr(TrainConfig(), name)}) or said.startswith("cannot read")
+    if isinstance(said, TrainConfig):
+        assert getattr(said, name) == getattr(TrainConfig(), name)
+    else:
+        assert said.startswith(f"cannot read {path}: ")
 
 
 @pytest.mark.parametrize(
