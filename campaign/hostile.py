@@ -80,7 +80,9 @@ def wide_hdf5(scene: Scene) -> None:
     scene.copy("features.h5")
     with h5py.File(scene.folder / "features.h5", "r+") as file:
         count = len(file["offsets"])
-        file["features"].resize(2**40, axis=0)
+        shape, kind = file["features"].shape, file["features"].dtype
+        del file["features"]
+        file.create_dataset("features", (2**40, *shape[1:]), kind, chunks=(64, *shape[1:]))
         file["offsets"][-1] = 2**40
         file["offsets"][1 : count - 1] = np.linspace(0, 2**40, count, dtype=np.int64)[1:-1]
 

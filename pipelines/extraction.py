@@ -1,15 +1,15 @@
 """``extract-features``: videos to one file of features, in whatever order and by however many processes.
 
 Each video's features go to a part file of their own, written atomically, in the folder OUT.parts beside the file to
-come. When every video has its part, or a record of why not, the parts are merged into OUT and removed. What is done is
-found in the parts and in OUT, so a run that was killed, or is asked for more videos, does only the rest. Processes that
-work at the same output, shards among them, share the work: each video is locked by the one that does it, and the last
-one merges.
+come. When every video has its part, or a record of why not, the parts are merged into OUT and removed; those of other
+videos are left to the larger extraction that they belong to. What is done is found in the parts and in OUT, so a run
+that was killed, or is asked for more videos, does only the rest. Processes that work at the same output, shards among
+them, share the work: each video is locked by the one that does it, and the last one merges.
 """
 
 import hashlib
 import json
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -22,16 +22,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
 
+from pipelines.doors import check_file, parse_json, read_json, reading
 from pipelines.errors import SkipRNNError
 from pipelines.feature_file import Entry, read_entries, reading_videos, write_features
 from pipelines.features import FrameNetwork
+from pipelines.fields import check_fields
 from pipelines.sources.videos import Video, Videos
 from pipelines.storage import FEATURES, SPLITS, atomic_path, check_writable, read_attributes, schema_of, write_text
 from pipelines.tasks.videos import Videos as VideosTask
-from pipelines.video import CROP, Sampling
+from pipelines.video import CROP, Sampling, printable
 from pipelines.workers import Engine, Extracted, Failed, Job, Recipe, Result
 
 WAYS = ("network", "weights_sha256", "resize", "precision", "fps", "seconds", "dtype")  # what decides the features
@@ -135,7 +137,7 @@ def extract_features(
             lock.release()
     attributes = {
         **parameters,
-        "source": str(videos.root.resolve()),
+        "source": printable(videos.root.resolve()),
         "frame_rule": FRAME_RULE,
         "transform": f"shorter side to {task.resize} (bilinear, antialiased), central {CROP}, ImageNet's mean and std",
         **{name: version(name) for name in ("torch", "torchvision", "opencv-python")},
@@ -167,9 +169,7 @@ def _claimed(
         source = root / video.name
         if not store.has(video.name, source):
             lock = store.lock(video.name)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+            if lock is None:
                 later.append(video)
                 continue
             if not store.has(video.name, source):  # nor has another process done it meanwhile
@@ -228,10 +228,17 @@ class _Store:
                     "again), or choose another --out"
                 )
 
-    def lock(self, name: str) -> FileLock:
-        """The lock that whoever does a video holds."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._part(name).with_suffix(".lock"))
+    def lock(self, name: str) -> FileLock | None:
+        """Take the lock that whoever does a video holds; None where another process has it."""
+        lock = FileLock(self._part(name).with_suffix(".lock"))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError):  # the latter where a process that merges has just removed the folder
+            return None
+        except OSError as error:
+            raise SkipRNNError(f"cannot write {self._folder}: {error.strerror}; choose another --out") from error
+        return lock
 
     def has(self, name: str, source: Path) -> bool:
         """Whether the features of a video are there, made from the file as it is now."""
@@ -261,7 +268,7 @@ class _Store:
             return self.put(job, Failed(f"a feature is not finite in {self._dtype}; store float32"))
         with atomic_path(self._part(job.name)) as temporary:
             about = {"name": job.name, **asdict(_done(result, features))}
-            save_file({"features": features}, temporary, {"about": json.dumps(about)})
+            temporary.write_bytes(save({"features": features}, {"about": json.dumps(about)}))
         failure.unlink(missing_ok=True)
         return len(features)
 
@@ -272,17 +279,16 @@ class _Store:
             entries, failed, records = [], {}, []
             for video in self._chosen.values():
                 done = self._done(video.name)
-                failure = self._failure(video.name)
                 record: dict[str, Any] = {"video": video.name, "split": video.split}
                 if done is not None:
                     entries.append(Entry(video.name, video.split, video.label, video.group, **asdict(done)))
                     record |= {"status": done.status, "frames": done.frames}
-                elif failure.exists():
-                    failed[video.name] = json.loads(failure.read_text(encoding="utf-8"))["reason"]
-                    record |= {"status": "failed", "reason": failed[video.name]}
+                elif (reason := self._reason(video.name)) is not None:
+                    failed[video.name] = reason
+                    record |= {"status": "failed", "reason": reason}
                 else:
                     record |= {"status": "waiting"}
-                records.append(json.dumps(record, ensure_ascii=False))
+                records.append(json.dumps(record))
             report = report_path(self._path)
             write_text(report, "\n".join([*records, ""]))
             waiting = len(self._chosen) - len(entries) - len(failed)
@@ -291,13 +297,26 @@ class _Store:
             if written:
                 self._write(entries, attributes)
             if merged:
-                shutil.rmtree(self._folder, ignore_errors=True)
-                with suppress(OSError):
-                    self._folder.parent.rmdir()
+                self._clear({entry.name for entry in entries})
         truncated = sum(entry.status == "truncated" for entry in entries)
         return Summary(
             self._path, report, merged, written, len(self._chosen), extracted, steps, truncated, failed, waiting
         )  # fmt: skip
+
+    def _clear(self, merged: set[str]) -> None:
+        """Remove what is kept of videos that the file holds; the rest is of a larger extraction, if of any."""
+        with suppress(OSError):  # what stays does no harm
+            for name in merged:
+                self._part(name).unlink(missing_ok=True)
+                self._failure(name).unlink(missing_ok=True)
+            for lock in self._folder.glob("*.lock"):
+                with suppress(Timeout), FileLock(lock, timeout=0):
+                    lock.unlink()
+            if not [*self._folder.glob("*.safetensors"), *self._folder.glob("*.lock")]:
+                for failure in self._folder.glob("*.failed.json"):
+                    failure.unlink()
+            self._folder.rmdir()
+            self._folder.parent.rmdir()
 
     def _is_merged(self, entries: list[Entry]) -> bool:
         if set(entries) != set(self._merged.values()):
@@ -306,8 +325,6 @@ class _Store:
         return all(there.get(key) == value for key, value in self._parameters.items())
 
     def _write(self, entries: list[Entry], attributes: dict[str, Any]) -> None:
-        for leftover in self._path.parent.glob(f".{self._path.name}.*{self._path.suffix}"):
-            leftover.unlink(missing_ok=True)  # of a merge that was killed
         with ExitStack() as stack:
             merged = stack.enter_context(reading_videos(self._path)) if self._merged else None
             write_features(
@@ -319,32 +336,46 @@ class _Store:
         part = self._part(entry.name)
         from_part = part.exists() or merged is None
         try:
-            rows: Floats = load_file(part)["features"] if from_part else merged(entry.name)  # type: ignore[misc]
-            if _digest(rows) != entry.features_sha256:
-                raise ValueError("its SHA-256 is wrong")
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            with reading(part if from_part else self._path, "features", "run the same command again"):
+                if from_part:
+                    check_file(part, "remove it")
+                rows: Floats = load_file(part)["features"] if from_part else merged(entry.name)  # type: ignore[misc]
+                if _digest(rows) != entry.features_sha256:
+                    raise ValueError("its SHA-256 is wrong")
+        except SkipRNNError as error:
             if not from_part:
                 raise SkipRNNError(
-                    f"{self._path} is damaged where it has {entry.name} ({error}); move it away and run the same "
-                    "command again"
+                    f"{self._path} is damaged where it has {entry.name}; move it away and run the same command again "
+                    f"({error})"
                 ) from error
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             raise SkipRNNError(
-                f"the part {part} of {entry.name} was damaged and is removed ({error}); run the same command again"
+                f"the part {part} of {entry.name} was damaged and is removed; run the same command again ({error})"
             ) from error
         return rows
 
     def _done(self, name: str) -> _Done | None:
         part = self._part(name)
-        with suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
-            if part.exists():
+        if part.exists():
+            with suppress(SkipRNNError), reading(part, "a part", ""):
+                check_file(part, "")
                 with safe_open(part, "numpy") as file:
-                    about = json.loads(file.metadata()["about"])
+                    about = parse_json(file.metadata()["about"], dict)
                 if about.pop("name") == name:
+                    check_fields(_Done, about)
                     return _Done(**about)
         self._refresh()
         entry = self._merged.get(name)
         return None if entry is None else _Done(**{key: getattr(entry, key) for key in _Done.__dataclass_fields__})
+
+    def _reason(self, name: str) -> str | None:
+        """Why a video failed, if it did."""
+        if self._failure(name).exists():
+            with suppress(SkipRNNError):
+                reason = read_json(self._failure(name), dict, "").get("reason")
+                return reason if isinstance(reason, str) else None
+        return None
 
     def _refresh(self) -> None:
         """Read what is merged, if that has changed."""
@@ -356,7 +387,7 @@ class _Store:
             self._merged_stamp = stamp
 
     def _part(self, name: str) -> Path:
-        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+        return self._folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.safetensors"
 
     def _failure(self, name: str) -> Path:
         return self._part(name).with_suffix(".failed.json")

@@ -2,8 +2,8 @@
 
 import copy
 import hashlib
-import urllib.error
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model, get_model_weights
 
+from pipelines import memory
+from pipelines.doors import check_file, reading
 from pipelines.errors import SkipRNNError
-from pipelines.video import CROP, Clip
+from pipelines.video import CROP, Clip, printable
 
 # Multiply-accumulates of a frame. Source: He et al., 2015, table 1; the paper counts with ResNet-50's.
 FRAME_COST = {"resnet18": 1.8e9, "resnet34": 3.6e9, "resnet50": 3.8e9, "resnet101": 7.6e9, "resnet152": 11.3e9}
 NAMED_WEIGHTS = ("imagenet1k_v1", "imagenet1k_v2")
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 RESIZE = 256  # pixels, unless the weights say otherwise
-PRECISIONS = ("auto", "float32", "bfloat16")
+DIGITS = 18  # of a seed, which is to fit into int64
+REMEDY = "name imagenet1k_v1, imagenet1k_v2, random, or a .pth or .safetensors file of a network's tensors"
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,11 @@ def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
     """The tensors by name, what to call them, and the size of frames they want."""
     if weights.startswith("random:"):
         seed = weights.partition(":")[2]
-        if not seed.isdecimal():
-            raise SkipRNNError(f"random weights need a seed, such as random:0, got {weights}")
-        torch.manual_seed(int(seed))
-        return _state(_trunk(network).state_dict()), weights, RESIZE
+        if not seed.isdecimal() or len(seed) > DIGITS:
+            raise SkipRNNError(f"random weights need a seed, such as random:0, got {weights:.40}")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            return _state(_trunk(network).state_dict()), weights, RESIZE
     named = {entry.name.lower(): entry for entry in get_model_weights(network)}
     if weights in NAMED_WEIGHTS:
         if weights not in named:
@@ -168,19 +172,17 @@ def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
         entry = named[weights]
         try:
             state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except (OSError, urllib.error.URLError, RuntimeError) as error:
+        except Exception as error:  # of the network, or of whatever lies in torchvision's folder under that name
+            reason = " ".join(str(error).split())[:200]
             raise SkipRNNError(
-                f"cannot download the weights {weights} of {network} from {entry.url} ({error}); fetch that file by "
+                f"cannot download the weights {weights} of {network} from {entry.url} ({reason}); fetch that file by "
                 "other means and name it with --weights"
             ) from error
     else:
-        state = _read(Path(weights))
-        with open(weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        path = Path(weights)
+        state, digest = _read(path)
         by_digest = {entry.url.rpartition("-")[2].partition(".")[0]: name for name, entry in named.items()}
-        weights = by_digest.get(
-            digest[:8], str(Path(weights).resolve())
-        )  # torchvision's files bear eight digits of theirs
+        weights = by_digest.get(digest[:8], printable(path.resolve()))  # torchvision's files bear eight digits of it
     size = named[weights].transforms().resize_size[0] if weights in named else RESIZE
     state = {name.removeprefix("module."): tensor for name, tensor in state.items() if "fc." not in name}
     try:
@@ -191,23 +193,32 @@ def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
     return _state(state), weights, size
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the file may be instead
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler meets in a file that is none of torch's
-        reason = " ".join(str(error).split())[:200]
-        raise SkipRNNError(
-            f"cannot read weights from {path}: {reason}. Name imagenet1k_v1, imagenet1k_v2, random, or a .pth or "
-            ".safetensors file of tensors"
-        ) from error
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors by name, and the file's SHA-256."""
+    size = check_file(path, REMEDY)
+    with reading(path, "a file of tensors", REMEDY), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the file may be instead
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = max(size, sum(member.file_size for member in archive.infolist()))
+        memory.check_fits(size, str(path))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(_is_weight(*item) for item in state.items()):
         raise SkipRNNError(f"{path} holds no tensors by name; save the network's state_dict()")
-    return cast("dict[str, Tensor]", state)
+    return cast("dict[str, Tensor]", state), digest
+
+
+def _is_weight(name: object, value: object) -> bool:
+    """Whether these are a name and plain numbers: what a file loads may be sparse, quantised or without values."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and (value.layout, value.device.type) == (torch.strided, "cpu")
+        and not (value.is_complex() or value.is_quantized or value.is_nested)
+    )
 
 
 def _filled(network: str, state: Mapping[str, Tensor]) -> nn.Module:

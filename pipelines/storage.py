@@ -307,7 +307,10 @@ def signals_waiting() -> Iterator[None]:
 
 
 class PatientFile(io.FileIO):
-    """A file under HDF5, which crashes the process when a write fails: keeps the error for ``check`` to raise."""
+    """A file under HDF5, which crashes the process when a write fails: keeps the error for ``check`` to raise.
+
+    What was not written reads as zeros, as HDF5's own drivers have it; h5py's leaves memory as it was, and a crash.
+    """
 
     error: BaseException | None = None
 
@@ -319,6 +322,14 @@ class PatientFile(io.FileIO):
                 rest = rest[super().write(rest) :]
         except BaseException as error:  # Ctrl-C too must not go through HDF5
             self.error = error
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        rest = memoryview(buffer).cast("B")
+        size = len(rest)
+        while rest and (count := super().readinto(rest)):
+            rest = rest[count:]
+        rest[:] = bytes(len(rest))
         return size
 
     def truncate(self, size: int | None = None) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, resize
 
+from pipelines.doors import check_file
 from pipelines.errors import SkipRNNError
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # before the import, which reads them
@@ -66,11 +67,10 @@ class VideoReader:
             capture.release()
 
     def _open(self) -> Any:
-        try:
-            if os.path.getsize(self.path) == 0:
-                raise SkipRNNError(f"{self.path} is empty")
-        except OSError as error:
-            raise SkipRNNError(f"cannot read {self.path}: {error.strerror}") from error
+        if check_file(self.path, "name a video file") == 0:
+            raise SkipRNNError(f"{self.path} is empty")
+        if printable(self.path) != str(self.path):
+            raise SkipRNNError(f"{self.path}: OpenCV opens no file whose name is not UTF-8; rename it")
         options = [cv2.CAP_PROP_N_THREADS, self._threads]
         capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, options)
         if not capture.isOpened():
@@ -133,6 +133,11 @@ class Clip:
     def without_frames(self) -> "Clip":
         """What was found out, without the frames."""
         return replace(self, frames=self.frames[:0].clone())
+
+
+def printable(path: Path) -> str:
+    """A path as text that any file takes: bytes of it that are no UTF-8 as escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_clip(path: Path, sampling: Sampling, size: int) -> Clip:

@@ -1,4 +1,6 @@
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,18 @@ from skiprnn import native
 from skiprnn_cli.main import cli
 
 SIZES = {"train": 96, "val": 16, "test": 16}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory) -> Iterator[None]:
+    """What torchrun and processes that are killed leave among the temporary files goes when the tests end."""
+    tmp_path_factory.getbasetemp()  # found before, it stays where it is, as all temporary files of this process do
+    with (
+        tempfile.TemporaryDirectory(prefix="skiprnn-", ignore_cleanup_errors=True) as folder,  # short, for sockets
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -250,7 +250,7 @@ def test_a_wrong_type_in_the_configuration(make_run, config, name):
     path.write_text(json.dumps({"schema": 1, **{key: value for key, value in right.items() if key != name}}))
     said = loaded_or_told(run)
     if isinstance(said, TrainConfig):
-        assert getattr(said, name) == getattr(TrainConfig(), name)
+        assert getattr(said, name) == getattr(TrainConfig, name)
     else:
         assert said.startswith(f"cannot read {path}: ")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from pipelines import extraction, workers
 from pipelines.errors import SkipRNNError
 from pipelines.extraction import extract_features, report_path
 from pipelines.feature_file import read_entries, reading_videos
 from pipelines.processes import cores, pool
-from pipelines.sources.videos import own_videos
+from pipelines.sources.videos import handful, own_videos
+from pipelines.storage import read_attributes
 from pipelines.tasks import load_data
 from pipelines.video import Sampling, read_clip
 from pipelines.workers import Failed, Job, Recipe, extract, local, on_ray
@@ -168,15 +172,15 @@ def test_a_damaged_file_says_so(folder, tmp_path):
     out = tmp_path / "out.h5"
     run(folder, out)
     with h5py.File(out) as file:
-        place = file["features"].id.get_chunk_info(0).byte_offset
+        place = file["features"].id.get_offset()
     data = bytearray(out.read_bytes())
     data[place + 3] ^= 1
     out.write_bytes(data)
     videos = own_videos(folder, seed=1)
     with pytest.raises(SkipRNNError, match=r"out.h5 is damaged where it has .*; move it away"):
         extract_features(videos, out, tiny_task(videos.classes), TinyNetwork(), inline, overwrite=True)
-    with pytest.raises(SkipRNNError, match=r"out.h5: damaged .*; extract them again"):
-        load_data(out, "videos", ("train",))[1].splits["train"].to("cpu")
+    with pytest.raises(SkipRNNError, match=r"out.h5: the features of .* were changed after they were made; extract"):
+        load_data(out, "videos", ("train",))
 
 
 def test_a_file_of_something_else_is_left_alone(folder, tmp_path):
@@ -266,6 +270,139 @@ def test_a_damaged_part_is_done_again(folder, tmp_path):
     assert run(folder, out).merged
     run(folder, tmp_path / "whole.h5")
     assert content(out) == content(tmp_path / "whole.h5")
+
+
+@pytest.mark.parametrize("damage", ["pipe", "folder", "text", "metadata", "fields", "deep"])
+def test_whatever_stands_for_a_part_is_done_again(folder, tmp_path, damage):
+    out = tmp_path / "out.h5"
+    run(folder, out, shard=(0, 2))
+    part = min((tmp_path / "out.h5.parts").glob("*/*.safetensors"))
+    with safe_open(part, "numpy") as file:
+        about, features = json.loads(file.metadata()["about"]), file.get_tensor("features")
+    part.unlink()
+    if damage == "pipe":
+        os.mkfifo(part)
+    elif damage == "folder":
+        part.mkdir()
+    elif damage == "text":
+        part.write_text("nothing")
+    else:
+        wrong = {"metadata": "3", "fields": json.dumps({**about, "frames": "3"}), "deep": "[" * 10**5}[damage]
+        save_file({"features": features}, part, {"about": wrong})
+    if damage == "folder":  # it is somebody's, and perhaps not empty
+        with pytest.raises(SkipRNNError, match=r"cannot write .*safetensors: it is a folder"):
+            run(folder, out)
+        part.rmdir()
+    assert run(folder, out).merged
+    run(folder, tmp_path / "whole.h5")
+    assert content(out) == content(tmp_path / "whole.h5")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"reason": 3}', b"\xff", b"[" * 10**5, None])
+def test_damaged_records_of_failures_are_made_again(spoilt, tmp_path, damage):
+    out = tmp_path / "out.h5"
+    failed = run(spoilt, out).failed
+    for record in (tmp_path / "out.h5.parts").glob("*/*.failed.json"):
+        if damage is None:
+            record.unlink()
+            os.mkfifo(record)
+        else:
+            record.write_bytes(damage)
+    assert run(spoilt, out, shard=(98, 99)).waiting == 3
+    assert run(spoilt, out).failed == failed
+
+
+def test_names_that_are_not_utf_8_fail_by_name(tmp_path):
+    folder = write_folder(tmp_path / "videos", each=4)
+    name = os.fsdecode(b"class0/caf\xe9.avi")
+    shutil.copy(folder / "class0/clip00.avi", folder / name)
+    done = run(folder, tmp_path / "out.h5")
+    assert set(done.failed) == {name}
+    assert "name is not UTF-8; rename it" in done.failed[name]
+    lines = [json.loads(line) for line in report_path(tmp_path / "out.h5").read_text("ascii").splitlines()]
+    assert [line["video"] for line in lines if line["status"] == "failed"] == [name]
+    assert run(folder, tmp_path / "out.h5", allow_failures=True).written
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_written_in_escapes(tmp_path, monkeypatch):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    write_folder(tmp_path / "videos", each=4).rename(folder)
+    monkeypatch.chdir(folder)
+    run(Path(), tmp_path / "out.h5")
+    assert read_attributes(tmp_path / "out.h5")["source"] == f"{tmp_path}/caf\\udce9"
+
+
+def some(folder):
+    return handful(own_videos(folder).videos, 6)
+
+
+def test_a_smaller_extraction_leaves_the_parts_of_a_larger_one(folder, tmp_path):
+    out, parts = tmp_path / "out.h5", tmp_path / "out.h5.parts"
+    assert run(folder, out, shard=(0, 2)).waiting == 6
+    small = run(folder, out, chosen=some(folder))
+    assert (small.merged, small.videos) == (True, 6)
+    names = {video.name for video in some(folder)}
+    left = {video.name for video in sorted(own_videos(folder).videos, key=lambda v: v.name)[::2]} - names
+    assert len(list(parts.glob("*/*.safetensors"))) == len(left) > 0
+    last = run(folder, out, shard=(1, 2))
+    assert (last.waiting, last.merged) == (0, True)
+    run(folder, tmp_path / "whole.h5")
+    assert content(out) == content(tmp_path / "whole.h5")
+    assert not parts.exists()
+
+
+def test_failures_of_a_larger_extraction_stay_until_it_is_merged(spoilt, tmp_path):
+    out, parts = tmp_path / "out.h5", tmp_path / "out.h5.parts"
+    run(spoilt, out, shard=(0, 2))
+    run(spoilt, out, chosen=[video for video in own_videos(spoilt).videos if "/clip" in video.name])
+    last = run(spoilt, out, shard=(1, 2), allow_failures=True)
+    assert (last.waiting, len(last.failed), last.merged) == (0, 3, True)
+    assert not parts.exists()
+
+
+def test_a_video_that_failed_and_was_removed_leaves_nothing(spoilt, tmp_path):
+    run(spoilt, tmp_path / "out.h5")
+    for name in ("class0/empty.avi", "class0/text.avi", "class1/sound.avi"):
+        (spoilt / name).unlink()
+    assert run(spoilt, tmp_path / "out.h5").merged
+    assert not (tmp_path / "out.h5.parts").exists()
+
+
+def test_locks_that_others_hold_are_left_to_them(folder, tmp_path):
+    out = tmp_path / "out.h5"
+    videos = own_videos(folder)
+    parameters = {"task": "videos", **tiny_task(videos.classes).parameters(), "dtype": "float16"}
+    other = extraction._Store(out, parameters, videos.videos, False)
+    name = next(video.name for video in videos.videos if video not in some(folder))
+    lock = other.lock(name)
+    run(folder, out, chosen=some(folder))
+    assert [path.name for path in (tmp_path / "out.h5.parts").glob("*/*")] == [Path(lock.lock_file).name]
+    assert other.lock(name) is None
+    lock.release()
+    assert run(folder, out).extracted == 6
+    assert not (tmp_path / "out.h5.parts").exists()
+
+
+def test_a_folder_of_parts_that_cannot_be_made_is_named(folder, tmp_path):
+    (tmp_path / "out.h5.parts").write_text("in the way")
+    with pytest.raises(SkipRNNError, match=r"cannot write .*out.h5.parts/.*; choose another --out"):
+        run(folder, tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize("limit", [1, 1000, 4000, 9000])  # bytes: no part; no report; the file in part
+def test_on_a_full_disk_what_is_done_is_kept(folder, tmp_path, limit):
+    """A limit on the size of files stands in for a full disk."""
+    out = tmp_path / "out.h5"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n" + SCRIPT
+    command = [sys.executable, "-c", limited, str(folder), str(out)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    kept = len(list((tmp_path / "out.h5.parts").glob("*/*.safetensors")))
+    assert done.stderr.splitlines()[-1].startswith("pipelines.errors.SkipRNNError: cannot write ")
+    assert "File too large; check the folder's permissions and free space" in done.stderr
+    assert kept == (0 if limit == 1 else 12)
+    assert not out.exists()
+    assert run(folder, out).extracted == 12 - kept
 
 
 def test_a_split_without_videos_is_refused_at_once(folder, tmp_path):
@@ -409,7 +546,6 @@ def test_a_video_another_process_is_at_is_waited_for(folder, tmp_path, monkeypat
     parameters = {"task": "videos", **tiny_task(videos.classes).parameters(), "dtype": "float16"}
     store = extraction._Store(out, parameters, videos.videos, False)
     lock = store.lock(name)
-    lock.acquire()
     waits = []
 
     def sleep(seconds):

@@ -1,6 +1,8 @@
 """The network that looks at frames, against torchvision's own."""
 
+import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import ResNet50_Weights, resnet18, resnet50
 
+from pipelines import memory
 from pipelines.errors import SkipRNNError
 from pipelines.features import load_network
 from pipelines.video import Clip, prepare
@@ -139,25 +142,77 @@ class Harmful:
 def test_no_code_is_loaded_from_weights(tmp_path, capsys):
     path = tmp_path / "harmful.pth"
     torch.save({"conv1.weight": Harmful()}, path)
-    with pytest.raises(SkipRNNError, match="cannot read weights"):
+    with pytest.raises(SkipRNNError, match="not a file of tensors"):
         load_network("resnet18", str(path))
     path.write_bytes(pickle.dumps(Harmful()))
-    with pytest.raises(SkipRNNError, match="cannot read weights"):
+    with pytest.raises(SkipRNNError, match="not a file of tensors"):
         load_network("resnet18", str(path))
     assert "code was run" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), (b"", "cannot read weights"), (b"text", "cannot read weights")],
+    [
+        (None, "cannot read .*: No such file or directory; name imagenet1k_v1"),
+        (b"", "cannot read .*not a file of tensors"),
+        (b"text", "cannot read .*not a file of tensors"),
+        ("pipe", "it is a pipe or a device, not a file; name imagenet1k_v1"),
+        ("folder", "it is a folder, not a file; name imagenet1k_v1"),
+    ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_files_without_weights_are_refused(tmp_path, content, message, suffix):
     path = tmp_path / f"weights{suffix}"
-    if content is not None:
+    if content == "pipe":
+        os.mkfifo(path)
+    elif content == "folder":
+        path.mkdir()
+    elif content is not None:
         path.write_bytes(content)
     with pytest.raises(SkipRNNError, match=message):
         load_network("resnet18", str(path))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(64).to_sparse(),
+        torch.zeros(64, dtype=torch.complex64),
+        torch.zeros(64, device="meta"),
+    ],
+    ids=["sparse", "complex", "meta"],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(weights, tensor):
+    state = torch.load(weights / "weights.pth", weights_only=True)
+    torch.save({**state, "bn1.weight": tensor}, weights / "odd.pth")
+    with pytest.raises(SkipRNNError, match=r"odd.pth holds no tensors by name"):
+        load_network("resnet18", str(weights / "odd.pth"))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_weights_larger_than_memory_are_refused(weights, monkeypatch, name):
+    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    with pytest.raises(SkipRNNError, match=f"{name} takes 46.* MB of memory, and 1 MB are free"):
+        load_network("resnet18", str(weights / name))
+
+
+def test_weights_that_unfold_are_measured_unfolded(weights, monkeypatch):
+    with zipfile.ZipFile(weights / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**8))
+    monkeypatch.setattr(memory, "available", lambda: 10**7)
+    with pytest.raises(SkipRNNError, match=r"bomb.pth takes 100 MB of memory"):
+        load_network("resnet18", str(weights / "bomb.pth"))
+
+
+def test_damaged_weights_in_torchvision_s_folder_are_named(monkeypatch):
+    from torchvision.models._api import WeightsEnum
+
+    def get_state_dict(self, *args, **kwargs):
+        raise pickle.UnpicklingError("half a file")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
+    with pytest.raises(SkipRNNError, match=r"cannot download .*half a file.*--weights"):
+        load_network("resnet50", "imagenet1k_v2")
 
 
 def test_half_precision_weights_are_read(weights):
@@ -167,9 +222,20 @@ def test_half_precision_weights_are_read(weights):
     assert torch.isfinite(network.of_clip(clip_of(frames(1)), 1)).all()
 
 
-def test_random_weights_need_a_seed():
-    with pytest.raises(SkipRNNError, match="need a seed, such as random:0, got random:abc"):
-        load_network("resnet18", "random:abc")
+@pytest.mark.parametrize("seed", ["abc", "", "9" * 5000])
+def test_random_weights_need_a_seed(seed):
+    with pytest.raises(SkipRNNError, match=f"need a seed, such as random:0, got random:{seed[:5]}"):
+        load_network("resnet18", f"random:{seed}")
+
+
+def test_random_weights_leave_the_caller_s_draws_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    network, _ = load_network("resnet18", "random:0")
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(0)
+    assert torch.equal(network.trunk.conv1.weight, resnet18(weights=None).conv1.weight)
 
 
 def test_weights_of_another_network_are_refused(weights):

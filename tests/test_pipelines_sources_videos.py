@@ -10,6 +10,7 @@ import pytest
 from pipelines.errors import SkipRNNError
 from pipelines.sources.videos import handful, own_videos, ucf101
 
+SECRET = b"password/hunter2"  # what a file that was named by mistake may hold, and no message repeats
 REAL = Path(os.environ.get("SKIPRNN_REAL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "ucf101_subset"
 
 
@@ -80,10 +81,10 @@ def test_lists_and_files_may_differ_in_case(small):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("classInd.txt", None, r"cannot read UCF-101's list .*classInd.txt.*--splits"),
-        ("classInd.txt", b"0 Archery\n", r"classInd.txt, line 1: '0 Archery' is no number, counted from 1"),
-        ("trainlist01.txt", b"Zither/v_Zither_g08_c01.avi 1\n", "of the class Zither, which classInd.txt does not"),
-        ("testlist01.txt", b"\xff\xfe", "cannot read UCF-101's list"),
+        ("classInd.txt", None, r"cannot read .*classInd.txt: No such file .*--splits$"),
+        ("classInd.txt", b"1 Archery\n\n0 " + SECRET, r"classInd.txt, line 3: it is no number, counted from 1, and a"),
+        ("trainlist01.txt", b"\n" + SECRET, "trainlist01.txt, line 2: its video is of a class that classInd.txt does"),
+        ("testlist01.txt", b"\xff\xfe", "cannot read .*testlist01.txt: truncated, damaged or not a list of UCF-101"),
     ],
 )
 def test_damaged_lists_are_refused(small, name, content, message):
@@ -92,8 +93,20 @@ def test_damaged_lists_are_refused(small, name, content, message):
         (lists / name).unlink()
     else:
         (lists / name).write_bytes(content)
-    with pytest.raises(SkipRNNError, match=message):
+    with pytest.raises(SkipRNNError, match=message) as refused:
         ucf101(root, lists)
+    assert SECRET.decode() not in str(refused.value)
+
+
+def test_lists_that_are_pipes_are_not_waited_for(small, tmp_path):
+    root, lists = small
+    for path in (lists / "testlist01.txt", tmp_path / "list.csv"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    with pytest.raises(SkipRNNError, match=r"testlist01.txt: it is a pipe or a device.*--splits"):
+        ucf101(root, lists)
+    with pytest.raises(SkipRNNError, match=r"list.csv: it is a pipe or a device, not a file; name a folder of videos"):
+        own_videos(tmp_path / "list.csv")
 
 
 def test_folders_without_the_videos_are_refused(small, tmp_path):
@@ -153,14 +166,14 @@ def test_groups_are_drawn_as_one(tmp_path):
         ([("a.mp4", "x")], ("file", "class"), "must have the columns file and label"),
         ([], ("file", "label"), "must have the columns file and label, and a row"),
         ([("a.mp4", "")], ("file", "label"), "line 2: it names no label"),
-        ([("a.mp4", "x"), ("a.mp4", "y")], ("file", "label"), "line 3: a.mp4 is listed twice"),
+        ([("a.mp4", "x"), ("a.mp4", "y")], ("file", "label"), "line 3: 'a.mp4' is listed twice"),
         ([("a.mp4", "x", "", "dev")], ("file", "label", "group", "split"), "line 2: unknown split 'dev'"),
         ([("gone.mp4", "x")], ("file", "label"), "none of its 1 files exists"),
         ([("a.mp4", "x")], ("file", "label"), "all videos are of the class 'x'"),
         (
             [("a.mp4", "x", "g", "train"), ("b.mp4", "y", "g", "test")],
             ("file", "label", "group", "split"),
-            "the group g stands in the splits test, train",
+            "the group 'g' stands in the splits test, train",
         ),
     ],
 )
@@ -169,6 +182,24 @@ def test_lists_that_contradict_themselves_are_refused(tmp_path, rows, columns, m
         (tmp_path / f"{name}.mp4").touch()
     with pytest.raises(SkipRNNError, match=message):
         own_videos(write_list(tmp_path / "list.csv", rows, columns))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"file,label\na.mp4,x\nb.mp4,\xff\n", "truncated, damaged or not a CSV list .*utf-8"),
+        (b"file,label\na.mp4,x\n\0b.mp4,y\n", "not a CSV list .*it holds zero bytes"),
+        (b"file,label\na.mp4," + b"x" * 2**18, "not a CSV list .*field larger than field limit"),
+        (SECRET * 1000, "must have the columns file and label"),
+        (b"file,label,split\na.mp4,x," + SECRET * 1000, "line 2: unknown split 'password/hunter2password/hunter2.{8}'"),
+        (b'file,label\n"a\nb.mp4",x\n"a\nb.mp4",y\n', r"line 5: 'a\\nb.mp4' is listed twice"),
+    ],
+)  # fmt: skip
+def test_lists_that_are_no_tables_are_refused(tmp_path, content, message):
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(SkipRNNError, match=message) as refused:
+        own_videos(tmp_path / "list.csv")
+    assert len(str(refused.value)) < 500
 
 
 def test_what_is_neither_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Which frames are picked, on videos whose frames carry their number."""
 
+import os
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -128,6 +130,21 @@ def test_what_is_no_video_is_refused(tmp_path, name, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SkipRNNError, match=message):
+        read_clip(path, Sampling(), 64)
+
+
+def test_what_has_no_end_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.avi")
+    with pytest.raises(SkipRNNError, match="it is a pipe or a device, not a file; name a video file"):
+        read_clip(tmp_path / "pipe.avi", Sampling(), 64)
+    with pytest.raises(SkipRNNError, match="null byte"):
+        read_clip(tmp_path / "nul\0.avi", Sampling(), 64)
+
+
+def test_names_that_opencv_dies_of_are_refused(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.avi")
+    shutil.copy(write_video(tmp_path / "clip.avi", 4), path)
+    with pytest.raises(SkipRNNError, match="opens no file whose name is not UTF-8; rename it"):
         read_clip(path, Sampling(), 64)
 
 

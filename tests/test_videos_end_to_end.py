@@ -210,7 +210,7 @@ def test_shards_are_taken_from_who_starts_them(tmp_path, skiprnn, monkeypatch):
     [
         (("--shard", "2/2"), 2, "is not I/N with I from 0 to N - 1"),
         (("--fps", "0"), 2, "not in the range x>0"),
-        (("--weights", "nowhere.pth"), 1, "cannot read weights from nowhere.pth"),
+        (("--weights", "nowhere.pth"), 1, "cannot read nowhere.pth: No such file or directory; name imagenet1k_v1"),
         (("--limit", "2"), 1, "leave none for"),
     ],
 )

@@ -1,16 +1,17 @@
 """Which videos there are, and each one's class, group and split: UCF-101's official lists, folders, CSV lists."""
 
 import csv
+import io
 import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from pipelines.doors import read_text, reading
 from pipelines.errors import SkipRNNError
 from pipelines.randomness import derive_seed
 from pipelines.storage import SPLITS
@@ -66,11 +67,12 @@ def ucf101(root: Path, lists: Path, *, split: int = 1, val: float = 0.15, seed: 
     videos: list[Video] = []
     missing = 0
     for part in ("train", "test"):
-        for name in _lines(lists / f"{part}list{split:02}.txt"):
-            path = name.split()[0]
+        listed = lists / f"{part}list{split:02}.txt"
+        for number, line in _lines(listed):
+            path = line.split()[0]
             folder = path.partition("/")[0]
             if folder not in numbers:
-                raise SkipRNNError(f"{lists}: {path} is of the class {folder}, which classInd.txt does not name")
+                raise SkipRNNError(f"{listed}, line {number}: its video is of a class that classInd.txt does not name")
             there = found.pop(path.casefold(), None)  # v_HandStandPushups_* lies in HandstandPushups
             if there is None:
                 missing += 1
@@ -118,7 +120,7 @@ def own_videos(source: Path, *, val: float = 0.15, test: float = 0.15, seed: int
             raise SkipRNNError(f"{source}: none of its {len(rows)} files exists; they are relative to {root}")
     classes = sorted({label for _, label, _, _ in rows})
     if len(classes) < 2:
-        raise SkipRNNError(f"{source}: all videos are of the class {classes[0]!r}; there is nothing to learn")
+        raise SkipRNNError(f"{source}: all videos are of the class {_short(classes[0])}; there is nothing to learn")
     given = any(split for _, _, _, split in rows)
     videos = [Video(name, classes.index(label), group or name, split or "train") for name, label, group, split in rows]
     if not given:
@@ -127,7 +129,9 @@ def own_videos(source: Path, *, val: float = 0.15, test: float = 0.15, seed: int
     for video in videos:
         sides[video.group].add(video.split)
     if torn := sorted(group for group, splits in sides.items() if len(splits) > 1):
-        raise SkipRNNError(f"{source}: the group {torn[0]} stands in the splits {', '.join(sorted(sides[torn[0]]))}")
+        raise SkipRNNError(
+            f"{source}: the group {_short(torn[0])} stands in the splits {', '.join(sorted(sides[torn[0]]))}"
+        )
     return Videos(root, classes, videos)
 
 
@@ -166,42 +170,47 @@ def _files(root: Path) -> list[str]:
 
 def _class_names(path: Path) -> list[str]:
     names = []
-    for expected, line in enumerate(_lines(path), start=1):
-        number, _, name = line.partition(" ")
+    for expected, (line, text) in enumerate(_lines(path), start=1):
+        number, _, name = text.partition(" ")
         if number != str(expected) or not name:
-            raise SkipRNNError(f"{path}, line {expected}: {line!r} is no number, counted from 1, and a class")
+            raise SkipRNNError(f"{path}, line {line}: it is no number, counted from 1, and a class")
         names.append(name.strip())
     return names
 
 
-def _lines(path: Path) -> Iterable[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SkipRNNError(
-            f"cannot read UCF-101's list {path}; get UCF101TrainTestSplits-RecognitionTask.zip from {UCF101} and name "
-            "its folder ucfTrainTestlist with --splits"
-        ) from error
-    return [line for line in lines if line]
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not empty, and their numbers."""
+    remedy = (
+        f"get UCF101TrainTestSplits-RecognitionTask.zip from {UCF101} and name its folder ucfTrainTestlist with "
+        "--splits"
+    )
+    lines = read_text(path, "a list of UCF-101", remedy).splitlines()
+    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _list(path: Path) -> list[tuple[str, str, str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            records = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SkipRNNError(f"cannot read {path}; name a folder of videos or a CSV list of them ({error})") from error
-    if not records or not {"file", "label"} <= set(records[0]):
-        raise SkipRNNError(f"{path} must have the columns file and label, and a row for each video")
+    remedy = "name a folder of videos or a CSV list of them"
+    text = read_text(path, "a CSV list", remedy).removeprefix("\ufeff")
     rows: dict[str, tuple[str, str, str, str]] = {}
-    for line, record in enumerate(records, start=2):
-        name, label, group, split = ((record.get(key) or "").strip() for key in ("file", "label", "group", "split"))
-        name = os.path.normpath(name).replace(os.sep, "/") if name else ""
-        if not name or not label:
-            raise SkipRNNError(f"{path}, line {line}: it names no {'label' if name else 'file'}")
-        if name in rows:
-            raise SkipRNNError(f"{path}, line {line}: {name} is listed twice")
-        if "split" in record and split not in SPLITS:
-            raise SkipRNNError(f"{path}, line {line}: unknown split {split!r}; it must be train, val or test")
-        rows[name] = (name, label, group, split)
+    with reading(path, "a CSV list", remedy):
+        if "\0" in text:
+            raise ValueError("it holds zero bytes")
+        records = csv.DictReader(io.StringIO(text, newline=""))
+        for record in records if {"file", "label"} <= set(records.fieldnames or ()) else ():
+            where = f"{path}, line {records.line_num}"
+            name, label, group, split = ((record.get(key) or "").strip() for key in ("file", "label", "group", "split"))
+            name = os.path.normpath(name).replace(os.sep, "/") if name else ""
+            if not name or not label:
+                raise SkipRNNError(f"{where}: it names no {'label' if name else 'file'}")
+            if name in rows:
+                raise SkipRNNError(f"{where}: {_short(name)} is listed twice")
+            if "split" in record and split not in SPLITS:
+                raise SkipRNNError(f"{where}: unknown split {_short(split)}; it must be train, val or test")
+            rows[name] = (name, label, group, split)
+    if not rows:
+        raise SkipRNNError(f"{path} must have the columns file and label, and a row for each video")
     return list(rows.values())
+
+
+def _short(cell: str) -> str:
+    return repr(cell[:40])
