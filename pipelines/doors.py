@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 
 DEFLATE = 1032  # deflate makes nothing smaller than this many times
 SMALL = 2**20  # bytes that may be claimed by anything
+LARGE, DENSE = 2**30, 200  # beyond so many bytes, what deflates more than so many times is a bomb, not data
 TEXT = 2**28  # bytes of a text file, at most
 LINE = 2**24  # characters of a line, at most
 DEPTH, NAMES = 32, 100_000  # of groups in an HDF5 file
@@ -83,7 +84,7 @@ def check_claim(claimed: int, stored: int, what: str) -> None:
         stored: bytes there are of it in the file, compressed or not.
         what: what it is, the beginning of the message.
     """
-    if claimed > max(DEFLATE * stored, SMALL):
+    if claimed > max((DEFLATE if claimed < LARGE else DENSE) * stored, SMALL):
         raise SkipRNNError(
             f"{what} claims {memory.in_words(claimed)}, of which {memory.in_words(stored)} are stored; it is damaged, "
             "or was never written"
@@ -186,8 +187,9 @@ class Hdf5:
             group = self._item(name)
             found: dict[str, Any] = {}
             for key in group.attrs:
-                if group.attrs.get_id(key).get_storage_size() > SMALL:
-                    raise ValueError(f"the attribute {key} is too large")
+                about = group.attrs.get_id(key)
+                if about.get_space().get_simple_extent_npoints() != 1 or about.get_storage_size() > SMALL:
+                    continue
                 value = group.attrs[key]
                 value = value.item() if isinstance(value, np.generic) else value
                 if isinstance(value, str | int | float | bool):

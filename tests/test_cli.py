@@ -364,3 +364,61 @@ def test_a_run_in_use(skiprnn, make_run):
 )
 def test_slow_work_shows_a_rate_too(work, seconds, text):
     assert pace(work, seconds, "rows") == text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["gen-data", "adding", "--train", "2", "--val", "2", "--test", "2"]])
+def test_output_that_cannot_be_written_is_one_message(tmp_path, arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "skiprnn_cli", *arguments], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "Error: cannot write to standard output: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_names_that_are_too_long_or_no_text(skiprnn):
+    for name in ("n" * 300, "/".join(["n" * 100] * 50)):
+        for command in (("evaluate", name), ("gen-data", "adding", "--out", name), ("train", "--data", name)):
+            done = skiprnn(*command)
+            assert done.exit_code == 2
+            assert "is too long" in done.stderr
+    done = skiprnn("gen-data", "adding", "--train", 2, "--val", 2, "--test", 2, "--out", os.fsdecode(b"a\xff.h5"))
+    assert done.exit_code == 0
+    assert Path(os.fsdecode(b"a\xff.h5")).exists()
+    done = skiprnn("evaluate", os.fsdecode(b"b\xff"))
+    assert (done.exit_code, "is not a run directory" in done.stderr) == (1, True)
+
+
+def test_what_nobody_thought_of_names_the_file_and_debug_shows_where(skiprnn, adding_file, monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr("pipelines.evaluation.load_config", fail)
+    done = skiprnn("evaluate", adding_file)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"Error: unforeseen ZeroDivisionError while working on {adding_file}: by nought.")
+    assert isinstance(skiprnn("--debug", "evaluate", adding_file).exception, ZeroDivisionError)
+
+
+def test_files_outside_the_folder_are_asked_for(skiprnn, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for row in range(8):
+        (tmp_path / f"{row}.csv").write_text("0,1\n5,6\n")
+        (folder / f"{row}.csv").symlink_to(tmp_path / f"{row}.csv")
+    for names in ("{}.csv", "../{}.csv"):
+        lines = [f"{names.format(row)},{row % 2}" for row in range(8)]
+        (folder / "labels.csv").write_text("\n".join(["file,label", *lines]))
+        refused = skiprnn("gen-data", "own", folder, "--out", "a.h5", "--overwrite")
+        assert refused.exit_code == 1
+        assert "labels.csv, line 2: the file lies outside" in refused.stderr
+        done = skiprnn("gen-data", "own", folder, "--out", "a.h5", "--overwrite", "--allow-outside")
+        assert done.exit_code == 0
+        assert "of up to 1 steps" in done.stdout
+        assert "note: 8 files begin with 0,1,..., taken for names" in done.stderr
+        with_samples = skiprnn(
+            "gen-data", "own", folder, "--out", "b.h5", "--allow-outside", "--no-header", "--overwrite"
+        )
+        assert "of up to 2 steps" in with_samples.stdout

@@ -1,6 +1,8 @@
 """Data files: schema, seeds, and what happens to files that are not as they should be."""
 
+import errno
 import hashlib
+import os
 import shutil
 import signal
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import storage
+from pipelines import memory, storage
 from pipelines.errors import SkipRNNError
 from pipelines.generation import generate
 from pipelines.storage import atomic_path, read_sequences, write_text
@@ -241,3 +243,63 @@ def test_ctrl_c_in_the_midst_of_hdf5_is_not_lost(tmp_path, monkeypatch):
         generate(Adding(length=12), tmp_path / "adding.h5", {"train": 5000, "val": 16, "test": 16}, seed=3)
     assert once
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    out = tmp_path / "a.txt"
+    with atomic_path(out) as held:  # of a writer that lives
+        left = tmp_path / ".a.txt.abcd1234.txt"
+        others = [tmp_path / name for name in (".a.txt.notes.txt", ".b.txt.abcd1234.txt", "a.txt.abcd1234.txt")]
+        for path in (left, *others):
+            path.write_text("left")
+        write_text(out, "new")
+        assert not left.exists()
+        assert held.exists()
+        assert all(path.exists() for path in others)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no_links"])
+def test_of_writers_that_may_not_overwrite_one_wins(tmp_path, monkeypatch, links):
+    if not links:  # as on some file systems
+
+        def refuse(*names):
+            raise OSError(errno.EPERM, "no links")
+
+        monkeypatch.setattr(os, "link", refuse)
+    out = tmp_path / "a.txt"
+
+    def be_late():
+        with atomic_path(out, overwrite=False) as late:
+            late.write_text("late")
+            write_text(out, "early", overwrite=False)
+
+    with pytest.raises(SkipRNNError, match=r"a.txt exists already; pass --overwrite"):
+        be_late()
+    assert out.read_text() == "early"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_one_sequence_is_read_without_the_others(tmp_path, monkeypatch):
+    path = generate(Adding(length=12), tmp_path / "a.h5", {"train": 1, "val": 1, "test": 3000})
+    whole = read_sequences(path).splits["test"]
+    monkeypatch.setattr(memory, "available", lambda: 150_000)  # bytes: a chunk is 98,304, all is three times as much
+    _, data = load_data(path, "adding", ("test",), rows=slice(2000, 2001))
+    assert torch.equal(data.splits["test"].x, whole.x[2000:2001])
+    with pytest.raises(SkipRNNError, match=r"test/x in .*a.h5 takes 288 KB of memory, and 150 KB are free"):
+        load_data(path, "adding", ("test",))
+    with pytest.raises(SkipRNNError, match=r"has 3,000 sequences in test, so --index goes up to 2999"):
+        load_data(path, "adding", ("test",), rows=slice(3000, 3001))
+
+
+def test_words_and_vectors_have_digests(tmp_path):
+    path = tmp_path / "a.h5"
+    with storage.sequences_writer(path, overwrite=False) as writer:
+        for split in storage.SPLITS:
+            writer.write_split(split, 2, iter([storage.Sequences(torch.zeros(2, 3, 1), torch.zeros(2))]))
+        writer.write_extra("words", np.array(["a", "é"], dtype=object))
+        writer.finish({"task": "imdb"})
+    assert read_sequences(path).extra["words"].tolist() == ["a", "é"]
+    with h5py.File(path, "r+") as file:
+        file["extra/words"][0] = "b"
+    with pytest.raises(SkipRNNError, match="words was changed after it was made"):
+        read_sequences(path)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines import storage
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import load_run
 from pipelines.inputs import csv_source, open_sources
@@ -255,3 +256,48 @@ def test_classes_come_with_probabilities():
     answer = Sine().answer(torch.tensor([0.0, 2.0]))
     assert answer["class"] == 1
     assert answer["probability"] == answer["probabilities"][1] == pytest.approx(0.8808, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "header", "rows", "numeric"),
+    [
+        ("0,1\n5,6\n7,8\n", None, [[5, 6], [7, 8]], True),  # as pandas names columns that have no names
+        ("0,1\n5,6\n", False, [[0, 1], [5, 6]], False),
+        ("3,4\n5,6\n", True, [[5, 6]], False),
+        ("3,4\n5,6\n", None, [[3, 4], [5, 6]], False),
+        ("0.0,1.0\n5,6\n", None, [[0, 1], [5, 6]], False),
+        ("a,b\n5,6\n", None, [[5, 6]], False),
+    ],
+)
+def test_which_first_line_is_a_header(text, header, rows, numeric):
+    source = csv_source(io.StringIO(text), 2, "rows", header)
+    assert [source.read(t).tolist() for t in range(len(rows))] == rows
+    assert source.read(len(rows)) is None
+    assert source.numeric_header == numeric
+
+
+def test_a_single_zero_is_a_sample():
+    assert csv_source(io.StringIO("0\n5\n"), 1, "rows").read(0).tolist() == [0]
+
+
+def test_what_is_no_table_is_not_quoted():
+    for text, width in (("secret\nroot:x:0:0\n", None), ("1,2\nsecret,more\n", 2)):
+        source = csv_source(io.StringIO(text), width, "rows")
+        with pytest.raises(SkipRNNError) as caught:
+            list(map(source.read, range(2)))
+        assert "root" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_sequence_without_samples(skiprnn, make_run, tmp_path):
+    """As a review of no word is, read at its true length."""
+    run = make_run("run", true_lengths=True)
+    data = tmp_path / "none.h5"
+    with storage.sequences_writer(data, overwrite=False) as writer:
+        for split in storage.SPLITS:
+            x, y = torch.zeros(2, 12, 2), torch.zeros(2)
+            writer.write_split(split, 2, iter([storage.Sequences(x, y, torch.tensor([0, 12]))]))
+        writer.finish({"task": "adding", "length": 12})
+    done = skiprnn("predict", run, data)
+    assert done.exit_code == 0
+    assert "used 0 of 0 samples (there are none)" in done.stdout
