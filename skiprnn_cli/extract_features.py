@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # failures printed; the report has all
 
 
-class Shard(options.ShardParameter):
+class Shard(options.ParamType[tuple[int, int]]):
     """I/N: the I-th of N parts, counted from 0."""
 
     name = "I/N"

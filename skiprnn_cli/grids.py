@@ -20,7 +20,7 @@ LOOK_EVERY = 20.0  # s between lines about runs that are being trained
 NOT_SETTABLE = {"task", "preset", "data", "cell", "skip", "lam", "p_skip", "seed", "device"}
 
 
-class Setting(click.ParamType[tuple[str, Any]]):
+class Setting(options.ParamType[tuple[str, Any]]):
     """NAME=VALUE, a field of the configuration."""
 
     name = "NAME=VALUE"

@@ -10,10 +10,14 @@ import click
 RUNS = Path("runs")
 
 if TYPE_CHECKING:
-    PathParameter = click.ParamType[Path]
-    ShardParameter = click.ParamType[tuple[int, int]]
-else:  # click before 8.4 has no such subscript
-    PathParameter = ShardParameter = click.ParamType
+    from click import ParamType
+else:
+
+    class ParamType(click.ParamType):
+        """Click's own, which before 8.4 has no subscript."""
+
+        def __class_getitem__(cls, kind):
+            return cls
 
 
 class Number(click.FloatRange):
@@ -26,7 +30,7 @@ class Number(click.FloatRange):
         return number
 
 
-class PathType(PathParameter):
+class PathType(ParamType[Path]):
     """A path that the system can name."""
 
     name = "path"
