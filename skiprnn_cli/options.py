@@ -10,7 +10,7 @@ import click
 RUNS = Path("runs")
 
 if TYPE_CHECKING:
-    from click import ParamType
+    ParamType = click.ParamType
 else:
 
     class ParamType(click.ParamType):

@@ -11,7 +11,7 @@ from skiprnn_cli import options
 from skiprnn_cli.grids import grid_options, run_grid
 
 
-class Several(click.ParamType[tuple[Any, ...]]):
+class Several(options.ParamType[tuple[Any, ...]]):
     """Values separated by commas; of whole numbers also ranges such as 0-3."""
 
     name = "A,B,…"
