@@ -233,6 +233,8 @@ def lock_run(run: Path) -> Iterator[None]:
     Raises:
         SkipRNNError: another process holds it, or it cannot be written.
     """
+    if not os.path.isdir(run):  # which some versions of filelock would make
+        raise SkipRNNError(f"{run} is not a run directory; make one with `skiprnn train`")
     lock = FileLock(Path(run) / ".lock")
     try:
         lock.acquire(timeout=0)
