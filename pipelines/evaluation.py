@@ -8,10 +8,8 @@ from pathlib import Path
 import torch
 
 from pipelines.checkpoints import check_tensors, load_checkpoint
-from pipelines.doors import reading
 from pipelines.edits import edits_of_config, refuse_edits
 from pipelines.errors import SkipRNNError
-from pipelines.fields import check_fields
 from pipelines.model import (
     SequenceModel,
     autocast,
@@ -97,10 +95,8 @@ def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None
     saved = load_checkpoint(run, checkpoint)
     refuse_edits(run, edits_of_config(config, saved.progress))
     path = Path(run) / "task.json"
-    with reading(path, "a task", f"`skiprnn train --resume {run}` writes it"):
-        attributes = load_task(run)
-        task = task_of_attributes(attributes, path, config.task)
-        check_fields(type(task), task.parameters())
+    attributes = load_task(run)
+    task = task_of_attributes(attributes, path, config.task)  # which checks the types too
     if saved.progress.task not in (None, attributes):
         raise SkipRNNError(f"{path} was edited since the run was trained; `skiprnn train --resume {run}` restores it")
     where = choose_device(device or config.device)
