@@ -8,6 +8,7 @@ a terminal), and nothing is read that stands in another file than the one that w
 import io
 import json
 import math
+import mmap
 import os
 import stat
 import zipfile
@@ -31,6 +32,7 @@ LARGE, DENSE = 2**30, 200  # beyond so many bytes, what deflates more than so ma
 TEXT = 2**28  # bytes of a text file, at most
 LINE = 2**24  # characters of a line, at most
 DEPTH, NAMES = 32, 100_000  # of groups in an HDF5 file
+HEAP = b"GCOL\x01\0\0\0"  # the beginning of a collection of texts in an HDF5 file
 
 K = TypeVar("K", dict[str, Any], list[Any])
 
@@ -269,7 +271,54 @@ def open_hdf5(path: Path, remedy: str, *, cache: int = 2**20) -> Hdf5:
     """
     check_file(path, remedy)
     with reading(path, "HDF5", remedy):
-        return Hdf5(path, h5py.File(path, "r", rdcc_nbytes=cache), remedy)
+        file = h5py.File(path, "r", rdcc_nbytes=cache)
+        try:
+            _check_heaps(path, file)
+        except BaseException:
+            file.close()
+            raise
+        return Hdf5(path, file, remedy)
+
+
+def _check_heaps(path: Path, file: h5py.File) -> None:
+    """Refuse collections of texts ("global heaps") that the HDF5 library would go through for ever.
+
+    A collection is a header of 16 bytes (signature, version, size) and objects, each of 16 bytes (index, references,
+    size) and its text padded to a multiple of 8; index 0 is the free space up to the end. The library goes from one to
+    the next by these sizes, of which one of 0 leads it nowhere: HDF5 File Format Specification 3.0, III.E.
+    """
+    _, width = file.id.get_create_plist().get_sizes()  # bytes of a size
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for start in _found(HEAP, content, _contiguous(file) if len(content) > LARGE else []):
+            at, end = start + 16, start + int.from_bytes(content[start + 8 : start + 8 + width], "little")
+            while at + 16 <= min(end, len(content)):
+                index = int.from_bytes(content[at : at + 2], "little")
+                length = int.from_bytes(content[at + 8 : at + 8 + width], "little")
+                if not index and not length:
+                    raise ValueError(f"its texts at byte {start} are overwritten")
+                at += length if not index else 16 + -(-length // 8) * 8
+
+
+def _found(what: bytes, content: mmap.mmap, but: list[tuple[int, int]]) -> Iterator[int]:
+    """Where bytes are in a file, but in some ranges of it."""
+    place = 0
+    for begin, end in [*sorted(but), (len(content), len(content))]:
+        while (start := content.find(what, place, begin)) >= 0:
+            yield start
+            place = start + 1
+        place = max(place, end)
+
+
+def _contiguous(file: h5py.File) -> list[tuple[int, int]]:
+    """Where the arrays stand that are stored in one piece."""
+    ranges: list[tuple[int, int]] = []
+
+    def add(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.id.get_offset() is not None:
+            ranges.append((item.id.get_offset(), item.id.get_offset() + item.id.get_storage_size()))
+
+    file.visititems(add)
+    return ranges
 
 
 class Npz(Mapping[str, Array]):

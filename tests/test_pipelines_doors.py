@@ -148,6 +148,25 @@ def test_arrays_that_cannot_be(hdf5, fill, words):
     refused(lambda: file.array("x"), words)
 
 
+def test_texts_that_the_library_would_read_for_ever(tmp_path, monkeypatch):
+    path, damaged = tmp_path / "texts.h5", tmp_path / "damaged.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["cell"] = "lstm"
+        file["names"] = ["a", "bc" * 50, "é"]
+        file["numbers"] = np.frombuffer(doors.HEAP * 9, np.uint8)  # no heap, only its signature
+    with closing(open_hdf5(path, REMEDY)) as opened:
+        assert opened.attributes() == {"cell": "lstm"}
+        assert opened.array("names").tolist() == ["a", "bc" * 50, "é"]
+    content = path.read_bytes()
+    start = content.index(doors.HEAP)
+    size = int.from_bytes(content[start + 8 : start + 16], "little")
+    damaged.write_bytes(content[: start + 16] + bytes(size - 16) + content[start + size :])
+    refused(lambda: open_hdf5(damaged, REMEDY), "texts at byte", "overwritten", REMEDY)
+    monkeypatch.setattr(doors, "LARGE", 0)  # as in files in which arrays are passed over
+    refused(lambda: open_hdf5(damaged, REMEDY), "texts at byte", "overwritten", REMEDY)
+    open_hdf5(path, REMEDY).close()
+
+
 def test_memory_is_asked_before_it_is_taken(hdf5, monkeypatch):
     file = hdf5(lambda file: file.create_dataset("x", data=np.ones((1000, 10), np.float32)))
     monkeypatch.setattr(memory, "available", lambda: 4_000)
