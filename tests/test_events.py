@@ -139,6 +139,36 @@ def test_without_the_compiled_path_torch_does_the_same(name, monkeypatch):
     assert_same(fast, run(rnn, x), tolerance=2e-5)
 
 
+@pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
+@pytest.mark.parametrize("bias", ["most", "some", "few"])
+@pytest.mark.parametrize(
+    ("path", "name", "shape"),
+    [
+        *(("torch", name, shape) for name in MODULES for shape in ("paper", "odd", "two_layers")),
+        *(
+            pytest.param("compiled", name, shape, marks=compiled)
+            for name in ("lstm", "gru")
+            for shape in ("paper", "odd")
+        ),
+    ],
+)
+def test_a_bounded_gradient_of_the_gate_is_the_references(path, name, shape, bias, per_step):
+    shape = SHAPES[shape]
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lengths = shape[0] - torch.arange(shape[1]) % 3
+    dtype, tolerance = (torch.float64, 1e-12) if path == "torch" else (torch.float32, 2e-5)
+    ours, reference, literal = (
+        build(name, shape, BIASES[bias], engine, dtype)
+        for engine, dtype in (("events", dtype), ("reference", torch.float64), ("reference", torch.float64))
+    )
+    ours.gate_grad_clip = reference.gate_grad_clip = 0.05
+    expected, unbounded = (run(rnn, x, lengths=lengths, per_step=per_step) for rnn in (reference, literal))
+    assert_same(run(ours, x, lengths=lengths, per_step=per_step), expected, tolerance)
+    of_weight = -2  # of update_weight and update_bias, the last parameters before the initial state
+    difference = (expected[1][of_weight] - unbounded[1][of_weight]).abs().max()
+    assert difference > 1e-2 * unbounded[1][of_weight].abs().max()  # it acted
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gate_sums_are_those_of_adding_step_by_step(dtype):
     """Thousands of probabilities, ties among them: the gate of the events is bit for bit that of the reference."""
