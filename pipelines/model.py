@@ -10,8 +10,10 @@ from pipelines.memory import check_fits
 from pipelines.presets import TrainConfig
 from pipelines.tasks import Task
 from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, Stream
-from skiprnn.cells import GRU, LSTM
+from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM
 from skiprnn.stack import RecurrentStack
+
+OPEN = 100.0  # bias of a gate that opens at every step
 
 
 class Prediction(NamedTuple):
@@ -69,7 +71,7 @@ def _network(config: TrainConfig, task: Task) -> SequenceModel:
     if config.skip and config.cell == "lstm":
         rnn = SkipLSTM(*sizes, batch_first=True, engine=config.engine)
     elif config.skip:
-        rnn = SkipGRU(*sizes, batch_first=True, engine=config.engine)
+        rnn = SkipGRU(*sizes, reset_after=config.reset_after, batch_first=True, engine=config.engine)
     else:
         rnn = (RandomSkipLSTM if config.cell == "lstm" else RandomSkipGRU)(
             *sizes, batch_first=True, p_skip=config.p_skip or 0.0
@@ -89,17 +91,23 @@ def check_engine(config: TrainConfig, device: torch.device) -> None:
         from skiprnn import triton_events
     except ImportError as error:
         raise SkipRNNError("--engine triton needs the package triton; install it, or use auto") from error
-    cell = LSTM if config.cell == "lstm" else GRU
+    cell = LSTM if config.cell == "lstm" else GRU if config.reset_after else GRU_RESET_BEFORE
     reason = triton_events.why_not(cell, config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
     if reason:
         raise SkipRNNError(f"--engine triton cannot train this: {reason}; use auto or events")
 
 
 def without_skipping(model: SequenceModel) -> SequenceModel:
-    """The same weights with the gate always open: the plain LSTM or GRU, to compare time with."""
+    """The same weights with the gate always open: torch's LSTM or GRU, to compare time with.
+
+    Of a GRU that resets before the product, which torch does not have, it is our own whose gate is open.
+    """
     rnn = model.rnn
+    sizes = (rnn.input_size, rnn.hidden_size, rnn.num_layers)
+    if rnn.cell is GRU_RESET_BEFORE:
+        return _with_open_gate(model, SkipGRU(*sizes, reset_after=False, batch_first=True))
     cell = RandomSkipLSTM if rnn.cell.num_states == 2 else RandomSkipGRU
-    return model.with_rnn(cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True))
+    return model.with_rnn(cell(*sizes, batch_first=True))
 
 
 def with_gate(model: SequenceModel) -> SequenceModel:
@@ -114,9 +122,14 @@ def with_gate(model: SequenceModel) -> SequenceModel:
     if getattr(rnn, "p_skip", 0):
         raise SkipRNNError("this model skips at random, so nobody can say which samples it needs; use another run")
     cell = SkipLSTM if rnn.cell.num_states == 2 else SkipGRU
-    gated_rnn = cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True, update_bias=100)
-    nn.init.zeros_(gated_rnn.update_weight)
-    return model.with_rnn(gated_rnn)
+    return _with_open_gate(model, cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True))
+
+
+def _with_open_gate(model: SequenceModel, rnn: SkipLSTM | SkipGRU) -> SequenceModel:
+    other = model.with_rnn(rnn)
+    nn.init.zeros_(rnn.update_weight)
+    nn.init.constant_(rnn.update_bias, OPEN)
+    return other
 
 
 def stream(model: SequenceModel) -> Stream:

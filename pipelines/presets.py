@@ -17,6 +17,7 @@ class TrainConfig:
     data: str = ""  # path of the data file
     fresh_batches: bool = False  # draw every batch anew instead of reading the train split
     cell: str = "lstm"  # or "gru"
+    reset_after: bool = True  # which Skip GRU: torch's; false: the one the paper's authors trained
     skip: bool = True  # false: the plain cell
     p_skip: float | None = None  # skip at random instead of learning to
     true_lengths: bool = False  # sequences end where they end, instead of after their padding
@@ -25,9 +26,13 @@ class TrainConfig:
     dropout: float = 0.0  # before the head
     engine: str = "auto"
     lam: float = 0.0  # budget: cost_per_sample
+    lam_warmup: int = 0  # steps over which λ rises from 0 to lam
     lr: float = 1e-4
-    lr_schedule: str = "constant"  # or "cosine": falls to 0 by the last step
+    lr_schedule: str = "constant"  # or "cosine" or "linear": falls to 0 by the last step
+    decay_from: float = 0.0  # share of training after which the rate begins to fall
+    warmup: int = 0  # steps over which the rate rises from lr / warmup to lr
     grad_clip: float = 1.0  # global norm
+    gate_clip: float | None = None  # bound of the gate's gradient, a sequence and step, in units of its own loss
     batch_size: int = 256
     steps: int | None = None  # updates of the weights
     epochs: int | None = None  # or passes over the train split
@@ -44,9 +49,15 @@ class TrainConfig:
                 raise SkipRNNError(f"{name} must be at least 1, got {value}")
             if value is not None and value > most:
                 raise SkipRNNError(f"{name} must be at most {most:,}, got {value:,}")
-        for name in ("lr", "grad_clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise SkipRNNError(f"{name} must be a positive number, got {getattr(self, name)}")
+        for name in ("lr", "grad_clip", "gate_clip"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise SkipRNNError(f"{name} must be a positive number, got {value}")
+        for name in ("warmup", "lam_warmup"):
+            if not 0 <= getattr(self, name) <= MOST["steps"]:
+                raise SkipRNNError(f"{name} must lie in 0..{MOST['steps']:,} steps, got {getattr(self, name):,}")
+        if not 0 <= self.decay_from < 1:
+            raise SkipRNNError(f"decay_from must lie in 0..1, 1 excluded, got {self.decay_from}")
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise SkipRNNError(f"lam must be zero or a positive number, got {self.lam}")
         if not 0 <= self.dropout < 1:
@@ -61,6 +72,8 @@ class TrainConfig:
             raise SkipRNNError("fresh batches have no epochs; give the length of training in steps")
         if self.skip and self.p_skip is not None:
             raise SkipRNNError("p_skip is a baseline without a learned gate; it needs skip = false")
+        if not (self.reset_after or (self.cell == "gru" and self.skip)):
+            raise SkipRNNError("reset_after = false is a Skip GRU; other models have no such choice")
         if self.lam and not self.skip:
             raise SkipRNNError("lam has nothing to act on where the gate is not learned; it needs skip = true")
         for name, choices in CHOICES.items():
@@ -69,11 +82,16 @@ class TrainConfig:
 
     @property
     def model_name(self) -> str:
-        """The paper's name of the model."""
+        """The paper's name of the model; a GRU that resets before the product, as the paper's did, says so."""
         cell = self.cell.upper()
         if self.skip:
-            return f"Skip {cell}"
+            return f"Skip {cell}" if self.reset_after else f"Skip {cell} (reset before)"
         return cell if self.p_skip is None else f"{cell} p_skip={self.p_skip:g}"
+
+    @property
+    def file_name(self) -> str:
+        """The model's name as part of a file's."""
+        return self.model_name.lower().translate(str.maketrans(" ", "-", "=()"))
 
 
 MAY_CHANGE = ("data", "device", "steps", "epochs", "patience")  # while a run is trained; the data's content may not
@@ -85,10 +103,10 @@ MOST = {
 TASK_NAMES = ("adding", "sine", "mnist", "imdb", "ucf101", "videos", "own-classes", "own-numbers")
 CHOICES = {
     "task": TASK_NAMES,
-    "preset": ("quick", "paper"),
+    "preset": ("quick", "settled", "paper"),
     "cell": ("lstm", "gru"),
     "engine": ("auto", "events", "reference", "triton"),
-    "lr_schedule": ("constant", "cosine"),
+    "lr_schedule": ("constant", "cosine", "linear"),
     "device": ("auto", "cpu", "cuda"),
     "amp": ("off", "bf16"),
 }
@@ -99,73 +117,102 @@ DATA = Path("data")  # where data files go by default
 # Sequences a data file holds unless told otherwise.
 DEFAULT_SIZES = {"train": 100_000, "val": 5_000, "test": 10_000}
 
+# What all presets of a name have in common. Where the gate's gradient has no bound, a single sequence of a batch may
+# turn a step so that the gate shuts, for good.
+COMMON: dict[str, dict[str, Any]] = {
+    "quick": {"gate_clip": 1.0},
+    "settled": {"gate_clip": 1.0, "fresh_batches": True, "lr_schedule": "linear", "decay_from": 0.6},
+    "paper": {},
+}
+
+
+def _preset(task: str, preset: str, **options: Any) -> TrainConfig:
+    return TrainConfig(task=task, preset=preset, **{**COMMON[preset], **options})
+
+
 # The paper trains on fresh batches without end; how long is not said. 100,000 steps at its learning rate let the number
-# of used samples settle. The quick presets find the same solutions in minutes on two CPU cores.
+# of used samples settle. The quick presets find the same solutions in minutes on two CPU cores; the settled ones take
+# the fewest steps whose results are those of long training.
 PRESETS = {
     "adding": {
-        "quick": TrainConfig(task="adding", preset="quick", lr=1e-3, steps=3_000, eval_every=100),
-        "paper": TrainConfig(task="adding", preset="paper", fresh_batches=True, steps=100_000),
+        "quick": _preset("adding", "quick", lr=1e-3, steps=3_000, eval_every=100),
+        "settled": _preset("adding", "settled", lr=1e-3, steps=6_000, eval_every=200),
+        "paper": _preset("adding", "paper", fresh_batches=True, steps=100_000),
     },
     "sine": {
-        "quick": TrainConfig(task="sine", preset="quick", lr=5e-4, lr_schedule="cosine", steps=2_500, eval_every=100),
-        "paper": TrainConfig(task="sine", preset="paper", fresh_batches=True, steps=100_000),
+        "quick": _preset("sine", "quick", lr=5e-4, lr_schedule="cosine", steps=2_500, eval_every=100),
+        "settled": _preset("sine", "settled", lr=5e-4, steps=10_000, eval_every=250),
+        "paper": _preset("sine", "paper", fresh_batches=True, steps=100_000),
     },
     # The paper trains for 600 epochs at its learning rate. Quick: some ten minutes on two CPU cores.
     "mnist": {
-        "quick": TrainConfig(
-            task="mnist", preset="quick", lr=1e-3, lr_schedule="cosine", batch_size=128, epochs=10, eval_every=215
-        ),
-        "paper": TrainConfig(task="mnist", preset="paper", epochs=600, eval_every=215),
+        "quick": _preset("mnist", "quick", lr=1e-3, lr_schedule="cosine", batch_size=128, epochs=10, eval_every=215),
+        "paper": _preset("mnist", "paper", epochs=600, eval_every=215),
     },
     **{
         task: {
-            "quick": TrainConfig(
-                task=task, preset="quick", true_lengths=True, lr=1e-3, batch_size=64, epochs=30, eval_every=50,
-                patience=20,
+            "quick": _preset(
+                task, "quick", true_lengths=True, lr=1e-3, batch_size=64, epochs=30, eval_every=50, patience=20
             ),
-            "paper": TrainConfig(task=task, preset="paper", true_lengths=True, epochs=300, eval_every=100),
+            "paper": _preset(task, "paper", true_lengths=True, epochs=300, eval_every=100),
         }
         for task in ("own-classes", "own-numbers")
     },
     # The paper trains for some 300 epochs. Quick: a few classes in minutes on two CPU cores.
     **{
         task: {
-            "quick": TrainConfig(
-                task=task, preset="quick", hidden_size=512, num_layers=2, dropout=0.5, lr=1e-3, batch_size=32,
-                epochs=30, eval_every=25,
+            "quick": _preset(
+                task, "quick", hidden_size=512, num_layers=2, dropout=0.5, lr=1e-3, batch_size=32, epochs=30,
+                eval_every=25,
             ),
-            "paper": TrainConfig(task=task, preset="paper", hidden_size=512, num_layers=2, epochs=300, eval_every=38),
+            "paper": _preset(task, "paper", hidden_size=512, num_layers=2, epochs=300, eval_every=38),
         }
         for task in ("ucf101", "videos")
     },
     # The paper stops early on the validation split. Quick: ten times its learning rate, minutes on two CPU cores.
     "imdb": {
-        "quick": TrainConfig(
-            task="imdb", preset="quick", hidden_size=128, dropout=0.2, lr=1e-3, epochs=8, eval_every=42, patience=6
-        ),
-        "paper": TrainConfig(
-            task="imdb", preset="paper", hidden_size=128, dropout=0.2, epochs=100, eval_every=84, patience=5
-        ),
+        "quick": _preset("imdb", "quick", hidden_size=128, dropout=0.2, lr=1e-3, epochs=8, eval_every=42, patience=6),
+        "paper": _preset("imdb", "paper", hidden_size=128, dropout=0.2, epochs=100, eval_every=84, patience=5),
     },
 }  # fmt: skip
-# Where a cell wants other options than the preset's. A GRU's gate opens at every step for longer than an LSTM's.
-FOR_CELL: dict[tuple[str, str, str], dict[str, Any]] = {
+# Where a cell wants other options than the preset's, on a task or (None) on all. A GRU's gate opens at every step for
+# longer than an LSTM's. The paper's GRU resets before the product.
+FOR_CELL: dict[tuple[str | None, str, str], dict[str, Any]] = {
     ("adding", "quick", "gru"): {"lr": 2e-3},
     ("mnist", "quick", "gru"): {"lr": 2e-3},
+    ("sine", "settled", "gru"): {"lr": 1e-3},
+    (None, "paper", "gru"): {"reset_after": False},
 }
+
+
+def preset_of(task: str, preset: str) -> TrainConfig:
+    """A task's preset.
+
+    Raises:
+        SkipRNNError: the task has none of that name.
+    """
+    if preset not in PRESETS[task]:
+        having = [name for name, presets in PRESETS.items() if preset in presets]
+        raise SkipRNNError(
+            f"the preset {preset} is for {' and '.join(having)}; {task} has {' and '.join(PRESETS[task])}"
+        )
+    return PRESETS[task][preset]
 
 
 def configure(task: str, preset: str, **options: object) -> TrainConfig:
     """A preset with the options that were given, those that are not None, put in its place; NONE stands for None.
 
     Raises:
-        SkipRNNError: an option is out of range, or contradicts another.
+        SkipRNNError: the task has no such preset, or an option is out of range, or contradicts another.
     """
+    config = preset_of(task, preset)
     given = {name: None if value == NONE else value for name, value in options.items() if value is not None}
-    config = PRESETS[task][preset]
-    config = replace(config, **FOR_CELL.get((task, preset, str(given.get("cell", config.cell))), {}))
+    cell = str(given.get("cell", config.cell))
+    changes = FOR_CELL.get((None, preset, cell), {}) | FOR_CELL.get((task, preset, cell), {})
+    if given.get("skip", config.skip) is False:  # the plain cell is torch's own
+        changes.pop("reset_after", None)
     if "steps" in given:
         given.setdefault("epochs", None)
     elif "epochs" in given:
         given["steps"] = None
-    return replace(config, **given)  # type: ignore[arg-type]
+    return replace(config, **{**changes, **given})

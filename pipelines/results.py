@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,24 +65,31 @@ class _Whole:
 
 def lines_of(results: list[dict[str, Any]]) -> list[Line]:
     """Means over seeds, in the order of the grid."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    groups: dict[TrainConfig, list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault(_key(result), []).append(result)
     plain = {
-        (Path(c["data"]).stem, c["cell"]): statistics.mean(map(_seconds_per_step, group))
-        for group in groups.values()
-        if not (c := group[0]["config"])["skip"] and c["p_skip"] is None
+        (Path(config.data).stem, config.cell): statistics.mean(map(_seconds_per_step, group))
+        for config, group in groups.items()
+        if not config.skip and config.p_skip is None
     }
-    return [_line(group, plain) for group in groups.values()]
+    return [_line(config, group, plain, _model_name(config, groups)) for config, group in groups.items()]
 
 
-def _key(result: dict[str, Any]) -> tuple[Any, ...]:
-    config = result["config"]
-    return tuple(value for name, value in config.items() if name not in ("seed", "device"))
+def _key(result: dict[str, Any]) -> TrainConfig:
+    return replace(TrainConfig(**result["config"]), seed=0, device="auto")
 
 
-def _line(group: list[dict[str, Any]], plain: dict[tuple[str, str], float]) -> Line:
-    config = TrainConfig(**group[0]["config"])
+def _model_name(config: TrainConfig, table: Iterable[TrainConfig]) -> str:
+    """The model's name; of two kinds of GRU in a table each says which it is."""
+    if config.cell == "gru" and config.reset_after and not all(other.reset_after for other in table):
+        return f"{config.model_name} (reset after)"
+    return config.model_name
+
+
+def _line(
+    config: TrainConfig, group: list[dict[str, Any]], plain: dict[tuple[str, str], float], model_name: str
+) -> Line:
     said = [result["evaluation"] for result in group]
     metrics, used = [s["metric"] for s in said], [s["used_mean"] for s in said]
     of_step = statistics.mean(map(_seconds_per_step, group))
@@ -90,7 +97,7 @@ def _line(group: list[dict[str, Any]], plain: dict[tuple[str, str], float]) -> L
     of_plain = plain.get((data, config.cell))
     return Line(
         data=data,
-        model=config.model_name,
+        model=model_name,
         lam=config.lam if config.skip else None,
         p_skip=config.p_skip,
         runs=len(group),

@@ -117,9 +117,8 @@ def check_run_path(path: Path, *, overwrite: bool) -> None:
 
 def default_run_path(config: TrainConfig, root: Path) -> Path:
     """A new name under ``root`` that says what was trained, and when."""
-    model = config.model_name.lower().replace(" ", "-").replace("=", "")
     lam = f"-lam{config.lam:g}" if config.lam else ""
-    stem = f"{config.task}-{model}{lam}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    stem = f"{config.task}-{config.file_name}{lam}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
     path, count = root / stem, 1
     while path.exists():
         count += 1

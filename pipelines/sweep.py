@@ -65,7 +65,7 @@ def grid_of_table(
 
     Args:
         task: adding, sine, mnist, imdb or ucf101.
-        preset: quick or paper.
+        preset: quick, settled or paper.
         data: folder of the data files.
         seeds: a run each.
         options: fields of the configuration that are to be other than the preset's.
@@ -73,7 +73,7 @@ def grid_of_table(
     return [
         configure(
             task, preset, data=str((data / f"{row.data}.h5").absolute()), cell=row.cell, skip=row.lam is not None,
-            lam=row.lam or 0.0, p_skip=row.p_skip, seed=seed, **options,
+            lam=row.lam or 0.0, p_skip=row.p_skip, seed=seed, **_of_model(row.cell, row.lam, options),
         )
         for row in table(task)
         for seed in seeds
@@ -87,11 +87,20 @@ def grid(
     seeds = list(seeds)
     lams = list(lams)
     return [
-        configure(task, preset, cell=cell, skip=lam is not None, lam=lam or 0.0, seed=seed, **options)
+        configure(
+            task, preset, cell=cell, skip=lam is not None, lam=lam or 0.0, seed=seed, **_of_model(cell, lam, options)
+        )
         for cell in cells
         for lam in lams
         for seed in seeds
     ]
+
+
+def _of_model(cell: str, lam: float | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a grid that a model has: all, but that only a Skip GRU may reset before the product."""
+    return {
+        name: value for name, value in options.items() if name != "reset_after" or (cell == "gru" and lam is not None)
+    }
 
 
 def plan(out: Path, configs: Iterable[TrainConfig]) -> list[Planned]:
@@ -102,9 +111,8 @@ def plan(out: Path, configs: Iterable[TrainConfig]) -> list[Planned]:
     """
     runs: list[Planned] = []
     for config in configs:
-        model = config.model_name.lower().replace(" ", "-").replace("=", "")
         gate = f"-lam{config.lam:g}" if config.skip else ""
-        path = out / "runs" / f"{Path(config.data).stem}-{model}{gate}-seed{config.seed}"
+        path = out / "runs" / f"{Path(config.data).stem}-{config.file_name}{gate}-seed{config.seed}"
         if path.exists():
             try:
                 there = load_config(path)
@@ -231,7 +239,7 @@ def train_one(run: Planned) -> str | None:
     return None
 
 
-VARIED = ("cell", "skip", "lam", "p_skip", "seed", "device")  # within a table
+VARIED = ("cell", "reset_after", "skip", "lam", "p_skip", "seed", "device")  # within a table
 
 
 def others(out: Path, runs: list[Planned]) -> list[Planned]:

@@ -44,6 +44,7 @@ from pipelines.runs import (
     remove_leftovers,
     rewind_metrics,
 )
+from pipelines.schedules import learning_rate, share_of_lam
 from pipelines.storage import DataFile, Sequences, Split
 from pipelines.tasks import SyntheticTask, Task, load_data
 from pipelines.team import ALONE, Team
@@ -155,8 +156,8 @@ def train(
             progress.step += 1
             batch = next(batches)  # before the seed: a loader that starts draws from torch's generator
             torch.manual_seed(derive_seed(config.seed, "step", progress.step, *([team.rank] if team.rank else [])))
-            optimizer.param_groups[0]["lr"] = _learning_rate(config, progress.step, last_step)
-            sums += _step(model, optimizer, task, batch, config, team)
+            optimizer.param_groups[0]["lr"] = learning_rate(config, progress.step, last_step)
+            sums += _step(model, optimizer, task, batch, config, share_of_lam(config, progress.step), team)
 
             record, is_best = None, False
             if progress.step % config.eval_every == 0 or progress.step == last_step:
@@ -248,9 +249,13 @@ def _step(
     task: Task,
     batch: Sequences,
     config: TrainConfig,
+    lam_share: float = 1.0,
     team: Team = ALONE,
 ) -> Tensor:
-    """One update of the weights; returns MEASURED and 1, to be summed, on the device, so that nothing waits for it."""
+    """One update of the weights; returns MEASURED and 1, to be summed, on the device, so that nothing waits for it.
+
+    What is measured has the whole λ, also where only a share of it acts.
+    """
     device = batch.x.device
     share = 1.0  # of the joint batch
     if team.size > 1:
@@ -258,12 +263,16 @@ def _step(
     optimizer.zero_grad()
     means = torch.zeros(len(MEASURED) - 1, dtype=torch.float64, device=device)
     if len(batch):
+        if config.skip:  # a sequence's loss is this part of the one that is differentiated
+            rnn: Any = model.rnn
+            rnn.gate_grad_clip = None if config.gate_clip is None else config.gate_clip * share / len(batch)
         with autocast(config, device):
             prediction, update_gate = model(batch.x, batch.lengths)
         task_loss = task.loss(prediction, batch.y)
         budget = budget_loss(update_gate, config.lam, batch_first=True)
         loss = task_loss + budget
-        (loss if team.size == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+        acting = loss if lam_share == 1 else task_loss + budget * lam_share
+        (acting if team.size == 1 else acting * share).backward()  # type: ignore[no-untyped-call]
         metric = task.scores(prediction.detach(), batch.y).mean()
         used = used_samples(update_gate.detach(), batch_first=True).mean()
         means += torch.stack([value.detach().double() for value in (loss, task_loss, budget, metric, used)]) * share
@@ -321,12 +330,6 @@ class _Rows(Sampler[Tensor]):
             for rows in torch.split(torch.from_numpy(order), self._batch_size)[done:]:
                 yield rows[self._team.part(len(rows))]
                 step += 1
-
-
-def _learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    if config.lr_schedule == "cosine":
-        return config.lr * (1 + math.cos(math.pi * (step - 1) / total_steps)) / 2
-    return config.lr
 
 
 def _objective(result: Evaluation, config: TrainConfig) -> float:

@@ -24,8 +24,8 @@ def command(
     """Evaluate RUN, or the run under runs/ trained last: metric, used samples, cost and time per sequence.
 
     Cost counts one multiply-accumulate per input and recurrent weight used, as the paper does, and those of the network
-    that looks at video frames, absent ones too. Time is the median of
-    several forward passes of one batch, beside the same weights with skipping off (torch's own LSTM or GRU); and of
+    that looks at video frames, absent ones too. Time is the median of several forward passes of one batch, beside the
+    same weights with skipping off (torch's own LSTM or GRU, or our GRU that resets before, its gate open); and of
     single sequences, read by a stream that takes only the samples it uses.
     """
     from pipelines.evaluation import evaluate_run
@@ -57,7 +57,7 @@ def _text(r: "Report") -> str:
     if r.seconds_alone is not None:
         alone, plain_alone = 1e3 * r.seconds_alone, 1e3 * r.seconds_alone_without_skipping
         lines["time alone"] = (
-            f"{alone:.3f} ms a sequence, one at a time by a stream; torch's own cell {plain_alone:.3f} ms: "
+            f"{alone:.3f} ms a sequence, one at a time by a stream; the plain cell {plain_alone:.3f} ms: "
             f"the stream is {plain_alone / alone:.2f}x as fast"
         )
     return "\n".join(f"{name:<14}{value}" for name, value in lines.items())

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from pipelines.errors import SkipRNNError
-from pipelines.presets import DATA
+from pipelines.presets import CHOICES, DATA, TrainConfig
 from skiprnn_cli import options
 from skiprnn_cli.grids import ensure_data, grid_options, refuse_other_data, run_grid
 
@@ -14,8 +14,9 @@ from skiprnn_cli.grids import ensure_data, grid_options, refuse_other_data, run_
 @click.command(epilog="Example: skiprnn reproduce adding --preset quick --runs 2")
 @click.argument("experiment", type=click.Choice(["adding", "sine", "mnist", "imdb", "ucf101", "all"]))
 @click.option("--runs", type=click.IntRange(min=1), default=4, show_default=True, help="Seeds, from 0.")
-@click.option("--preset", type=click.Choice(["paper", "quick"]), default="paper", show_default=True,
-              help="paper: its protocol, which wants a GPU; quick: minutes a run on a CPU core.")  # fmt: skip
+@click.option("--preset", type=click.Choice(CHOICES["preset"]), default="paper", show_default=True,
+              help="paper: its protocol, which wants a GPU; quick: minutes a run on a CPU core; settled (adding and "
+              "sine): the fewest steps whose results are those of long training.")  # fmt: skip
 @click.option("--data", type=options.PATH, default=DATA, show_default=True,
               help="Folder of the data files; adding and sine are generated if missing.")  # fmt: skip
 @click.option("--out", type=options.PATH, help="Folder of runs and tables.  [default: reproduced/EXPERIMENT-PRESET]")
@@ -39,16 +40,17 @@ def command(
     from pipelines.sweep import grid_of_table, plan
 
     tasks = list(NUMBERS) if experiment == "all" else [experiment]
-    grids = {task: grid_of_table(task, preset, data, range(runs), device=device, **dict(settings)) for task in tasks}
     folders = {
         task: (out / task if experiment == "all" else out) if out else Path("reproduced") / f"{task}-{preset}"
         for task in tasks
     }
+    grids: dict[str, list[TrainConfig]] = {}
     problems: dict[str, str] = {}
-    for task, configs in grids.items():  # before hours of training
+    for task in tasks:  # before hours of training
         try:
-            plan(folders[task].absolute(), configs)
-            for config in configs:
+            grids[task] = grid_of_table(task, preset, data, range(runs), device=device, **dict(settings))
+            plan(folders[task].absolute(), grids[task])
+            for config in grids[task]:
                 refuse_other_data(config)
                 if not how["dry_run"]:
                     ensure_data(config)

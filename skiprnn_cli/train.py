@@ -23,6 +23,7 @@ from pipelines.presets import (
     TASK_NAMES,
     TrainConfig,
     configure,
+    preset_of,
 )
 from skiprnn_cli import options
 
@@ -30,19 +31,31 @@ if TYPE_CHECKING:
     from pipelines.team import Team
     from pipelines.training import Outcome
 
+OF_THE_GATE = ("lam", "lam_warmup", "gate_clip")
 FOR_CELL_NOTE = "".join(
-    f"; {preset} {cell} on {task}: {', '.join(f'{name} {value}' for name, value in changes.items())}"
+    f"; {preset} {cell}{f' on {task}' if task else ''}: "
+    f"{', '.join(f'{name} {value}' for name, value in changes.items())}"
     for (task, preset, cell), changes in FOR_CELL.items()
 )
 
 
-class CountOrNone(click.IntRange):
-    """A whole number, or NONE for what None cannot say, which stands for an option that was not given."""
-
-    name = "integer or none"
+class OrNone(options.ParamType[Any]):
+    """Takes NONE too, for what None cannot say, which stands for an option that was not given."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if value == NONE else super().convert(value, param, ctx)
+
+
+class CountOrNone(OrNone, click.IntRange):
+    """A whole number or NONE."""
+
+    name = "integer or none"
+
+
+class NumberOrNone(OrNone, options.Number):
+    """A number or NONE."""
+
+    name = "number or none"
 
 
 def preset_option(flag: str, field: str, kind: Any, text: str) -> Callable[[Any], Any]:
@@ -57,7 +70,8 @@ def preset_option(flag: str, field: str, kind: Any, text: str) -> Callable[[Any]
 
 def _defaults(preset: str, field: str) -> str:
     """A preset's values, task by task where they differ: "mnist 128, own 64, else 256"."""
-    values = {task.split("-")[0]: getattr(PRESETS[task][preset], field) for task in TASK_NAMES}
+    having = [task for task in TASK_NAMES if preset in PRESETS[task]]
+    values = {task.split("-")[0]: getattr(PRESETS[task][preset], field) for task in having}
     usual = Counter(values.values()).most_common(1)[0][0]
     special = [f"{task} {value}" for task, value in values.items() if value not in (usual, None)]
     if usual is not None:
@@ -79,7 +93,8 @@ Examples:
     type=click.Choice(CHOICES["preset"]),
     default="quick",
     show_default=True,
-    help=f"quick: minutes on two CPU cores. paper: the paper's protocol. Options below default to it{FOR_CELL_NOTE}.",
+    help="quick: minutes on two CPU cores. settled (adding and sine): the fewest steps whose results are those of long "
+    f"training. paper: the paper's protocol. Options below default to it{FOR_CELL_NOTE}.",
 )
 @click.option(
     "--data",
@@ -88,11 +103,20 @@ Examples:
 )
 @preset_option("--fresh-batches/--no-fresh-batches", "fresh_batches", bool, "Draw each batch anew, not from the file.")
 @preset_option("--cell", "cell", click.Choice(CHOICES["cell"]), "Recurrent cell.")
+@preset_option(
+    "--reset-after/--reset-before",
+    "reset_after",
+    bool,
+    "Which Skip GRU: torch's, or the one that the paper's authors trained.",
+)
 @preset_option("--skip/--no-skip", "skip", bool, "Learn to skip, or run the plain cell.")
 @preset_option(
     "--p-skip", "p_skip", options.Number(0, 1), "Baseline: skip with this probability instead of learning to."
 )
 @preset_option("--lam", "lam", options.Number(min=0), "λ, the loss of using one sample.")
+@preset_option(
+    "--lam-warmup", "lam_warmup", click.IntRange(min=0), "Steps over which λ rises from 0 to what it is; 0: at once."
+)
 @preset_option("--hidden", "hidden_size", click.IntRange(min=1), "Units of a layer.")
 @preset_option("--dropout", "dropout", options.Number(0, 1, max_open=True), "Before the head.")
 @preset_option(
@@ -101,8 +125,28 @@ Examples:
 @preset_option("--layers", "num_layers", click.IntRange(min=1), "Layers of the stack.")
 @preset_option("--engine", "engine", click.Choice(CHOICES["engine"]), "How the Skip RNN is computed.")
 @preset_option("--lr", "lr", options.Number(min=0, min_open=True), "Learning rate of Adam.")
-@preset_option("--lr-schedule", "lr_schedule", click.Choice(CHOICES["lr_schedule"]), "cosine: falls to 0 at the end.")
+@preset_option(
+    "--lr-schedule",
+    "lr_schedule",
+    click.Choice(CHOICES["lr_schedule"]),
+    "The rate stays, or falls to 0 by the last step: along half a cosine, or in a straight line.",
+)
+@preset_option(
+    "--decay-from",
+    "decay_from",
+    options.Number(0, 1, max_open=True),
+    "Share of training after which cosine or linear begins to fall.",
+)
+@preset_option(
+    "--warmup", "warmup", click.IntRange(min=0), "Steps over which the rate rises from a small one; 0: at once."
+)
 @preset_option("--grad-clip", "grad_clip", options.Number(min=0, min_open=True), "Largest global norm of the gradient.")
+@preset_option(
+    "--gate-clip",
+    "gate_clip",
+    NumberOrNone(min=0, min_open=True),
+    "Bound of the gate's gradient, of each sequence and step, in units of a sequence's loss; none: no bound.",
+)
 @preset_option("--batch-size", "batch_size", click.IntRange(min=1), "Sequences of a batch.")
 @preset_option("--steps", "steps", click.IntRange(min=1), "Batches to train on.")
 @preset_option("--epochs", "epochs", click.IntRange(min=1), "Or passes over the train split.")
@@ -239,14 +283,26 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
         if training["skip"]:
             raise click.UsageError("--p-skip is a baseline without a learned gate; drop --skip.")
         training["skip"] = False
-    if training["lam"] and training["skip"] is False:
-        raise click.UsageError("--lam has nothing to act on where the gate is not learned; drop it, or --no-skip.")
+    for name in OF_THE_GATE:
+        if training[name] not in (None, NONE, 0) and training["skip"] is False:
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(
+                f"{flag} has nothing to act on where the gate is not learned; drop it, or --no-skip."
+            )
     _refuse_two_lengths(training)
-    fresh_batches = training["fresh_batches"]
-    if fresh_batches is None:
-        fresh_batches = PRESETS[task][preset].fresh_batches
-    if training["epochs"] is not None and fresh_batches:
+    usual = preset_of(task, preset)
+
+    def chosen(name: str) -> Any:
+        return getattr(usual, name) if training[name] is None else training[name]
+
+    if training["epochs"] is not None and chosen("fresh_batches"):
         raise click.UsageError("Fresh batches have no epochs; give --steps, or --no-fresh-batches.")
+    if training["decay_from"] and chosen("lr_schedule") == "constant":
+        raise click.UsageError("--decay-from has no fall to begin; add --lr-schedule linear or cosine.")
+    if training["reset_after"] is not None and chosen("cell") != "gru":
+        raise click.UsageError("--reset-after and --reset-before are of a GRU; add --cell gru, or drop them.")
+    if training["reset_after"] is False and not chosen("skip"):
+        raise click.UsageError("The GRU that learns no gate is torch's, which resets after; drop --reset-before.")
     path = (data or DATA / f"{task}.h5").absolute()
     return configure(task, preset, data=str(path), **training)
 

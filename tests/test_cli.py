@@ -102,11 +102,36 @@ def test_the_task_follows_the_data_file(skiprnn, sine_file):
 
 @pytest.mark.parametrize(
     ("options", "model"),
-    [(("--no-skip",), "LSTM"), (("--p-skip", 0.5), "LSTM p_skip=0.5"), (("--cell", "gru"), "Skip GRU")],
+    [
+        (("--no-skip",), "LSTM"),
+        (("--p-skip", 0.5), "LSTM p_skip=0.5"),
+        (("--cell", "gru"), "Skip GRU"),
+        (("--cell", "gru", "--reset-before"), "Skip GRU (reset before)"),
+    ],
 )
 def test_models(skiprnn, adding_file, options, model):
     assert skiprnn("train", "--data", adding_file, *options, *SMALL).exit_code == 0
     assert f"{model} on adding" in skiprnn("evaluate").stdout
+
+
+def test_options_of_the_schedule_and_the_gate(skiprnn, adding_file):
+    options = ("--lr-schedule", "linear", "--decay-from", 0.5, "--warmup", 2, "--lam-warmup", 3, "--gate-clip", "none")
+    assert skiprnn("train", "--data", adding_file, "--out", "run", *options, *SMALL).exit_code == 0
+    config = load_config(Path("run"))
+    assert (config.lr_schedule, config.decay_from, config.warmup, config.lam_warmup) == ("linear", 0.5, 2, 3)
+    assert config.gate_clip is None
+    assert skiprnn("train", "--data", adding_file, "--out", "other", "--gate-clip", 0.5, *SMALL).exit_code == 0
+    assert load_config(Path("other")).gate_clip == 0.5
+
+
+def test_the_settled_preset_is_of_two_tasks(skiprnn, adding_file, tmp_path):
+    assert skiprnn("train", "--data", adding_file, "--preset", "settled", "--out", "run", *SMALL).exit_code == 0
+    assert load_config(Path("run")).decay_from == 0.6
+    for command in (("train", "--task", "mnist"), ("reproduce", "mnist"), ("sweep", "--task", "mnist")):
+        done = skiprnn(*command, "--preset", "settled")
+        assert done.exit_code == 1
+        assert "the preset settled is for adding and sine; mnist has quick and paper" in done.stderr
+        assert "Traceback" not in done.output
 
 
 def test_resume(skiprnn, adding_file):
@@ -176,6 +201,15 @@ USAGE_ERRORS = [
     (("train", "--patience", "0"), "0 is not in the range x>=1"),
     (("train", "--patience", "never"), "'never' is not a valid integer or none"),
     (("train", "--accept-edits"), "name it with --resume"),
+    (("train", "--gate-clip", "0"), "0.0 is not in the range x>0"),
+    (("train", "--gate-clip", "soft"), "'soft' is not a valid number or none"),
+    (("train", "--gate-clip", "1", "--no-skip"), "--gate-clip has nothing to act on"),
+    (("train", "--warmup", "-1"), "-1 is not in the range x>=0"),
+    (("train", "--decay-from", "1"), "1.0 is not in the range 0<=x<1"),
+    (("train", "--decay-from", "0.5"), "add --lr-schedule linear or cosine"),
+    (("train", "--reset-before"), "are of a GRU; add --cell gru"),
+    (("train", "--cell", "lstm", "--reset-after"), "are of a GRU; add --cell gru"),
+    (("train", "--cell", "gru", "--no-skip", "--reset-before"), "is torch's, which resets after"),
     (("train", "--lr", "0"), "0.0 is not in the range x>0"),
     (("train", "--p-skip", "0.5", "--skip"), "--p-skip is a baseline"),
     (("train", "--no-skip", "--lam", "1e-5"), "--lam has nothing to act on"),

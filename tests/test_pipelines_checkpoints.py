@@ -238,8 +238,8 @@ def test_a_wrong_type_in_the_configuration(make_run, config, name):
     right = asdict(config)
     path = run / "config.json"
     kinds = {type(right[name]), *({int, type(None)} if name in ("epochs", "patience", "steps") else ())}
-    kinds |= {float, int} if float in kinds or name == "p_skip" else set()
-    kinds |= {type(None)} if name == "p_skip" else set()
+    kinds |= {float, int} if float in kinds or name in ("p_skip", "gate_clip") else set()
+    kinds |= {type(None)} if name in ("p_skip", "gate_clip") else set()
     for value in WRONG_VALUES:
         path.write_text(json.dumps({"schema": 1, **right, name: value}))
         said = loaded_or_told(run)

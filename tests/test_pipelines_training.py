@@ -62,6 +62,8 @@ VARIANTS = {
     "dropout": {"dropout": 0.5},
     "random": {"skip": False, "p_skip": 0.5, "lam": 0.0},
     "cosine": {"lr_schedule": "cosine"},
+    "schedules": {"lr_schedule": "linear", "decay_from": 0.5, "warmup": 3, "lam_warmup": 6, "gate_clip": 1.0},
+    "reset before": {"cell": "gru", "reset_after": False},
     "epochs": {"steps": None, "epochs": 3},
 }
 
