@@ -5,6 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in processes that tests start
+
 import torch
 
 if not torch.cuda.is_available():
