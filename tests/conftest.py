@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in processes that tests start
+    # Read when torch is imported, here and in processes that tests start.
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
 
 import torch
 
@@ -88,3 +89,12 @@ def either_path(request, monkeypatch):
         monkeypatch.setattr(native, "LIBRARY", None)
     elif native.LIBRARY is None:
         pytest.skip("the compiled path was not built")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Sequences are shared out, whatever the number of threads that the process has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
