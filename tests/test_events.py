@@ -94,6 +94,7 @@ def test_equals_the_reference_on_random_problems(name, seed):
 
 
 @compiled
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize(
@@ -115,6 +116,7 @@ def test_the_compiled_path_equals_the_reference(name, shape, bias, per_step):
 
 
 @compiled
+@pytest.mark.usefixtures("two_threads")
 def test_the_compiled_path_reads_any_layout_and_is_deterministic():
     shape = (30, 70, 3, 12, 1)
     rnn = build("lstm", shape, -1.0, "events", torch.float32)
