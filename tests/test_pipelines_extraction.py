@@ -474,6 +474,7 @@ def test_any_fault_of_a_decoder_fails_one_video(folder, tmp_path, monkeypatch):
     assert done.extracted == 10
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of files and processes that older versions of Ray leave
 def test_ray_makes_the_same_file(folder, tmp_path):
     pytest.importorskip("ray")
     run(folder, tmp_path / "whole.h5")
