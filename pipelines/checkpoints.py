@@ -41,6 +41,11 @@ class Progress:
     best_objective: float = math.inf
     best_step: int = 0
     evaluations_since_best: int = 0
+    shut_evaluations: int = 0  # in a row until now, see collapse.py
+    shut_since: int = 0  # step of the first of them
+    rewinds: int = 0
+    lr_scale: float = 1.0  # halved by each rewind
+    grad_norm_max: float = 0.0  # since the last evaluation
     sums: list[float] = field(default_factory=lambda: [0.0] * (len(MEASURED) + 1))  # since the last evaluation
     data_digest: str = ""
     config: dict[str, Any] | None = None  # that it was trained with; None in runs from before this was kept
@@ -51,8 +56,13 @@ class Progress:
         best_is_known = math.isfinite(self.best_objective) if self.best_step else self.best_objective == math.inf
         if not (0 <= self.best_step <= self.best_step + self.evaluations_since_best <= self.step and best_is_known):
             raise ValueError("its steps contradict each other")
-        if len(self.sums) != len(MEASURED) + 1 or not all(map(math.isfinite, [self.seconds, *self.sums])):
-            raise ValueError(f"its seconds and {len(MEASURED) + 1} sums must be finite")
+        if not (0 <= self.shut_evaluations <= self.step and 0 <= self.shut_since <= self.step and self.rewinds >= 0):
+            raise ValueError("its counts of a shut gate contradict its step")
+        if not 0 < self.lr_scale <= 1:
+            raise ValueError("its lr_scale must lie in 0..1, 0 excluded")
+        measured = [self.seconds, self.grad_norm_max, *self.sums]
+        if len(self.sums) != len(MEASURED) + 1 or not all(map(math.isfinite, measured)):
+            raise ValueError(f"its seconds, largest norm and {len(MEASURED) + 1} sums must be finite")
 
 
 @dataclass(frozen=True)

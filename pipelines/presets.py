@@ -38,6 +38,7 @@ class TrainConfig:
     epochs: int | None = None  # or passes over the train split
     eval_every: int = 300  # steps between evaluations, each with a checkpoint
     patience: int | None = None  # evaluations without a better one before stopping
+    on_collapse: str = "warn"  # where the gate shuts; or "stop", or "rewind": back to the best, at half the rate
     seed: int = 0
     device: str = "auto"
     amp: str = "off"  # or "bf16"
@@ -94,7 +95,8 @@ class TrainConfig:
         return self.model_name.lower().translate(str.maketrans(" ", "-", "=()"))
 
 
-MAY_CHANGE = ("data", "device", "steps", "epochs", "patience")  # while a run is trained; the data's content may not
+# While a run is trained; of the data the path, not the content.
+MAY_CHANGE = ("data", "device", "steps", "epochs", "patience", "on_collapse")
 # More is a slip of the hand, which would take all memory or never end.
 MOST = {
     "hidden_size": 2**15, "num_layers": 2**8, "batch_size": 2**20, "steps": 10**12, "epochs": 10**9,
@@ -107,6 +109,7 @@ CHOICES = {
     "cell": ("lstm", "gru"),
     "engine": ("auto", "events", "reference", "triton"),
     "lr_schedule": ("constant", "cosine", "linear"),
+    "on_collapse": ("warn", "stop", "rewind"),
     "device": ("auto", "cpu", "cuda"),
     "amp": ("off", "bf16"),
 }

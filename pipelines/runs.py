@@ -52,6 +52,8 @@ class Record:
     seconds: float
     train: dict[str, float]
     val: dict[str, float]
+    collapsed: bool = False  # the gate is shut and the metric at chance, not for the first time
+    rewound_to: int | None = None  # the step whose weights training goes on with
 
 
 @dataclass(frozen=True)

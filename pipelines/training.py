@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Sampler
 
+from pipelines import collapse
 from pipelines.checkpoints import (
     MEASURED,
     Checkpoint,
@@ -62,6 +63,7 @@ class Report:
     total_steps: int
     seconds: float
     record: dict[str, Any] | None = None
+    warning: str | None = None  # that the gate has shut
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ class Outcome:
     run: Path
     step: int
     total_steps: int
-    reason: str  # "finished", "patience" or "interrupted"
+    reason: str  # "finished", "patience", "collapsed" or "interrupted"
     best_step: int
+    remedy: str | None = None  # where the gate has shut
 
 
 def train(
@@ -130,7 +133,7 @@ def train(
             edits = edits_of_run(run, config, progress)
             if not accept:
                 refuse_edits(run, edits)
-            _restore(run, saved, model, optimizer)
+            _restore(run, "last", saved, model, optimizer)
         elif has_checkpoint(run, "best"):
             raise SkipRNNError(f"{run} has lost its checkpoint last.json; train the run again")
         else:
@@ -150,21 +153,27 @@ def train(
 
         batches = _batches(config, task, splits, progress.step, device, team)
         sums = torch.tensor(progress.sums, device=device, dtype=torch.float64)
+        grad_norm_max = torch.tensor(progress.grad_norm_max, device=device, dtype=torch.float64)
+        watch = collapse.Watch.over(task, splits["val"]) if config.skip else None
         started = time.monotonic() - progress.seconds
-        reason = "patience" if _out_of_patience(config, progress) else "finished"
+        reason = _reason_to_end(config, progress)
         while progress.step < last_step and reason == "finished":
             progress.step += 1
             batch = next(batches)  # before the seed: a loader that starts draws from torch's generator
             torch.manual_seed(derive_seed(config.seed, "step", progress.step, *([team.rank] if team.rank else [])))
-            optimizer.param_groups[0]["lr"] = learning_rate(config, progress.step, last_step)
-            sums += _step(model, optimizer, task, batch, config, share_of_lam(config, progress.step), team)
+            optimizer.param_groups[0]["lr"] = progress.lr_scale * learning_rate(config, progress.step, last_step)
+            measured = _step(model, optimizer, task, batch, config, share_of_lam(config, progress.step), team)
+            sums += measured
+            grad_norm_max = torch.maximum(grad_norm_max, measured[MEASURED.index("grad_norm")])
 
-            record, is_best = None, False
+            record, warning, is_best = None, None, False
             if progress.step % config.eval_every == 0 or progress.step == last_step:
                 result = evaluate(model, task, splits["val"], config, team)
                 _check_finite([*sums.tolist(), result.loss], progress.step, run)
                 means = dict(zip(MEASURED, (sums[:-1] / sums[-1]).tolist(), strict=True))
+                means["grad_norm_max"] = grad_norm_max.item()
                 sums.zero_()
+                grad_norm_max.zero_()
                 objective = _objective(result, config)
                 is_best = objective < progress.best_objective
                 progress.evaluations_since_best += 1
@@ -172,28 +181,36 @@ def train(
                     progress.best_objective, progress.best_step = objective, progress.step
                     progress.evaluations_since_best = 0
                 record = _record(progress.step, time.monotonic() - started, means, result, config)
+                if watch is not None:
+                    watch.note(result, progress)
+                    warning = watch.warning(config, progress, result)
+                    if collapse.has_collapsed(progress):
+                        record["collapsed"] = True
+                    if collapse.may_rewind(config, progress):
+                        record["rewound_to"] = progress.best_step
+                        _rewind(run, progress, model, optimizer)
                 if team.is_first:
                     progress.metrics_digest = append_metrics(run, record, progress.metrics_digest)
                 if log is not None:
                     _log(log, record)
-                if _out_of_patience(config, progress):
-                    reason = "patience"
+                reason = _reason_to_end(config, progress)
             elif progress.step % CHECK_EVERY == 0:
                 _check_finite(sums.tolist(), progress.step, run)
             stopping = team.any(should_stop())
             if record is not None or stopping:
-                progress.sums = sums.tolist()
+                progress.sums, progress.grad_norm_max = sums.tolist(), grad_norm_max.item()
                 _check_finite(progress.sums, progress.step, run)
                 progress.seconds = time.monotonic() - started
                 names = ("best", "last") if is_best else ("last",)  # last is what a resumed run believes: write it last
                 if team.is_first:
                     save_checkpoint(run, names, _checkpoint(progress, config, model, optimizer))
-            on_progress(Report(progress.step, last_step, time.monotonic() - started, record))
+            on_progress(Report(progress.step, last_step, time.monotonic() - started, record, warning))
             if stopping and progress.step < last_step:
                 reason = "interrupted"
         if log is not None:
             log.close()
-        outcome = Outcome(Path(run), progress.step, last_step, reason, progress.best_step)
+        remedy = collapse.remedy(config, progress) if collapse.has_collapsed(progress) else None
+        outcome = Outcome(Path(run), progress.step, last_step, reason, progress.best_step, remedy)
         if reason != "interrupted" and team.is_first:
             record_outcome(run, {"reason": reason, "step": progress.step, "best_step": progress.best_step})
         return outcome
@@ -337,8 +354,12 @@ def _objective(result: Evaluation, config: TrainConfig) -> float:
     return result.loss + config.lam * result.used_mean
 
 
-def _out_of_patience(config: TrainConfig, progress: Progress) -> bool:
-    return config.patience is not None and progress.evaluations_since_best >= config.patience
+def _reason_to_end(config: TrainConfig, progress: Progress) -> str:
+    """Why training ends before its last step; "finished" where it does not."""
+    if collapse.gives_up(config, progress):
+        return "collapsed"
+    out_of_patience = config.patience is not None and progress.evaluations_since_best >= config.patience
+    return "patience" if out_of_patience else "finished"
 
 
 def _check_finite(values: list[float], step: int, run: Path) -> None:
@@ -371,7 +392,21 @@ def _checkpoint(
     return Checkpoint({name: tensor.cpu() for name, tensor in tensors.items()}, moment)
 
 
-def _restore(run: Path, saved: Checkpoint, model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:
+def _rewind(run: Path, progress: Progress, model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:
+    """Take the weights of the best checkpoint, half the learning rate, and patience anew; the step goes on."""
+    saved = load_checkpoint(run, "best")
+    if saved.progress.step != progress.best_step:
+        raise SkipRNNError(
+            f"the checkpoint 'best' of {run} is of step {saved.progress.step}, training's was of {progress.best_step}; "
+            "restore it, or train the run again"
+        )
+    _restore(run, "best", saved, model, optimizer)
+    progress.lr_scale /= 2
+    progress.rewinds += 1
+    progress.evaluations_since_best = progress.shut_evaluations = progress.shut_since = 0
+
+
+def _restore(run: Path, which: str, saved: Checkpoint, model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:
     tensors = saved.tensors
     wanted = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     state: dict[int, dict[str, Tensor]] = {}
@@ -381,7 +416,7 @@ def _restore(run: Path, saved: Checkpoint, model: SequenceModel, optimizer: torc
         if any(full in tensors for full in prefixed.values()):  # a parameter that had no gradient has no state
             wanted |= {full: kinds[key] for key, full in prefixed.items()}
             state[index] = {key: tensors.get(full, parameter) for key, full in prefixed.items()}
-    check_tensors(tensors, wanted, f"the checkpoint 'last' of {run}")
+    check_tensors(tensors, wanted, f"the checkpoint {which!r} of {run}")
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 

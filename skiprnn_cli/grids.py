@@ -157,7 +157,8 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Finished"], None]]:
         if not records:
             return None
         val = records[-1]["val"]
-        return f"{run.path.name}: step {records[-1]['step']:,}, {val['metric']:.5f}, {val['used_mean']:.1f} used"
+        shut = ", its gate shut and its metric at chance" if records[-1].get("collapsed") else ""
+        return f"{run.path.name}: step {records[-1]['step']:,}, {val['metric']:.5f}, {val['used_mean']:.1f} used{shut}"
 
     def look() -> None:
         told: dict[Path, str] = {}

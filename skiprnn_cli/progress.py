@@ -80,17 +80,20 @@ def training_display() -> Iterator[Callable[["Report"], None]]:
     """Yield a function to call after each step of training."""
     console = Console(stderr=True)
     display = TrainingDisplay()
-    if console.is_terminal:
-        with Live(console=console, get_renderable=display.table, refresh_per_second=4, transient=False):
-            yield display.update
-        return
+    lines = not console.is_terminal
 
     def show(report: "Report") -> None:
         display.update(report)
-        if report.record is not None or display.first:
+        if lines and (report.record is not None or display.first):
             print_plain(console, display.line())
+        if report.warning is not None:  # above the live display
+            print_plain(console, f"Warning: {report.warning}")
 
-    yield show
+    if lines:
+        yield show
+        return
+    with Live(console=console, get_renderable=display.table, refresh_per_second=4, transient=False):
+        yield show
 
 
 class TrainingDisplay:

@@ -159,6 +159,13 @@ Examples:
     CountOrNone(min=1),
     "Stop after so many evaluations without a better one; none: train to the end.",
 )
+@preset_option(
+    "--on-collapse",
+    "on_collapse",
+    click.Choice(CHOICES["on_collapse"]),
+    "Where the gate shuts and the metric stays at chance for two evaluations: say so; or stop; or go back to the best "
+    "checkpoint at half the learning rate, three times at most.",
+)
 @preset_option("--seed", "seed", click.IntRange(min=0), "Of weights and batches.")
 @preset_option("--device", "device", click.Choice(CHOICES["device"]), "auto: CUDA where there is one.")
 @preset_option("--amp", "amp", click.Choice(CHOICES["amp"]), "Matrix products in bfloat16; the gate stays in float32.")
@@ -167,7 +174,7 @@ Examples:
 @click.option(
     "--resume",
     type=options.PATH,
-    help="Continue this run; only --steps, --epochs, --patience, --device and --data may change.",
+    help="Continue this run; only --steps, --epochs, --patience, --on-collapse, --device and --data may change.",
 )
 @click.option(
     "--accept-edits",
@@ -389,13 +396,37 @@ def _train_with_display(
 
 
 def _summarise(outcome: "Outcome") -> None:
-    how = {"finished": "finished", "patience": "out of patience", "interrupted": "interrupted and saved"}[
-        outcome.reason
-    ]
-    click.echo(
-        f"{outcome.run}: {how} at step {outcome.step} of {outcome.total_steps}, best at step {outcome.best_step}"
-    )
+    how = {
+        "finished": "finished",
+        "patience": "out of patience",
+        "collapsed": "stopped, its gate having shut,",
+        "interrupted": "interrupted and saved",
+    }[outcome.reason]
+    click.echo(f"{outcome.run}: {how} at step {outcome.step} of {outcome.total_steps}{_best(outcome)}")
+    if outcome.remedy is not None:
+        click.echo(f"the gate is shut and the metric at chance: {outcome.remedy}")
     if outcome.reason == "interrupted":
         click.echo(f"continue with: skiprnn train --resume {outcome.run}")
     else:
         click.echo(f"next: skiprnn evaluate {outcome.run}")
+
+
+def _best(outcome: "Outcome") -> str:
+    """Where the best checkpoint is, and what it does where the last evaluation was worse."""
+    from pipelines.runs import load_config, read_metrics
+    from pipelines.tasks import TASKS
+
+    records = {record["step"]: record["val"] for record in read_metrics(outcome.run)}
+    if outcome.best_step not in records:
+        return ""
+    metric_name = TASKS[load_config(outcome.run).task].metric_name
+    best, last = (
+        f"{val['metric']:.4g}, {val['used_mean']:.1f} used"
+        for val in (records[outcome.best_step], records[max(records)])
+    )
+    if outcome.best_step == max(records):
+        return f", best at step {outcome.best_step}"
+    return (
+        f", best at step {outcome.best_step} ({metric_name} {best}), the last is worse: {metric_name} {last} "
+        "(by validation loss, budget included); evaluate takes the best unless told --checkpoint last"
+    )

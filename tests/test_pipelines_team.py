@@ -67,6 +67,51 @@ def test_a_run_goes_on_with_another_number_of_processes(adding_file, tmp_path):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
 
 
+REWOUND = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines import training
+from pipelines.team import team_of_environment
+
+now, rate, evaluate = {}, training.learning_rate, training.evaluate
+
+
+def learning_rate(config, step, total):
+    now["step"] = step
+    return rate(config, step, total)
+
+
+def found(*arguments):  # the gate shut, after steps 6 and 8
+    result = evaluate(*arguments)
+    return replace(result, metric=10.0, loss=5.0, used_mean=1.0) if now["step"] in (6, 8) else result
+
+
+training.learning_rate, training.evaluate = learning_rate, found
+with team_of_environment() as team:
+    outcome = training.train(Path(sys.argv[1]), team=team)
+    assert team.gather(outcome.best_step) == [outcome.best_step] * team.size
+"""
+
+
+def test_all_processes_go_back_to_the_same_checkpoint(make_run, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(REWOUND)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    found = []
+    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        options = {"steps": 12, "eval_every": 2, "on_collapse": "rewind", "gate_clip": 1.0}
+        run = make_run(f"run{len(launch)}", trained=False, **options)
+        command = [sys.executable, *launch, str(script), str(run)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
+        assert {r["step"]: r["rewound_to"] for r in read_metrics(run) if "rewound_to" in r} == {8: 4}
+        found.append(load_checkpoint(run, "last").tensors)
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-5)
+
+
 def test_errors_of_the_first_process_end_all(tmp_path):
     _, done = together(tmp_path / "run", tmp_path / "missing.h5", code=1)
     assert "no data file" in done.stderr

@@ -27,33 +27,9 @@ from pipelines.tasks import TASKS
 from pipelines.team import ALONE
 from pipelines.training import change_run, train
 from tests.forked import start, train_run
+from tests.runs import assert_same_run, interrupted_after, tensors
 
 README = Path(__file__).parents[1] / "README.md"
-
-
-def tensors(run, name="last"):
-    return load_checkpoint(run, name).tensors
-
-
-def assert_same_run(ours, theirs):
-    """Weights, optimizer, best checkpoint and log, bit for bit; only the clock may differ."""
-    for name in ("last", "best"):
-        mine, other = tensors(ours, name), tensors(theirs, name)
-        assert mine.keys() == other.keys()
-        assert all(torch.equal(mine[key], other[key]) for key in mine)
-    logs = [[{**record, "seconds": 0} for record in read_metrics(run)] for run in (ours, theirs)]
-    assert logs[0] == logs[1]
-
-
-def interrupted_after(*steps):
-    """``should_stop`` that stops once after each of the given numbers of steps, over several calls of train."""
-    state = {"step": 0}
-
-    def should_stop():
-        state["step"] += 1
-        return state["step"] in steps
-
-    return should_stop
 
 
 VARIANTS = {
@@ -121,7 +97,8 @@ def test_what_is_logged(make_run, config):
     assert [record["step"] for record in records] == [3, 6, 8]
     record = records[-1]
     assert record["seconds"] > 0
-    assert set(record["train"]) == {"loss", "task_loss", "budget_loss", "metric", "used", "grad_norm"}
+    assert set(record["train"]) == {"loss", "task_loss", "budget_loss", "metric", "used", "grad_norm", "grad_norm_max"}
+    assert record["train"]["grad_norm_max"] >= record["train"]["grad_norm"] > 0
     assert record["train"]["budget_loss"] == pytest.approx(config.lam * record["train"]["used"])
     assert record["train"]["metric"] == pytest.approx(2 * record["train"]["task_loss"])
     assert 1 <= record["val"]["used_mean"] <= 12

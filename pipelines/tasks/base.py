@@ -114,6 +114,10 @@ class Task(ABC):
     def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Each sequence's share of the metric, whose value is their mean: (B, output_size), (B,) -> (B,)."""
 
+    @abstractmethod
+    def chance(self, target: Tensor) -> float:
+        """The metric of the constant answer that does best: (N,) -> scalar."""
+
     def solved(self, metric: float) -> bool | None:
         """Whether the metric counts as a solution; None where the paper has no such rule."""
         if self.solved_at is None:
@@ -191,3 +195,22 @@ class ClassificationTask(Task):
 
     def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction.argmax(1) == target).to(prediction.dtype)
+
+    def chance(self, target: Tensor) -> float:
+        return target.bincount().max().item() / len(target)
+
+
+class RegressionTask(Task):
+    """A number and its mean squared error."""
+
+    output_size = 1
+    metric_name = "MSE"
+    higher_is_better = False
+
+    def check(self, sequences: Split) -> None:
+        super().check(sequences)
+        if not sequences.y.is_floating_point():
+            raise SkipRNNError("y must hold floats")
+
+    def chance(self, target: Tensor) -> float:
+        return target.double().var(correction=0).item()

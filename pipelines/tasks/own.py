@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import SkipRNNError
 from pipelines.storage import Split
-from pipelines.tasks.base import FINITE, ClassificationTask, Task, class_names, finite_numbers
+from pipelines.tasks.base import FINITE, ClassificationTask, RegressionTask, Task, class_names, finite_numbers
 
 
 class Standardize(nn.Module):
@@ -78,16 +78,13 @@ class OwnClasses(ClassificationTask, _Own):
 
 
 @dataclass(frozen=True)
-class OwnNumbers(_Own):
+class OwnNumbers(RegressionTask, _Own):
     """What number goes with a sequence? The loss is half the mean squared error of the standardised number."""
 
     target_mean: float = 0.0  # over the training split
     target_std: float = 1.0
 
     name = "own-numbers"
-    output_size = 1
-    metric_name = "MSE"
-    higher_is_better = False
     signal_name = "feature 0"
     meaning = ("features",)
 
@@ -95,11 +92,6 @@ class OwnNumbers(_Own):
         super().__post_init__()
         if not (abs(self.target_mean) < FINITE and 0 < self.target_std < FINITE):
             raise SkipRNNError("target_mean and target_std, above 0, must be finite")
-
-    def check(self, sequences: Split) -> None:
-        super().check(sequences)
-        if not sequences.y.is_floating_point():
-            raise SkipRNNError("y must hold floats")
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return self.scores(prediction, target).mean() / (2 * self.target_std**2)
