@@ -2,19 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader, Sampler
 
 from pipelines import collapse
+from pipelines.batches import batches_after
 from pipelines.checkpoints import (
     MEASURED,
     Checkpoint,
@@ -27,10 +26,9 @@ from pipelines.checkpoints import (
 from pipelines.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import Evaluation, evaluate
-from pipelines.feature_file import FlatSequences
 from pipelines.model import SequenceModel, autocast, build_model, check_engine, choose_device
 from pipelines.presets import TrainConfig
-from pipelines.randomness import derive_seed, generator
+from pipelines.randomness import derive_seed
 from pipelines.runs import (
     append_metrics,
     extend_run,
@@ -47,11 +45,10 @@ from pipelines.runs import (
 )
 from pipelines.schedules import learning_rate, share_of_lam
 from pipelines.storage import DataFile, Sequences, Split
-from pipelines.tasks import SyntheticTask, Task, load_data
+from pipelines.tasks import Task, load_data
 from pipelines.team import ALONE, Team
 from skiprnn import budget_loss, used_samples
 
-LOADERS = 2  # processes that read batches from a file too large for memory
 CHECK_EVERY = 100  # steps between looks for a loss that is not finite
 
 
@@ -151,7 +148,7 @@ def train(
             team.wait()
         log = _tensorboard(run, progress.step) if tensorboard and team.is_first else None
 
-        batches = _batches(config, task, splits, progress.step, device, team)
+        batches = batches_after(progress.step, config, task, splits, device, team)
         sums = torch.tensor(progress.sums, device=device, dtype=torch.float64)
         grad_norm_max = torch.tensor(progress.grad_norm_max, device=device, dtype=torch.float64)
         watch = collapse.Watch.over(task, splits["val"]) if config.skip else None
@@ -302,51 +299,6 @@ def _step(
 def measure_step(model: SequenceModel, task: Task, batch: Sequences, config: TrainConfig) -> None:
     """The work of one update, to be timed."""
     _step(model, torch.optim.SGD(model.parameters(), lr=0.0), task, batch, config)
-
-
-def _batches(
-    config: TrainConfig, task: Task, splits: Mapping[str, Split], step: int, device: torch.device, team: Team
-) -> Iterator[Sequences]:
-    """The batches that follow ``step``, this process's part of each: a function of the seed and the step alone."""
-    if config.fresh_batches:
-        if not isinstance(task, SyntheticTask):
-            raise SkipRNNError(
-                f"the task {task.name} has no generator to draw fresh batches from; train on its data file"
-            )
-        while True:
-            step += 1
-            joint = task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
-            yield joint if team.size == 1 else joint.take(team.part(config.batch_size))
-    split = splits["train"]
-    rows = _Rows(len(split), config, step, team)
-    if isinstance(split, FlatSequences) and split.streams:  # from the file, ahead of the step that needs them
-        loader: DataLoader[Sequences] = DataLoader(
-            replace(split, target=torch.device("cpu")),  # type: ignore[arg-type]
-            sampler=rows,
-            batch_size=None,
-            num_workers=LOADERS,
-            multiprocessing_context="spawn",
-        )
-        yield from (batch.to(device) for batch in loader)
-    else:
-        yield from (split.take(chosen.to(device)) for chosen in rows)
-
-
-class _Rows(Sampler[Tensor]):
-    """The row numbers of the batches that follow a step, without end."""
-
-    def __init__(self, size: int, config: TrainConfig, step: int, team: Team) -> None:
-        self._size, self._batch_size, self._seed, self._step = size, config.batch_size, config.seed, step
-        self._team = team
-
-    def __iter__(self) -> Iterator[Tensor]:
-        step, per_epoch = self._step, math.ceil(self._size / self._batch_size)
-        while True:
-            epoch, done = divmod(step, per_epoch)
-            order = np.random.default_rng(derive_seed(self._seed, "epoch", epoch)).permutation(self._size)
-            for rows in torch.split(torch.from_numpy(order), self._batch_size)[done:]:
-                yield rows[self._team.part(len(rows))]
-                step += 1
 
 
 def _objective(result: Evaluation, config: TrainConfig) -> float:

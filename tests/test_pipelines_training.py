@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pipelines import training
+from pipelines.batches import batches_after
 from pipelines.checkpoints import load_checkpoint
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import load_run
@@ -24,7 +25,6 @@ from pipelines.paper import table
 from pipelines.presets import PRESETS, TrainConfig, configure
 from pipelines.runs import create_run, extend_run, lock_run, read_metrics
 from pipelines.tasks import TASKS
-from pipelines.team import ALONE
 from pipelines.training import change_run, train
 from tests.forked import start, train_run
 from tests.runs import assert_same_run, interrupted_after, tensors
@@ -123,7 +123,7 @@ def test_best_has_the_lowest_objective(make_run):
 def test_every_epoch_visits_every_sequence_once(config, adding_file):
     task, data = training.load_data(adding_file, "adding", ("train",))
     split = data.splits["train"]
-    batches = training._batches(replace(config, batch_size=40), task, data.splits, 0, torch.device("cpu"), ALONE)
+    batches = batches_after(0, replace(config, batch_size=40), task, data.splits, torch.device("cpu"))
     epochs = [[next(batches) for _ in range(3)] for _ in range(2)]
     for epoch in epochs:
         assert [len(batch) for batch in epoch] == [40, 40, 16]
