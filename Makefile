@@ -3,6 +3,8 @@ VENV := .venv
 BIN = $(VENV)/bin
 # Versions that are known to work together; `make install LATEST=1` takes the newest instead.
 CONSTRAINTS := $(if $(LATEST),,constraints/known-good.txt)
+# A worker for each core, which keeps to one thread: tests/conftest.py. `pytest` alone runs without workers.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: install demo test test-oldest test-latest lint campaign constraints clean
@@ -24,16 +26,16 @@ demo: install
 	$(BIN)/skiprnn plot-curves demo/run --out demo/curves.png
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 # The suite with the oldest versions that pyproject.toml admits, and with the newest, in environments of their own.
 test-oldest:
 	$(MAKE) install VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python $(PYTEST)
 
 test-latest:
 	$(MAKE) install VENV=.venv-latest LATEST=1
-	.venv-latest/bin/python -m pytest
+	.venv-latest/bin/python $(PYTEST)
 
 # Take the versions that the newest environment has, once `make test-latest` passes there, for known to be good.
 constraints:

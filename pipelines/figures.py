@@ -66,12 +66,12 @@ def plot_usage(
     trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
     torch.manual_seed(derive_seed(config.seed, "evaluate"))
     if isinstance(trained.task, Videos):
-        return _save(_videos(trained, examples or 3, split, data, videos), out, overwrite=overwrite)
+        return save(_videos(trained, examples or 3, split, data, videos), out, overwrite=overwrite)
     if videos is not None:
         raise SkipRNNError(f"{run} was not trained on videos; drop --videos")
     examples = examples or 10
     if isinstance(trained.task, Mnist):
-        return _save(_digits(trained, examples), out, overwrite=overwrite)
+        return save(_digits(trained, examples), out, overwrite=overwrite)
     shown = trained.sequences.take(slice(examples))
     used = _gates(trained, shown)
     if isinstance(trained.task, Imdb):
@@ -79,8 +79,8 @@ def plot_usage(
         if Path(out).suffix.lower() == ".html":
             write_text(out, _page(reviews, _title(config)), overwrite=overwrite)
             return Path(out)
-        return _save(_texts(reviews, _title(config)), out, overwrite=overwrite)
-    return _save(_signals(trained, shown, used), out, overwrite=overwrite)
+        return save(_texts(reviews, _title(config)), out, overwrite=overwrite)
+    return save(_signals(trained, shown, used), out, overwrite=overwrite)
 
 
 def _gates(trained: TrainedRun, sequences: Sequences) -> Tensor:
@@ -281,7 +281,7 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
         axis.set_xlabel("training step")
         axis.grid(alpha=0.3)
     figure.legend(*metric_axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    return _save(figure, out, overwrite=overwrite)
+    return save(figure, out, overwrite=overwrite)
 
 
 def check_format(out: Path, formats: tuple[str, ...] = (*FORMATS, ".html")) -> None:
@@ -331,7 +331,8 @@ def _title(config: TrainConfig) -> str:
     return f"{config.model_name}, λ={config.lam:g}" if config.skip else config.model_name
 
 
-def _save(figure: Figure, out: Path, *, overwrite: bool) -> Path:
+def save(figure: Figure, out: Path, *, overwrite: bool) -> Path:
+    """Write a figure in the format that its name ends in."""
     with atomic_path(out, overwrite=overwrite) as temporary:
         figure.savefig(temporary, format=Path(out).suffix[1:].lower(), dpi=200)
     return Path(out)

@@ -35,6 +35,7 @@ def skip_rnn(
     states: Sequence[LayerState],
     gate: GateState,
     lengths: Tensor | None = None,
+    gate_grad_clip: float | None = None,
 ) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
     """The same function as ``reference.skip_rnn``, with the same arguments and results."""
     if torch.compiler.is_compiling():
@@ -48,9 +49,11 @@ def skip_rnn(
             cell, layers, lengths, x, update_weight, update_bias, *gate, state_tensors
         )
     elif native.trains(cell, len(layers), arguments):
-        output, update_gate, p, acc, *last = native_events.NativeEvents.apply(cell, lengths, *arguments)
+        output, update_gate, p, acc, *last = native_events.NativeEvents.apply(cell, lengths, gate_grad_clip, *arguments)
     else:
-        output, update_gate, p, acc, *last = _Events.apply(cell, len(layers), lengths, differentiable, *arguments)
+        output, update_gate, p, acc, *last = _Events.apply(
+            cell, len(layers), lengths, gate_grad_clip, differentiable, *arguments
+        )
     return output, _grouped(last, cell.num_states), GateState(p, acc), update_gate
 
 
@@ -76,6 +79,7 @@ class _Events(torch.autograd.Function):
         cell: Cell,
         num_layers: int,
         lengths: Tensor | None,
+        gate_grad_clip: float | None,
         differentiable: bool,
         x: Tensor,
         update_weight: Tensor,
@@ -126,6 +130,7 @@ class _Events(torch.autograd.Function):
 
         output = torch.cat(shown)[shown_at.cummax(0).values] if T else states[-1][0].new_zeros(0, *states[-1][0].shape)
         ctx.cell, ctx.num_layers, ctx.first, ctx.updates = cell, num_layers, first, updates
+        ctx.gate_grad_clip = gate_grad_clip
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
         ctx.set_materialize_grads(False)
         return output, update_gate, p, torch.from_numpy(sums).to(p), *(s for state in states for s in state)
@@ -143,7 +148,7 @@ class _Events(torch.autograd.Function):
             everyone = torch.arange(x.shape[1], device=x.device)
             walk.skip(everyone, np.full_like(ctx.first, -1), ctx.first, walk.start, p, acc)
             walk.stop_at(native_events.saturated(p, acc, ends))
-            return None, None, None, None, *walk.gradients()
+            return None, None, None, None, None, *walk.gradients()
 
 
 class _BackwardWalk:
@@ -151,7 +156,7 @@ class _BackwardWalk:
 
     def __init__(self, ctx: Any, grads: Sequence[Tensor | None]) -> None:
         self.x, self.w_p, self.b_p, p, acc, ends, *tensors = ctx.saved_tensors
-        self.cell = ctx.cell
+        self.cell, self.gate_grad_clip = ctx.cell, ctx.gate_grad_clip
         self.start = _grouped(tensors[: ctx.num_layers * self.cell.num_states], self.cell.num_states)
         self.layers = [
             LayerWeights(*weights) for weights in _grouped(tensors[len(self.start) * self.cell.num_states :], 4)
@@ -166,7 +171,7 @@ class _BackwardWalk:
         if self.grad_output is not None:  # past its end a sequence's output repeats its last state
             past = torch.arange(len(self.x), device=self.x.device)[:, None] >= ends
             self.G[-1][0].add_(torch.where(past[..., None], self.grad_output, 0).sum(0))
-        self.grad_x = torch.zeros_like(self.x) if ctx.needs_input_grad[4] else None
+        self.grad_x = torch.zeros_like(self.x) if ctx.needs_input_grad[5] else None
         self.grad_w_p, self.grad_b_p = torch.zeros_like(self.w_p), torch.zeros_like(self.b_p)
         self.grad_weights = [LayerWeights(*map(torch.zeros_like, weights)) for weights in self.layers]
 
@@ -192,6 +197,8 @@ class _BackwardWalk:
                 gu = gu + ((new - old) * g).sum(-1)
         if self.grad_gate is not None:
             gu = gu + self.grad_gate[t, rows]
+        if self.gate_grad_clip is not None:
+            gu = gu.clamp(-self.gate_grad_clip, self.gate_grad_clip)
 
         top = update.after[-1][-1]
         grad_logit = (gp * update.p * (1 - update.p)).to(top.dtype)
@@ -270,17 +277,27 @@ class _BackwardWalk:
         e[j, i] = gain.to(e.dtype)
         d[j, i] = update_probability(candidate[-1], self.w_p, self.b_p) - p[i]
         self.ga[rows], self.gp[rows] = _walk_gate(
-            torch.where(valid, 1 - a, 1), d, e, valid, self.ga[rows], self.gp[rows]
+            torch.where(valid, a, 0), d, e, valid, self.ga[rows], self.gp[rows], self.gate_grad_clip
         )
 
 
-def _walk_gate(keep: Tensor, d: Tensor, e: Tensor, valid: Tensor, ga: Tensor, gp: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply ga = keep·ga + d·gp + e, then gp = gp + ga, for each row of the (W, A) arguments where valid.
+def _walk_gate(
+    a: Tensor, d: Tensor, e: Tensor, valid: Tensor, ga: Tensor, gp: Tensor, clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """Apply gu = d·gp + e - a·ga, clamped, then ga = ga + gu and gp = gp + ga, for each row of the (W, A) arguments
+    where valid.
 
-    The rows are affine maps of (ga, gp). Blocks of them are composed pairwise, all blocks at once, and the blocks
-    applied one after the other: longer products could overflow where the gradients they act on are zero.
+    Without a bound the rows are affine maps of (ga, gp). Blocks of them are composed pairwise, all blocks at once, and
+    the blocks applied one after the other: longer products could overflow where the gradients they act on are zero.
     """
-    on = valid.to(keep.dtype)
+    on = valid.to(a.dtype)
+    if clip is not None:
+        for a_t, d_t, e_t, on_t in zip(a, d, e, on, strict=True):
+            gu = torch.addcmul(e_t, d_t, gp).addcmul_(a_t, ga, value=-1).clamp_(-clip, clip)
+            ga = ga + gu
+            gp = torch.addcmul(gp, on_t, ga)
+        return ga, gp
+    keep = 1 - a
     maps = torch.stack([keep, d, e, on * keep, 1 + on * d, on * e])  # ga from (ga, gp, 1), then gp
     if missing := -maps.shape[1] % BLOCK:
         identity = maps.new_tensor([1, 0, 0, 0, 1, 0])[:, None, None]

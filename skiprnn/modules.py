@@ -42,6 +42,7 @@ class _SkipRNN(RecurrentStack):
         batch_first: bool,
         update_bias: float,
         learn_initial_state: bool,
+        gate_grad_clip: float | None,
         engine: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -58,6 +59,8 @@ class _SkipRNN(RecurrentStack):
         self.num_layers = num_layers
         self.batch_first = batch_first
         self.engine = engine
+        self.gate_grad_clip = gate_grad_clip
+        self._check_bound()
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -79,9 +82,22 @@ class _SkipRNN(RecurrentStack):
     def _run(
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
     ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
+        self._check_bound()
         return ENGINES[self._choose_engine()](
-            self.cell, x, self.layers(), self.update_weight, self.update_bias, states, gate, lengths
+            self.cell,
+            x,
+            self.layers(),
+            self.update_weight,
+            self.update_bias,
+            states,
+            gate,
+            lengths,
+            self.gate_grad_clip,
         )
+
+    def _check_bound(self) -> None:
+        if self.gate_grad_clip is not None and not self.gate_grad_clip > 0:
+            raise ValueError(f"gate_grad_clip must be a positive number, or None, got {self.gate_grad_clip}")
 
     def step(self, x: Tensor, state: State | None = None) -> StepOutput:
         """Run one step of each sequence of a batch, as ``forward`` would.
@@ -125,7 +141,8 @@ class _SkipRNN(RecurrentStack):
         return "reference" if torch.compiler.is_compiling() else "events"
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, engine={self.engine!r}"
+        bound = "" if self.gate_grad_clip is None else f", gate_grad_clip={self.gate_grad_clip:g}"
+        return f"{super().extra_repr()}{bound}, engine={self.engine!r}"
 
 
 class SkipLSTM(_SkipRNN):
@@ -141,6 +158,10 @@ class SkipLSTM(_SkipRNN):
         batch_first: take and return (B, T, ...) instead of (T, B, ...).
         update_bias: initial bias of the update probability; at 1 (nearly) every sample is used at first.
         learn_initial_state: learn the initial state, drawn from N(0, 1); otherwise it is zero.
+        gate_grad_clip: the loss's gradient by the gate is clamped to ± this at every step of every sequence, used or
+            skipped; an attribute, which may be changed at any time. None is the paper's gradient, which may explode in
+            a single sequence and shut the gate for good. Where the loss is a mean over B sequences, 1 / B is a good
+            bound: one sequence's whole loss, which stops only such explosions.
         engine: ``"reference"``, the definition, computes every step; ``"events"`` computes updates and, in the
             backward pass, candidates of skipped steps, with the same results; ``"triton"`` does so in one GPU kernel
             each way, for one layer of up to 128 float32 units; ``"auto"`` is events except under ``torch.export`` and
@@ -149,7 +170,7 @@ class SkipLSTM(_SkipRNN):
         dtype: of the parameters; the gate is computed in float32 or better whatever it is, under autocast too.
 
     Raises:
-        ValueError: a size below 1 or an unknown engine.
+        ValueError: a size below 1, a bound of 0 or less, or an unknown engine.
 
     Source: Campos et al., "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks", ICLR 2018.
     """
@@ -163,11 +184,12 @@ class SkipLSTM(_SkipRNN):
         batch_first: bool = False,
         update_bias: float = 1.0,
         learn_initial_state: bool = True,
+        gate_grad_clip: float | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options = (batch_first, update_bias, learn_initial_state, engine, device, dtype)
+        options = (batch_first, update_bias, learn_initial_state, gate_grad_clip, engine, device, dtype)
         super().__init__(LSTM, input_size, hidden_size, num_layers, *options)
 
 
@@ -178,13 +200,13 @@ class SkipGRU(_SkipRNN):
     ``update_weight`` (H,), ``update_bias`` (1,), and ``initial_h`` (num_layers, H) if learned.
 
     Args:
-        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, engine, device, dtype: as
-            for ``SkipLSTM``; the gate is computed from the last layer's h̃.
+        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, gate_grad_clip, engine,
+            device, dtype: as for ``SkipLSTM``; the gate is computed from the last layer's h̃.
         reset_after: the candidate is tanh(W x + b + r⊙(U h + b_h)), as in ``torch.nn.GRU`` and cuDNN; if False,
             tanh(W x + b + U (r⊙h) + b_h), as the paper's authors trained.
 
     Raises:
-        ValueError: a size below 1 or an unknown engine.
+        ValueError: a size below 1, a bound of 0 or less, or an unknown engine.
 
     Source: Campos et al., "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks", ICLR 2018.
     """
@@ -199,10 +221,11 @@ class SkipGRU(_SkipRNN):
         batch_first: bool = False,
         update_bias: float = 1.0,
         learn_initial_state: bool = True,
+        gate_grad_clip: float | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         cell = GRU if reset_after else GRU_RESET_BEFORE
-        options = (batch_first, update_bias, learn_initial_state, engine, device, dtype)
+        options = (batch_first, update_bias, learn_initial_state, gate_grad_clip, engine, device, dtype)
         super().__init__(cell, input_size, hidden_size, num_layers, *options)

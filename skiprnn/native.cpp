@@ -25,7 +25,7 @@ struct Problem {
     const float *w_x, *w_h;                        // packed [GP/16][D or H][16]
     const float *bias_x, *bias_h;                  // (GP,)
     const float *w_p;                              // (HP,)
-    float b_p;
+    float b_p, gate_grad_clip;                     // the latter infinite where there is no bound
     float *h, *c;                                  // (B, H): initial states in, final states out
     float *p, *acc;                                // (B,): likewise
     float *tape_h, *tape_c;                        // (B, T+1, HP)
@@ -267,6 +267,8 @@ INLINE Skipped skipped_candidate(const float *zx, const float *zh, int64_t HP, i
     return {(g - 1.0f) / ((1.0f + o) * (1.0f + g)), c};
 }
 
+INLINE float bounded(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
+
 INLINE float probability(float logit) { return sigmoid(v16{logit})[0]; }
 
 // Between two powers of 2 every addition of p adds the same, after one in which a tie may have been rounded: after the
@@ -450,7 +452,7 @@ INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Sums &
                 const float p_skipped = probability(total(dot) + q.b_p);
                 float gu = total(gain) + q.grad_p[b] * (p_skipped - p) - q.grad_acc[b] * (acc + (t - begin) * p);
                 if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
-                q.grad_acc[b] += gu;
+                q.grad_acc[b] += bounded(gu, q.gate_grad_clip);
                 q.grad_p[b] += q.grad_acc[b];
             }
         }
@@ -506,7 +508,7 @@ INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Sums &
             sums.b_p[0] += grad_logit;
             float gu = total(gain) + gp * (p - q.tape_p[row - 1]) - q.grad_acc[b] * q.tape_a[row];
             if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
-            q.grad_p[b] = q.grad_acc[b] = gu;
+            q.grad_p[b] = q.grad_acc[b] = bounded(gu, q.gate_grad_clip);
         }
         product(GRU ? &w.zh[w.n * GP] : zx, GP, n, GP, q.w_h_back, HP, back, HP, nullptr);
         for (int64_t i = 0; i < n; i++) memcpy(&Gh[active[i] * HP], &back[i * HP], HP * sizeof(float));
@@ -722,7 +724,7 @@ void skiprnn_pack(const float *w, int64_t gates, int64_t H, int64_t K, float *ou
 
 // Copies a stack's weights, shaped as torch has them, into `memory`, as Stack describes them.
 void skiprnn_pack_stack(const Stack *raw, Stack *packed, float *memory) {
-    const int64_t H = raw->H, HP = padded(H), gates = raw->kind ? 3 : 4;
+    const int64_t H = raw->H, gates = raw->kind ? 3 : 4;
     Layer *layer = const_cast<Layer *>(packed->layer);
     const auto copy = [&memory, H](const float *w, int64_t gates, int64_t K) {
         float *const out = memory;

@@ -27,7 +27,7 @@ class Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("T", "B", "D", "H", "gru")),
         *((name, ctypes.c_int64) for name in ("x_t", "x_b", "go_t", "go_b", "gg_t", "gg_b")),
         *((name, ctypes.c_void_p) for name in ("x", "lengths", "w_x", "w_h", "bias_x", "bias_h", "w_p")),
-        ("b_p", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("b_p", "gate_grad_clip")),
         *((name, ctypes.c_void_p) for name in ("h", "c", "p", "acc", "tape_h", "tape_c", "tape_p", "tape_a", "tape_t")),
         *((name, ctypes.c_void_p) for name in ("counts", "output", "update_gate", "grad_output", "grad_gate")),
         *(

@@ -1,6 +1,7 @@
 """Training in the compiled CPU path: the event loop of one float32 layer, forward and backward, see native.cpp."""
 
 import ctypes
+import math
 import mmap
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
@@ -29,6 +30,7 @@ class NativeEvents(torch.autograd.Function):
         ctx: Any,
         cell: Cell,
         lengths: Tensor | None,
+        gate_grad_clip: float | None,
         x: Tensor,
         update_weight: Tensor,
         update_bias: Tensor,
@@ -49,7 +51,7 @@ class NativeEvents(torch.autograd.Function):
         native.point(problem, h=states[0], c=states[-1], p=p, acc=acc, output=output, update_gate=update_gate)
         native.LIBRARY.skiprnn_forward(ctypes.byref(problem), ctypes.c_int64(_workers(B)))  # type: ignore[union-attr]
         ctx.save_for_backward(x, update_weight, update_bias, ends, *weights, *tape)
-        ctx.cell = cell
+        ctx.cell, ctx.gate_grad_clip = cell, gate_grad_clip
         ctx.set_materialize_grads(False)
         return output, update_gate, p, acc, *states
 
@@ -66,11 +68,12 @@ class NativeEvents(torch.autograd.Function):
         grad_output, grad_gate, grad_p, grad_acc, *grad_states = grads
         states = [x.new_zeros(B, H) if g is None else g.contiguous().clone() for g in grad_states]
         gp, ga = (x.new_zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
-        grad_x = x.new_zeros(T, B, D) if ctx.needs_input_grad[2] else None
+        grad_x = x.new_zeros(T, B, D) if ctx.needs_input_grad[3] else None
 
         problem, _kept = _describe(cell, x, ends, weights, update_weight, update_bias, tape)
         w_h_back = _packed_back(weights.weight_hh, cell.num_gates)
         w_x_back = _packed_back(weights.weight_ih, cell.num_gates)
+        problem.gate_grad_clip = math.inf if ctx.gate_grad_clip is None else ctx.gate_grad_clip
         native.point(
             problem, w_h_back=w_h_back, w_x_back=w_x_back, grad_h=states[0], grad_c=states[-1], grad_p=gp, grad_acc=ga
         )
@@ -99,7 +102,7 @@ class NativeEvents(torch.autograd.Function):
             for name, size in (("w_x", D), ("w_h", H), ("bias_x", 1), ("bias_h", 1))
         }
         grad_weights = (unpadded["w_x"], unpadded["w_h"], unpadded["bias_x"][:, 0], unpadded["bias_h"][:, 0])
-        return None, None, grad_x, total["w_p"][:H], total["b_p"], gp, ga, *states, *grad_weights
+        return None, None, None, grad_x, total["w_p"][:H], total["b_p"], gp, ga, *states, *grad_weights
 
 
 def saturated(p: Tensor, acc: Tensor, ends: Tensor) -> Tensor:

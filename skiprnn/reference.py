@@ -1,7 +1,7 @@
 """The definition of Skip RNN, one step at a time in plain autograd: slow, obvious, and what every engine must equal."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, sigmoid
@@ -25,6 +25,7 @@ def skip_rnn(
     states: Sequence[LayerState],
     gate: GateState,
     lengths: Tensor | None = None,
+    gate_grad_clip: float | None = None,
 ) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
     """Run a stack of cells behind one binary update gate (Campos et al., ICLR 2018, eqs. 2-6).
 
@@ -46,6 +47,7 @@ def skip_rnn(
         states: one tuple a layer of (B, H) tensors.
         gate: (B,) tensors p and acc, at least float32.
         lengths: (B,) integers; from step ``lengths[b]`` on, sequence b keeps its state and its gate is 0.
+        gate_grad_clip: dL/du_t, of each sequence and step, used or skipped, is clamped to ± this; None: the paper's.
 
     Returns:
         output (T, B, H), the last layer's h after each step; the states and the gate to go on from; update_gate (T, B).
@@ -59,7 +61,7 @@ def skip_rnn(
     outputs, gates = [], []
     for t in range(steps):
         a = acc + torch.where(p <= 1 - acc, p, 1 - acc)
-        u = binarize(a)
+        u = binarize(a, gate_grad_clip)
         if lengths is not None:
             u = torch.where(valid[t], u, 0)
 
@@ -79,10 +81,13 @@ def skip_rnn(
     return torch.stack(outputs), states, GateState(p, acc), torch.stack(gates)
 
 
-def binarize(a: Tensor) -> Tensor:
-    """1 where a > 0.5, else 0 (a tie rounds to even), with the straight-through gradient du/da = 1."""
+def binarize(a: Tensor, gate_grad_clip: float | None = None) -> Tensor:
+    """1 where a > 0.5, else 0 (a tie rounds to even), with the straight-through gradient, du/da = 1, clamped or not."""
     hard = (a > 0.5).to(a.dtype)
-    return a + (hard - a).detach()  # exactly 0 or 1: 1 - a is exact for a in (0.5, 1]
+    u = a + (hard - a).detach()  # exactly 0 or 1: 1 - a is exact for a in (0.5, 1]
+    if gate_grad_clip is None or not torch.is_grad_enabled():
+        return u
+    return _ClampedGradient.apply(u, gate_grad_clip)  # type: ignore[no-any-return]
 
 
 def candidate_states(
@@ -99,6 +104,19 @@ def update_probability(top: Tensor, update_weight: Tensor, update_bias: Tensor) 
     """sigmoid(w_p · top + b_p), (B, H) -> (B,); a sum, since autocast would run a matmul in half precision."""
     dtype = torch.promote_types(top.dtype, torch.float32)
     return sigmoid((top.to(dtype) * update_weight.to(dtype)).sum(-1) + update_bias.to(dtype))
+
+
+class _ClampedGradient(torch.autograd.Function):
+    """The identity, whose gradient is clamped."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, bound: float) -> Tensor:
+        ctx.bound = bound
+        return u.view_as(u)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.clamp(-ctx.bound, ctx.bound), None
 
 
 def _select(u: Tensor, candidate: Tensor, state: Tensor) -> Tensor:

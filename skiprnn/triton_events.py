@@ -6,6 +6,7 @@ one product for each weight. Products are float32, or TF32 where ``torch.backend
 or bfloat16 under autocast; sums of gates, states and the update probability are float32 always.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -51,6 +52,7 @@ def skip_rnn(
     states: Sequence[LayerState],
     gate: GateState,
     lengths: Tensor | None = None,
+    gate_grad_clip: float | None = None,
 ) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
     """The same function as ``reference.skip_rnn``, with the same arguments and results.
 
@@ -64,9 +66,9 @@ def skip_rnn(
     if reason := why_not(cell, len(layers), len(update_weight), arguments):
         raise RuntimeError(f"engine='triton' cannot run this: {reason}; use engine='auto' or 'events'")
     if not x.shape[0] or not x.shape[1]:
-        return reference.skip_rnn(cell, x, layers, update_weight, update_bias, states, gate, lengths)
+        return reference.skip_rnn(cell, x, layers, update_weight, update_bias, states, gate, lengths, gate_grad_clip)
     saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments)
-    output, update_gate, p, acc, *last = _TritonEvents.apply(cell, lengths, saves, *arguments)
+    output, update_gate, p, acc, *last = _TritonEvents.apply(cell, lengths, gate_grad_clip, saves, *arguments)
     return output, [tuple(last)], GateState(p, acc), update_gate
 
 
@@ -97,6 +99,7 @@ class _TritonEvents(torch.autograd.Function):
         ctx: Any,
         cell: Cell,
         lengths: Tensor | None,
+        gate_grad_clip: float | None,
         saves: bool,
         x: Tensor,
         update_weight: Tensor,
@@ -130,7 +133,7 @@ class _TritonEvents(torch.autograd.Function):
             ctx.save_for_backward(
                 x, update_weight, update_bias, p, acc, ends, output, tensors[0], *weights, *rows, *kept
             )
-            ctx.cell, ctx.padded = cell, lengths is not None
+            ctx.cell, ctx.padded, ctx.gate_grad_clip = cell, lengths is not None, gate_grad_clip
             ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
             ctx.set_materialize_grads(False)
         return output, update_gate, p_now, sums, *states
@@ -162,11 +165,12 @@ class _TritonEvents(torch.autograd.Function):
             hidden = linear(h_rows, weights.weight_hh, weights.bias_hh)
             grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
             shares, recurrent, steps, launch = _inputs(cell, x, weights, backward=True)
+            bound = math.inf if ctx.gate_grad_clip is None else ctx.gate_grad_clip
             triton_kernels.backward[(triton.cdiv(B, launch["ROWS"]),)](
                 shares, weights.weight_ih, weights.bias_ih, recurrent, update_weight, update_bias,
                 hidden, h_rows, top, p_rows, a_rows, rows.t, rows.first, rows.updates, acc, ends,
                 x if grad_output is None else grad_output, x if grad_gate is None else grad_gate,
-                states[0], states[-1], gp, ga, grad_gates, grad_logit, B, *steps, *steps_output, *steps_gate,
+                states[0], states[-1], gp, ga, grad_gates, grad_logit, bound, B, *steps, *steps_output, *steps_gate,
                 HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None, **launch,
             )  # fmt: skip
 
@@ -175,14 +179,14 @@ class _TritonEvents(torch.autograd.Function):
             states_share = inputs if cell is LSTM else grad_gates[:, [0, 1, 3]].flatten(1)
             x_rows = rows.take(torch.zeros_like(x[0]), x)
             grad_x = None
-            if ctx.needs_input_grad[3]:
+            if ctx.needs_input_grad[4]:
                 grad_x = torch.zeros_like(x)
                 is_update = rows.t >= 0
                 grad_x[rows.t[is_update], rows.b[is_update]] = (inputs[is_update] @ weights.weight_ih).to(x.dtype)
             grad_weight_ih, grad_weight_hh = inputs.T @ x_rows, states_share[1:].T @ h_rows[:-1]
         shut = saturated(p, acc, ends)
         return (
-            None, None, None, grad_x, grad_logit @ top, grad_logit.sum()[None],
+            None, None, None, None, grad_x, grad_logit @ top, grad_logit.sum()[None],
             gp.masked_fill(shut, 0), ga.masked_fill(shut, 0), *states,
             grad_weight_ih, grad_weight_hh, inputs.sum(0), states_share.sum(0),
         )  # fmt: skip

@@ -103,6 +103,7 @@ def backward(
     grad_h, grad_c, grad_p, grad_acc,  # after the last step; those before the first written back
     grad_gates,  # (R, 4*H), of the update that led to the row; GRU: r, z, n and the hidden share of n
     grad_logit,  # (R,)
+    bound,  # of the gate's gradient
     B, x_t, x_b, go_t, go_b, gg_t, gg_b,
     H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr,
     HAS_OUTPUT: tl.constexpr, HAS_GATE: tl.constexpr, HELD: tl.constexpr, PRECISION: tl.constexpr,
@@ -169,16 +170,13 @@ def backward(
             if HAS_GATE:
                 gain += tl.load(grad_gate + far * gg_t + (row * gg_b)[:, None], mask=skipped, other=0.0)
             kept = acc_now[:, None] + (step - t[:, None]).to(tl.float32) * p_now[:, None]  # the sum
-            keep = tl.where(skipped, 1 - kept, 1.0)
+            kept = tl.where(skipped, kept, 0.0)
             risen = tl.where(skipped, _sigmoid(logit + tl.load(b_p)) - p_now[:, None], 0.0)
             gain = tl.where(skipped, gain, 0.0)
             for k in tl.static_range(WINDOW):
                 this = (window == k)[None, :]
-                ga = (
-                    tl.sum(tl.where(this, keep, 0.0), 1) * ga
-                    + tl.sum(tl.where(this, risen, 0.0), 1) * gp
-                    + tl.sum(tl.where(this, gain, 0.0), 1)
-                )
+                gu = tl.sum(tl.where(this, gain, 0.0), 1) + tl.sum(tl.where(this, risen, 0.0), 1) * gp
+                ga += _bounded(gu - tl.sum(tl.where(this, kept, 0.0), 1) * ga, bound)
                 gp = tl.where(tl.sum((this & skipped).to(tl.int32), 1) > 0, gp + ga, gp)
             behind -= WINDOW
 
@@ -239,6 +237,7 @@ def backward(
             G_old += _product(d_2, v_2, grad_gates + start + 2 * H, on, w_h, 2, H, HP, True, HELD, PRECISION)
             G_old += _product(d_3, v_3, grad_gates + start + 3 * H, on, w_h, 3, H, HP, True, HELD, PRECISION)
         G_h = tl.where(on[:, None], G_old, G_h)
+        gu = _bounded(gu, bound)
         gp = tl.where(on, gu, gp)
         ga = tl.where(on, gu, ga)
         last = tl.where(on, t, last)
@@ -249,6 +248,11 @@ def backward(
         tl.store(grad_c + own, G_c, mask=there)
     tl.store(grad_p + row, gp, mask=exists)
     tl.store(grad_acc + row, ga, mask=exists)
+
+
+@triton.jit
+def _bounded(x, bound):
+    return tl.where(x > bound, bound, tl.where(x < -bound, -bound, x))
 
 
 @triton.jit

@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "Write a trained run's step as an ONNX graph.",
     "plot-usage": "Draw which samples a trained model used and skipped.",
     "plot-curves": "Draw metric and used samples against training.",
+    "plot-tradeoff": "Draw metric against used samples for sweeps.",
 }
 
 WRITERS = ("click.utils", __name__)  # modules that write to standard output

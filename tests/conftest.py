@@ -5,6 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Read when torch is imported, here and in processes that tests start.
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
+
 import torch
 
 if not torch.cuda.is_available():
@@ -84,3 +89,12 @@ def either_path(request, monkeypatch):
         monkeypatch.setattr(native, "LIBRARY", None)
     elif native.LIBRARY is None:
         pytest.skip("the compiled path was not built")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Sequences are shared out, whatever the number of threads that the process has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -43,6 +43,8 @@ def compiled(kernel, multiples, **options):
             signature[name] = "constexpr"
         elif name in INTEGERS:
             signature[name] = "i32"
+        elif name == "bound":
+            signature[name] = "fp32"
         elif name in LONGS:
             signature[name] = "*i64"
         else:

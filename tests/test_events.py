@@ -94,6 +94,7 @@ def test_equals_the_reference_on_random_problems(name, seed):
 
 
 @compiled
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize(
@@ -115,6 +116,7 @@ def test_the_compiled_path_equals_the_reference(name, shape, bias, per_step):
 
 
 @compiled
+@pytest.mark.usefixtures("two_threads")
 def test_the_compiled_path_reads_any_layout_and_is_deterministic():
     shape = (30, 70, 3, 12, 1)
     rnn = build("lstm", shape, -1.0, "events", torch.float32)
@@ -137,6 +139,36 @@ def test_without_the_compiled_path_torch_does_the_same(name, monkeypatch):
     fast = run(rnn, x)
     monkeypatch.setattr(native, "LIBRARY", None)
     assert_same(fast, run(rnn, x), tolerance=2e-5)
+
+
+@pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
+@pytest.mark.parametrize("bias", ["most", "some", "few"])
+@pytest.mark.parametrize(
+    ("path", "name", "shape"),
+    [
+        *(("torch", name, shape) for name in MODULES for shape in ("paper", "odd", "two_layers")),
+        *(
+            pytest.param("compiled", name, shape, marks=compiled)
+            for name in ("lstm", "gru")
+            for shape in ("paper", "odd")
+        ),
+    ],
+)
+def test_a_bounded_gradient_of_the_gate_is_the_references(path, name, shape, bias, per_step):
+    shape = SHAPES[shape]
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lengths = shape[0] - torch.arange(shape[1]) % 3
+    dtype, tolerance = (torch.float64, 1e-12) if path == "torch" else (torch.float32, 2e-5)
+    ours, reference, literal = (
+        build(name, shape, BIASES[bias], engine, dtype)
+        for engine, dtype in (("events", dtype), ("reference", torch.float64), ("reference", torch.float64))
+    )
+    ours.gate_grad_clip = reference.gate_grad_clip = 0.05
+    expected, unbounded = (run(rnn, x, lengths=lengths, per_step=per_step) for rnn in (reference, literal))
+    assert_same(run(ours, x, lengths=lengths, per_step=per_step), expected, tolerance)
+    of_weight = -2  # of update_weight and update_bias, the last parameters before the initial state
+    difference = (expected[1][of_weight] - unbounded[1][of_weight]).abs().max()
+    assert difference > 1e-2 * unbounded[1][of_weight].abs().max()  # it acted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

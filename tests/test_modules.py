@@ -104,8 +104,23 @@ def test_bfloat16_parameters_still_sum_in_float32():
 @pytest.mark.parametrize("skip", [SkipLSTM, SkipGRU])
 def test_torch_export(skip):
     rnn, x = skip(3, 5), torch.randn(4, 2, 3)
-    exported = torch.export.export(rnn, (x,)).module()
-    torch.testing.assert_close(exported(x).output, rnn(x).output)
+    for rnn.gate_grad_clip in (None, 0.1):
+        exported = torch.export.export(rnn, (x,)).module()
+        torch.testing.assert_close(exported(x).output, rnn(x).output)
+
+
+def test_the_bound_of_the_gates_gradient_may_be_changed():
+    rnn, x = SkipLSTM(3, 5, gate_grad_clip=0.5, update_bias=-2.0), torch.randn(30, 2, 3)
+    assert rnn.gate_grad_clip == 0.5
+
+    def gradient():
+        return torch.autograd.grad(rnn(x).update_gate.sum() * 9, rnn.update_weight)[0]
+
+    bounded, rnn.gate_grad_clip = gradient(), None
+    assert not torch.equal(bounded, gradient())
+    rnn.gate_grad_clip = -1.0
+    with pytest.raises(ValueError, match="gate_grad_clip must be a positive number"):
+        rnn(x)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +174,8 @@ def test_probabilities_of_a_state_may_be_0_and_1():
         ({"engine": "warp"}, "unknown engine 'warp'"),
         ({"hidden_size": 0}, "hidden_size must be at least 1"),
         ({"num_layers": 0}, "num_layers must be at least 1"),
+        ({"gate_grad_clip": 0.0}, "gate_grad_clip must be a positive number, or None, got 0.0"),
+        ({"gate_grad_clip": float("nan")}, "gate_grad_clip must be a positive number"),
     ],
 )
 def test_bad_construction(options, message):
@@ -168,3 +185,4 @@ def test_bad_construction(options, message):
 
 def test_repr_says_what_it_is():
     assert repr(SkipLSTM(3, 5, 2, batch_first=True)) == "SkipLSTM(3, 5, num_layers=2, batch_first=True, engine='auto')"
+    assert repr(SkipGRU(3, 5, gate_grad_clip=0.1)) == "SkipGRU(3, 5, gate_grad_clip=0.1, engine='auto')"

@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from pipelines.storage import read_attributes
 from pipelines.tasks import load_data
 from pipelines.video import Sampling, read_clip
 from pipelines.workers import Failed, Job, Recipe, extract, local, on_ray
+from tests.forked import extract_all, start
 from tests.videos import TinyNetwork, inline, tiny_task, write_folder, write_sound, write_video
 
 KILLS = int(os.environ.get("SKIPRNN_KILLS", "3"))
@@ -391,15 +390,14 @@ def test_a_folder_of_parts_that_cannot_be_made_is_named(folder, tmp_path):
 
 @pytest.mark.parametrize("limit", [1, 1000, 4000, 9000])  # bytes: no part; no report; the file in part
 def test_on_a_full_disk_what_is_done_is_kept(folder, tmp_path, limit):
-    """A limit on the size of files stands in for a full disk."""
     out = tmp_path / "out.h5"
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n" + SCRIPT
-    command = [sys.executable, "-c", limited, str(folder), str(out)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    process, result = start(extract_all, folder, out, limit)
+    error = result.recv()
+    process.join()
     kept = len(list((tmp_path / "out.h5.parts").glob("*/*.safetensors")))
-    assert done.stderr.splitlines()[-1].startswith("pipelines.errors.SkipRNNError: cannot write ")
-    assert "File too large; check the folder's permissions and free space" in done.stderr
+    assert isinstance(error, SkipRNNError)
+    assert str(error).startswith("cannot write ")
+    assert "File too large; check the folder's permissions and free space" in str(error)
     assert kept == (0 if limit == 1 else 12)
     assert not out.exists()
     assert run(folder, out).extracted == 12 - kept
@@ -476,6 +474,7 @@ def test_any_fault_of_a_decoder_fails_one_video(folder, tmp_path, monkeypatch):
     assert done.extracted == 10
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of files and processes that older versions of Ray leave
 def test_ray_makes_the_same_file(folder, tmp_path):
     pytest.importorskip("ray")
     run(folder, tmp_path / "whole.h5")
@@ -484,59 +483,36 @@ def test_ray_makes_the_same_file(folder, tmp_path):
     assert content(tmp_path / "out.h5") == content(tmp_path / "whole.h5")
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from pipelines.extraction import extract_features
-from pipelines.sources.videos import own_videos
-from tests.videos import TinyNetwork, inline, tiny_task
-videos = own_videos(Path(sys.argv[1]))
-task = tiny_task(videos.classes)
-print("ready", flush=True)
-print(extract_features(videos, Path(sys.argv[2]), task, TinyNetwork(), inline).extracted)
-"""
-
-
-def start(folder, out):
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(out)]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.stdout.readline() == b"ready\n"
-    return process
-
-
-def finish(process):
-    with process:
-        process.communicate()
-    return process.returncode
-
-
 def test_killed_at_any_moment_a_rerun_finishes_the_same(folder, tmp_path):
     whole, out = tmp_path / "whole.h5", tmp_path / "out" / "out.h5"
-    process = start(folder, whole)
+    process, result = start(extract_all, folder, whole)
     begun = time.monotonic()
-    assert finish(process) == 0
+    assert result.recv() == 12
     seconds = time.monotonic() - begun
+    process.join()
     draws = random.Random(0)
     for _ in range(KILLS):
-        process = start(folder, out)
+        process, _ = start(extract_all, folder, out)
         time.sleep(draws.uniform(0, seconds))
         process.kill()
-        finish(process)
+        process.join()
         if out.exists():
             assert content(out) == content(whole)
             out.unlink()
-    assert finish(start(folder, out)) == 0
+    process, _ = start(extract_all, folder, out)
+    process.join()
+    assert process.exitcode == 0
     assert content(out) == content(whole)
     assert sorted(path.name for path in out.parent.iterdir()) == [".out.h5.lock", "out.h5", "out.h5.report.jsonl"]
 
 
 def test_two_processes_share_the_work(folder, tmp_path):
     out = tmp_path / "out.h5"
-    processes = [start(folder, out), start(folder, out)]
-    counts = [int(process.communicate()[0]) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sum(counts) == 12
+    started = [start(extract_all, folder, out), start(extract_all, folder, out)]
+    assert sum(result.recv() for _, result in started) == 12
+    for process, _ in started:
+        process.join()
+        assert process.exitcode == 0
     run(folder, tmp_path / "whole.h5")
     assert content(out) == content(tmp_path / "whole.h5")
     assert not (tmp_path / "out.h5.parts").exists()

@@ -22,8 +22,8 @@ def pixels_of(path, color):
 def drawn(monkeypatch):
     """The figure that was saved last."""
     kept = []
-    save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, *a, **k: (kept.append(figure), save(figure, *a, **k))[1])
+    save = figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, *a, **k: (kept.append(figure), save(figure, *a, **k))[1])
     return lambda: kept[-1]
 
 

@@ -7,62 +7,48 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from pipelines.checkpoints import load_checkpoint
 from pipelines.runs import read_metrics
 from pipelines.team import Team
+from skiprnn_cli.main import cli
 
-OPTIONS = [
-    "--hidden",
-    "9",
-    "--batch-size",
-    "37",
-    "--steps",
-    "20",
-    "--eval-every",
-    "1",
-    "--lam",
-    "1e-3",
-    "--device",
-    "cpu",
-]
+OPTIONS = ["--hidden", 9, "--batch-size", 37, "--steps", 20, "--eval-every", 1, "--lam", 1e-3, "--device", "cpu"]
 
 
-def train(folder, data, name, *more, processes=1, code=0):
-    """Train through the command and return the run directory."""
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    command = [
-        sys.executable,
-        *launch,
-        "-m",
-        "skiprnn_cli",
-        "train",
-        "--data",
-        str(data),
-        "--out",
-        name,
-        *OPTIONS,
-        *more,
-    ]
+def command(*words):
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+
+
+def alone(run, data, *more):
+    """Train in this process and return the run directory."""
+    command("train", "--data", data, "--out", run, *OPTIONS, *more)
+    return run
+
+
+def together(run, data, *more, code=0):
+    """Train in two processes, as torchrun starts them, and return the run directory and what they said."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = ["-m", "skiprnn_cli", "train", "--data", data, "--out", run, *OPTIONS, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+        [*launch, *map(str, train)], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == code, done.stderr
-    return folder / name, done
+    return run, done
 
 
 @pytest.mark.parametrize("options", [(), ("--cell", "gru", "--fresh-batches"), ("--layers", "2")])
 def test_two_processes_are_one_on_the_joint_batch(adding_file, tmp_path, options):
-    alone, _ = train(tmp_path, adding_file, "alone", *options)
-    both, done = train(tmp_path, adding_file, "both", *options, processes=2)
-    ours, theirs = (load_checkpoint(run, "last").tensors for run in (both, alone))
+    one = alone(tmp_path / "one", adding_file, *options)
+    both, done = together(tmp_path / "both", adding_file, *options)
+    ours, theirs = (load_checkpoint(run, "last").tensors for run in (both, one))
     assert set(ours) == set(theirs)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
-    first, second = (read_metrics(run) for run in (both, alone))
+    first, second = (read_metrics(run) for run in (both, one))
     assert len(first) == len(second) == 20
     assert first[0]["train"]["used"] == pytest.approx(second[0]["train"]["used"], abs=1e-9)
     assert first[0]["val"]["used_mean"] == second[0]["val"]["used_mean"]
@@ -73,10 +59,9 @@ def test_two_processes_are_one_on_the_joint_batch(adding_file, tmp_path, options
 
 
 def test_a_run_goes_on_with_another_number_of_processes(adding_file, tmp_path):
-    whole, _ = train(tmp_path, adding_file, "whole")
-    part, _ = train(tmp_path, adding_file, "part", "--steps", "10", processes=2)
-    command = [sys.executable, "-m", "skiprnn_cli", "train", "--resume", str(part), "--steps", "20"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    whole = alone(tmp_path / "whole", adding_file)
+    part, _ = together(tmp_path / "part", adding_file, "--steps", 10)
+    command("train", "--resume", part, "--steps", 20)
     ours, theirs = (load_checkpoint(run, "last").tensors for run in (part, whole))
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
@@ -128,7 +113,7 @@ def test_all_processes_go_back_to_the_same_checkpoint(make_run, tmp_path):
 
 
 def test_errors_of_the_first_process_end_all(tmp_path):
-    _, done = train(tmp_path, tmp_path / "missing.h5", "run", processes=2, code=1)
+    _, done = together(tmp_path / "run", tmp_path / "missing.h5", code=1)
     assert "no data file" in done.stderr
     assert not (tmp_path / "run").exists()
 

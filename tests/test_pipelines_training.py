@@ -26,6 +26,7 @@ from pipelines.presets import PRESETS, TrainConfig, configure
 from pipelines.runs import create_run, extend_run, lock_run, read_metrics
 from pipelines.tasks import TASKS
 from pipelines.training import change_run, train
+from tests.forked import start, train_run
 from tests.runs import assert_same_run, interrupted_after, tensors
 
 README = Path(__file__).parents[1] / "README.md"
@@ -56,27 +57,19 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(make_run, options):
 
 def test_killed_again_and_again(make_run, tmp_path):
     """SIGKILL at whatever moment, checkpoints half-written included."""
-    options = {"steps": 300, "eval_every": 1, "hidden_size": 4}
+    options = {"steps": 100, "eval_every": 1, "hidden_size": 4}
     whole = make_run("whole", **options)
     killed = make_run("killed", trained=False, **options)
-    script = f"""
-from pathlib import Path
-from pipelines.training import change_run, train
-from tests.runs import assert_same_run, interrupted_after, tensors
-print("go", flush=True)
-train(Path({str(killed)!r}))
-"""
-    kills = 0
-    for attempt in range(30):
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"go\n"
-        time.sleep(0.05 + 0.017 * attempt)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-        if kills == 4:
-            break
-    assert kills == 4
+    log = killed / "metrics.jsonl"
+    for kill in range(4):
+        written = log.stat().st_size if log.exists() else 0
+        process, _ = start(train_run, killed)
+        while process.is_alive() and (log.stat().st_size if log.exists() else 0) == written:
+            time.sleep(0.001)
+        time.sleep(0.017 * kill)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     train(killed)
     assert_same_run(killed, whole)
     steps = {load_checkpoint(killed, name).progress.step for name in ("best", "last")}
@@ -202,7 +195,8 @@ def test_bfloat16_trains_as_float32_does(make_run):
 def test_the_gpu_engine_trains_and_is_evaluated_anywhere(make_run, monkeypatch):
     triton_events = pytest.importorskip("skiprnn.triton_events")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run, plain = make_run(engine="triton", device=device), make_run("events")
+    short = {"steps": 4, "eval_every": 2, "batch_size": 16}  # a GPU's kernels take their time in the interpreter
+    run, plain = make_run(engine="triton", device=device, **short), make_run("events", **short)
     for name, weight in tensors(plain).items():
         if name.startswith("model."):
             torch.testing.assert_close(tensors(run)[name].cpu(), weight, rtol=1e-4, atol=1e-4)

@@ -140,9 +140,10 @@ def test_padding_gets_no_gradient(make):
     assert x.grad[:3, 1].any()
 
 
-def test_gradients_equal_the_literal_equations(make):
+@pytest.mark.parametrize("bound", [None, 0.2])
+def test_gradients_equal_the_literal_equations(make, bound):
     """Written out for one layer, with nothing shared: eqs. 2-6 of the paper, s̃ of torch's own cells where it can."""
-    rnn = make()
+    rnn = make(gate_grad_clip=bound)
     x, weight = draw(25, 3, 3), draw(25, 3, 5)
     output, _, gate = rnn(x)
     loss = (output * weight).sum() + budget_loss(gate, 0.3)
@@ -155,10 +156,13 @@ def test_gradients_equal_the_literal_equations(make):
     h = rnn.initial_h.expand(3, -1)
     c = rnn.initial_c.expand(3, -1) if lstm else None
     p, acc = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    total = 0
+    total, clamped, gates = 0, [], []
     for t in range(25):
         a = acc + torch.minimum(p, 1 - acc)
         u = torch.round(a).detach() + a - a.detach()
+        if bound is not None and t:  # the first is open whatever there is to learn
+            u.register_hook(lambda gradient: clamped.append(gradient.abs() > bound) or gradient.clamp(-bound, bound))
+            gates.append(u.detach() > 0)
         new_h, new_c = cell(x[t], (h, c), *weights) if lstm else (cell(x[t], h, *weights), None)
         new_p = torch.sigmoid((new_c if lstm else new_h) @ rnn.update_weight + rnn.update_bias)
         h = u[:, None] * new_h + (1 - u[:, None]) * h
@@ -169,6 +173,10 @@ def test_gradients_equal_the_literal_equations(make):
     assert loss.item() == pytest.approx(total.item(), rel=1e-12)
     for mine, theirs in zip(ours, torch.autograd.grad(total, list(parameters.values())), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+    if bound is not None:  # it acted, on used samples and on skipped ones, and not everywhere
+        acted, used = torch.stack(clamped[::-1]), torch.stack(gates)
+        for of in (used, ~used):
+            assert 0 < int((acted & of).sum()) < int(of.sum())
 
 
 def test_small_probabilities_add_up_under_autocast(make):

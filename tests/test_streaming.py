@@ -129,6 +129,7 @@ def test_steps_have_the_gradients_of_forward(name):
 
 
 @compiled
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -152,6 +153,7 @@ def test_inference_equals_the_reference(name, shape, bias, batch):
 
 
 @compiled
+@pytest.mark.usefixtures("two_threads")
 def test_inference_reads_any_layout(monkeypatch):
     rnn = build("gru", (30, 3, 4, 12, 2), -1.0, "auto", torch.float32)
     x = torch.randn(3, 4, 30).permute(2, 0, 1)

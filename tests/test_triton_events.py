@@ -54,6 +54,19 @@ def test_equals_the_reference_where_only_the_last_state_and_the_budget_count(nam
     assert_same(*(run(rnn, inputs(SMALL), per_step=False) for rnn in both), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("bias", [0.0, -4.0])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_bounded_gradient_of_the_gate_is_the_references(name, bias):
+    shape = (25, 9, 2, 11, 1)
+    both = pair(name, shape, bias)
+    unbounded = run(both[1], inputs(shape))
+    for rnn in both:
+        rnn.gate_grad_clip = 0.05
+    ours, expected = (run(rnn, inputs(shape)) for rnn in both)
+    assert_same(ours, expected, tolerance=1e-5)
+    assert not torch.allclose(expected[1][-2], unbounded[1][-2], rtol=0.01)  # it acted on the update weights
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_equals_the_reference_on_random_problems(name, seed):

@@ -51,6 +51,8 @@ class Task(ABC):
     higher_is_better: ClassVar[bool]
     meaning: ClassVar[tuple[str, ...]] = ()
     """Fields that a run and the data it is used on must share, because x or y would say something else."""
+    solved_at: ClassVar[float | None] = None
+    """The metric that counts as a solution, or that it must exceed; None where the paper has no such rule."""
     signal_name: ClassVar[str]
     """What ``signal`` shows, with its unit."""
 
@@ -118,6 +120,13 @@ class Task(ABC):
 
     def solved(self, metric: float) -> bool | None:
         """Whether the metric counts as a solution; None where the paper has no such rule."""
+        if self.solved_at is None:
+            return None
+        return metric > self.solved_at if self.higher_is_better else metric <= self.solved_at
+
+    @property
+    def fewest_samples(self) -> float | None:
+        """Samples of a sequence, on average, that suffice to who knows the task; None where that is not known."""
         return None
 
     def check(self, sequences: Split) -> None:

@@ -27,6 +27,7 @@ class Sine(ClassificationTask, SyntheticTask):
     name = "sine"
     input_size = 1
     output_size = 2
+    solved_at = 0.99
     signal_name = "amplitude"
 
     def __post_init__(self) -> None:
@@ -52,9 +53,6 @@ class Sine(ClassificationTask, SyntheticTask):
         t = torch.arange(self.length, device=generator.device) * self.sampling_period
         x = torch.sin(2 * math.pi * ((t + shift) / period))
         return Sequences(x[..., None].float(), label)
-
-    def solved(self, metric: float) -> bool:
-        return metric > 0.99
 
     def signal(self, x: Tensor) -> Tensor:
         return x[:, 0]
