@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipelines import training
+from pipelines.checkpoints import load_checkpoint
 from pipelines.errors import SkipRNNError
 from pipelines.model import build_model
 from pipelines.presets import TrainConfig
@@ -147,3 +148,12 @@ def test_each_batch_of_a_run_has_its_bound(make_run, monkeypatch):
     monkeypatch.setattr(training, "build_model", build)
     make_run(batch_size=40, steps=3, gate_clip=1.0)  # of 96 sequences
     assert bounds == [(40, 1 / 40), (40, 1 / 40), (16, 1 / 16)]
+
+
+def test_a_bound_that_is_reached_trains_otherwise(make_run):
+    far, none, near = (
+        load_checkpoint(make_run(name, gate_clip=clip), "last").tensors
+        for name, clip in (("far", 1e9), ("none", None), ("near", 1e-9))
+    )
+    assert all(torch.equal(far[name], tensor) for name, tensor in none.items())
+    assert not torch.equal(near["model.rnn.update_weight"], none["model.rnn.update_weight"])
