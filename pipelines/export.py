@@ -1,10 +1,11 @@
 """``export``: a run's step as an ONNX graph, checked against the model on a split of its data."""
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,8 +138,8 @@ def _require_onnx() -> None:
 def _write(traced: Traced, path: Path, int8: bool) -> None:
     import onnx
 
-    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", None):
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", None), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # and older versions of onnxscript print
         program = torch.onnx.export(
             traced.program, input_names=traced.inputs, output_names=traced.outputs, opset_version=OPSET, verbose=False
         )

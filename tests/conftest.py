@@ -1,4 +1,5 @@
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +27,13 @@ from skiprnn import native
 from skiprnn_cli.main import cli
 
 SIZES = {"train": 96, "val": 16, "test": 16}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts() -> None:
+    """SIGINT acts as it does in a terminal, also where the tests run in the background of a script."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
