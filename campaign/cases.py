@@ -120,7 +120,7 @@ def weights_of(run: Path) -> Any:
     """The tensors of a run's checkpoints."""
     said = {}
     for path in sorted((run / "checkpoints").glob("*.json")):
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # one that was damaged before
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # one that was damaged before
             content = json.loads(path.read_text(encoding="utf-8"))
             said[path.stem] = content["tensors_sha256"], content["numbers"]["step"]
     return said

@@ -192,7 +192,8 @@ class Hdf5:
                 about = group.attrs.get_id(key)
                 if about.get_space().get_simple_extent_npoints() != 1 or about.get_storage_size() > SMALL:
                     continue
-                value = group.attrs[key]
+                with memory.bounded(LARGE):
+                    value = group.attrs[key]
                 value = value.item() if isinstance(value, np.generic) else value
                 if isinstance(value, str | int | float | bool):
                     found[key] = value
@@ -228,7 +229,8 @@ class Hdf5:
             if h5py.check_string_dtype(dataset.dtype) is None:
                 values: Array = dataset[part]
                 return values
-            return np.asarray(dataset.asstr()[part], dtype=object)
+            with memory.bounded(LARGE):  # the lengths of texts are believed by the library
+                return np.asarray(dataset.asstr()[part], dtype=object)
 
     def close(self) -> None:
         """Close the file."""

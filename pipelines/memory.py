@@ -1,6 +1,8 @@
 """How much memory there is for this process: the machine's, or less where a container or a job has its own limit."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,6 +39,35 @@ def check_fits(size: int, what: str) -> None:
             f"{what} takes {in_words(size)} of memory, and {in_words(free)} are free; give it less, or run it where "
             "there is more"
         )
+
+
+@contextmanager
+def bounded(size: int) -> Iterator[None]:
+    """Let no allocation in the block take the process beyond what it has and ``size`` bytes, where that can be had.
+
+    For libraries that believe the sizes a file claims. Keep it short: it bounds the other threads too.
+    """
+    taken = _address_space()
+    if taken is None:
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    allowed = [limit for limit in (taken + size, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(allowed), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int | None:
+    """Bytes that the process has mapped; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def in_words(size: int) -> str:

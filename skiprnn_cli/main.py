@@ -1,5 +1,6 @@
 """The command group: finds commands without importing them all, and turns errors into messages."""
 
+import codecs
 import io
 import os
 import signal
@@ -26,6 +27,9 @@ COMMANDS = {
     "plot-curves": "Draw metric and used samples against training.",
     "plot-tradeoff": "Draw metric against used samples for sweeps.",
 }
+
+AS_IT_CAME = "skiprnn-as-it-came"  # how characters are encoded that are none
+MESSAGE = 1_500  # characters, besides those of what was typed
 
 WRITERS = ("click.utils", __name__)  # modules that write to standard output
 
@@ -58,7 +62,7 @@ class LazyGroup(click.Group):
     def main(self, *arguments: Any, **settings: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="surrogateescape")  # names of files that are no text go out as they came
+                stream.reconfigure(errors=AS_IT_CAME)
         try:
             try:
                 return super().main(*arguments, **settings)
@@ -92,7 +96,23 @@ class LazyGroup(click.Group):
             if not isinstance(error, SkipRNNError) and not files:
                 raise
             said = str(error) if isinstance(error, SkipRNNError) else _unforeseen(error, files)
-            raise click.ClickException(said) from error
+            raise click.ClickException(_shortened(said, MESSAGE + 2 * sum(map(len, words)))) from error
+
+
+def _as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode what is no character: a byte of a name that is no text as it came, others as an escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    code = ord(error.object[error.start])
+    encoded = bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}".encode()
+    return encoded, error.start + 1
+
+
+codecs.register_error(AS_IT_CAME, _as_it_came)
+
+
+def _shortened(said: str, most: int) -> str:
+    """A message that a file made too long, without its middle: it begins with the place and ends with the remedy."""
+    return said if len(said) <= most else f"{said[: most // 2]} […] {said[-most // 4 :]}"
 
 
 def _unforeseen(error: Exception, files: list[str]) -> str:

@@ -456,3 +456,17 @@ def test_files_outside_the_folder_are_asked_for(skiprnn, tmp_path):
             "gen-data", "own", folder, "--out", "b.h5", "--allow-outside", "--no-header", "--overwrite"
         )
         assert "of up to 2 steps" in with_samples.stdout
+
+
+def test_what_a_file_says_makes_no_message_that_cannot_be_shown(skiprnn, make_run):
+    from skiprnn_cli.main import AS_IT_CAME
+
+    assert "a\ud800\udcff\ud83d".encode("utf-8", AS_IT_CAME) == b"a\\ud800\xff\\ud83d"
+    run = make_run()
+    task = json.loads((run / "task.json").read_text())
+    for name in ("x" * 100_000, "\ud800"):
+        (run / "task.json").write_text(json.dumps({**task, "task": name}))
+        done = skiprnn("evaluate", run)
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"Error: {run}/task.json ")
+        assert len(done.stderr) < 2_000 + 3 * len(str(run))

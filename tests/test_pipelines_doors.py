@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import zipfile
 from contextlib import closing
 
@@ -165,6 +166,25 @@ def test_texts_that_the_library_would_read_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(doors, "LARGE", 0)  # as in files in which arrays are passed over
     refused(lambda: open_hdf5(damaged, REMEDY), "texts at byte", "overwritten", REMEDY)
     open_hdf5(path, REMEDY).close()
+
+
+def test_texts_do_not_have_the_lengths_that_a_file_claims(tmp_path):
+    path = tmp_path / "texts.h5"
+    with h5py.File(path, "w") as file:
+        file["names"] = ["ab"] * 9
+        at = file["names"].id.get_offset()
+        file.attrs["cell"] = "lstm"
+    content = bytearray(path.read_bytes())
+    assert content[at : at + 4] == (2).to_bytes(4, "little")
+    content[at : at + 4] = (3 * 2**30).to_bytes(4, "little")
+    path.write_bytes(content)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with closing(open_hdf5(path, REMEDY)) as opened:
+        started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        refused(lambda: opened.array("names"), str(path), REMEDY)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started < 2**20  # KiB
+        assert opened.attributes() == {"cell": "lstm"}
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_memory_is_asked_before_it_is_taken(hdf5, monkeypatch):
