@@ -212,7 +212,7 @@ def parent(process):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of files and processes that older versions of Ray leave
 def test_ray_goes_on_where_a_worker_was_killed(configs, tmp_path):
     pytest.importorskip("ray")
-    runs = plan(tmp_path, [replace(config, steps=400, eval_every=20) for config in configs[1:3]])
+    runs = plan(tmp_path, [replace(config, steps=400, eval_every=50) for config in configs[1:3]])
     killed = []
 
     def kill():
