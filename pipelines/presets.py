@@ -139,7 +139,7 @@ def _preset(task: str, preset: str, **options: Any) -> TrainConfig:
 PRESETS = {
     "adding": {
         "quick": _preset("adding", "quick", lr=1e-3, steps=3_000, eval_every=100),
-        "settled": _preset("adding", "settled", lr=1e-3, steps=6_000, eval_every=200),
+        "settled": _preset("adding", "settled", lr=1e-3, gate_clip=0.1, steps=6_000, eval_every=200),
         "paper": _preset("adding", "paper", fresh_batches=True, steps=100_000),
     },
     "sine": {
