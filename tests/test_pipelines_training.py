@@ -325,9 +325,9 @@ def test_every_preset_of_the_paper_is_what_the_readme_says():
 
 
 def test_a_cell_may_have_its_own_defaults():
-    assert configure("adding", "quick").lr == configure("adding", "quick", cell="lstm").lr == 1e-3
-    assert configure("adding", "quick", cell="gru").lr == 2e-3
-    assert configure("adding", "quick", cell="gru", lr=1e-4).lr == 1e-4
+    assert configure("mnist", "quick").lr == configure("mnist", "quick", cell="lstm").lr == 1e-3
+    assert configure("mnist", "quick", cell="gru").lr == 2e-3
+    assert configure("mnist", "quick", cell="gru", lr=1e-4).lr == 1e-4
 
 
 def test_a_presets_patience_can_be_switched_off():
