@@ -1,6 +1,7 @@
 """A gate that has shut: how training notices, what it says, and whether it goes back to before.
 
-A shut gate hardly learns: the budget's gradient never points back, and the task's comes of one sample a sequence.
+A shut gate hardly learns: the budget's gradient never points back, and the task's comes of one sample a sequence. It
+shuts where the gradient explodes in single sequences, or where λ outweighs what samples are worth.
 """
 
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Watch:
         progress.shut_evaluations += 1
         progress.shut_since = progress.shut_since or progress.step
 
-    def warning(self, config: TrainConfig, progress: Progress, result: Evaluation) -> str | None:
+    def warning(self, config: TrainConfig, progress: Progress, last_step: int, result: Evaluation) -> str | None:
         """What to say of an evaluation: once for a collapse, and whenever something is done about it."""
         if not has_collapsed(progress) or (config.on_collapse == "warn" and progress.shut_evaluations > EVALUATIONS):
             return None
@@ -55,12 +56,12 @@ class Watch:
             f"the gate has shut: {result.used_mean:.1f} of {self.steps:.4g} samples used, and {self.task.metric_name} "
             f"{result.metric:.4g} is at chance, since step {progress.shut_since:,}"
         )
-        if may_rewind(config, progress):
+        if may_rewind(config, progress, last_step):
             return (
                 f"{what}; going back to the weights of step {progress.best_step:,}, with half the learning rate "
                 f"(rewind {progress.rewinds + 1} of {REWINDS})"
             )
-        goes_on = "training stops" if gives_up(config, progress) else "it will hardly open again"
+        goes_on = "training stops" if gives_up(config, progress, last_step) else "it will hardly open again"
         return f"{what}; {goes_on}: {remedy(config, progress)}"
 
 
@@ -69,15 +70,19 @@ def has_collapsed(progress: Progress) -> bool:
     return progress.shut_evaluations >= EVALUATIONS
 
 
-def may_rewind(config: TrainConfig, progress: Progress) -> bool:
-    """Whether a collapsed run goes back to its best checkpoint, which must be from before."""
-    is_before = 0 < progress.best_step < progress.shut_since
-    return config.on_collapse == "rewind" and has_collapsed(progress) and is_before and progress.rewinds < REWINDS
+def may_rewind(config: TrainConfig, progress: Progress, last_step: int) -> bool:
+    """Whether a collapsed run, if it has steps left, goes back to its best checkpoint, which must be from before."""
+    wanted = config.on_collapse == "rewind" and has_collapsed(progress) and progress.step < last_step
+    return wanted and _can_go_back(progress) and progress.rewinds < REWINDS
 
 
-def gives_up(config: TrainConfig, progress: Progress) -> bool:
+def gives_up(config: TrainConfig, progress: Progress, last_step: int) -> bool:
     """Whether a run ends because it has collapsed."""
-    return has_collapsed(progress) and config.on_collapse != "warn" and not may_rewind(config, progress)
+    return has_collapsed(progress) and config.on_collapse != "warn" and not may_rewind(config, progress, last_step)
+
+
+def _can_go_back(progress: Progress) -> bool:
+    return 0 < progress.best_step < progress.shut_since
 
 
 def remedy(config: TrainConfig, progress: Progress) -> str:
@@ -85,9 +90,11 @@ def remedy(config: TrainConfig, progress: Progress) -> str:
     ways = ["lower --lr"]
     if config.gate_clip is None:
         ways.append("bound the gate's gradient with --gate-clip 1")
-    if config.on_collapse != "rewind":
+    if config.lam:
+        ways.append(f"lower --lam, if {config.lam:g} a sample outweighs the task")
+    if config.on_collapse != "rewind" and _can_go_back(progress):
         ways.append("train with --on-collapse rewind")
     best = f"the best checkpoint is of step {progress.best_step:,}, before that"
-    if progress.best_step >= progress.shut_since:
+    if not _can_go_back(progress):
         best = "no checkpoint is from before that"
     return f"{', or '.join(ways)}; {best}"

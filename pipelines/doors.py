@@ -32,6 +32,7 @@ LARGE, DENSE = 2**30, 200  # beyond so many bytes, what deflates more than so ma
 TEXT = 2**28  # bytes of a text file, at most
 LINE = 2**24  # characters of a line, at most
 DEPTH, NAMES = 32, 100_000  # of groups in an HDF5 file
+TEXTS = 2_000_000  # of a file
 HEAP = b"GCOL\x01\0\0\0"  # the beginning of a collection of texts in an HDF5 file
 
 K = TypeVar("K", dict[str, Any], list[Any])
@@ -291,9 +292,13 @@ def _check_heaps(path: Path, file: h5py.File) -> None:
     """
     _, width = file.id.get_create_plist().get_sizes()  # bytes of a size
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for start in _found(HEAP, content, _contiguous(file) if len(content) > LARGE else []):
+        passed: set[int] = set()  # a walk that comes to where another was is known to end
+        for start in _found(HEAP, content, _arrays(file) if len(content) > LARGE else []):
             at, end = start + 16, start + int.from_bytes(content[start + 8 : start + 8 + width], "little")
-            while at + 16 <= min(end, len(content)):
+            while at + 16 <= min(end, len(content)) and at not in passed:
+                passed.add(at)
+                if len(passed) > TEXTS:
+                    raise ValueError(f"it has more than {TEXTS:,} texts")
                 index = int.from_bytes(content[at : at + 2], "little")
                 length = int.from_bytes(content[at + 8 : at + 8 + width], "little")
                 if not index and not length:
@@ -311,13 +316,20 @@ def _found(what: bytes, content: mmap.mmap, but: list[tuple[int, int]]) -> Itera
         place = max(place, end)
 
 
-def _contiguous(file: h5py.File) -> list[tuple[int, int]]:
-    """Where the arrays stand that are stored in one piece."""
+def _arrays(file: h5py.File) -> list[tuple[int, int]]:
+    """Where the values of arrays stand."""
     ranges: list[tuple[int, int]] = []
 
+    def add_chunk(chunk: Any) -> None:
+        ranges.append((chunk.byte_offset, chunk.byte_offset + chunk.size))
+
     def add(_: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.id.get_offset() is not None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.id.get_offset() is not None:
             ranges.append((item.id.get_offset(), item.id.get_offset() + item.id.get_storage_size()))
+        elif item.chunks and item.shape and hasattr(item.id, "chunk_iter"):
+            item.id.chunk_iter(add_chunk)
 
     file.visititems(add)
     return ranges

@@ -1,6 +1,7 @@
 """How much memory there is for this process: the machine's, or less where a container or a job has its own limit."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pipelines.errors import SkipRNNError
 
 UNLIMITED = 2**60
 CGROUPS = Path("/sys/fs/cgroup")
+_BOUNDING = threading.Lock()
 
 
 def available() -> int:
@@ -45,7 +47,7 @@ def check_fits(size: int, what: str) -> None:
 def bounded(size: int) -> Iterator[None]:
     """Let no allocation in the block take the process beyond what it has and ``size`` bytes, where that can be had.
 
-    For libraries that believe the sizes a file claims. Keep it short: it bounds the other threads too.
+    For libraries that believe the sizes a file claims. Keep it short: it bounds the other threads too, one at a time.
     """
     taken = _address_space()
     if taken is None:
@@ -53,13 +55,14 @@ def bounded(size: int) -> Iterator[None]:
         return
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = [limit for limit in (taken + size, soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min(allowed), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    with _BOUNDING:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        allowed = [limit for limit in (taken + size, soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(allowed), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _address_space() -> int | None:

@@ -43,28 +43,47 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
         SkipRNNError: a folder has no results, the tasks differ, or ``out`` cannot be written.
     """
     check_format(out, FORMATS)
-    folders = list(dict.fromkeys(folders))
+    names = _names(folders)
     panels: dict[str, list[_Point]] = defaultdict(list)  # by data file
     tasks: dict[str, Task] = {}
-    for folder in folders:
-        prefix = f"{folder.name}: " if len(folders) > 1 else ""
+    for folder, name in names.items():
+        prefix = f"{name}: " if len(names) > 1 else ""
         for result in read_results(folder)["runs"]:
             config = TrainConfig(**result["config"])
             data = Path(config.data).stem
             with reading(folder / "results.json", "the results of a sweep", "run the sweep again"):
-                described = {name: value for name, value in result["task"].items() if name != "task"}
-                tasks[data] = TASKS[config.task].from_attributes(described)
+                try:
+                    task = TASKS[config.task].from_attributes({k: v for k, v in result["task"].items() if k != "task"})
+                except SkipRNNError as error:
+                    raise ValueError(str(error)) from error
                 used, metric = (float(result["evaluation"][name]) for name in ("used_mean", "metric"))
+            if tasks.setdefault(data, task) != task:
+                raise SkipRNNError(
+                    f"{folder} has runs on {data} of {task}, others are of {tasks[data]}; plot each by itself"
+                )
             panels[data].append(_point(config, prefix, used, metric))
-    if len({task.name for task in tasks.values()}) != 1:
-        names = ", ".join(sorted({task.name for task in tasks.values()})) or "none"
-        raise SkipRNNError(f"the runs must be of one task, and are of {names}; plot each task by itself")
+    kinds = sorted({task.name for task in tasks.values()})
+    if not kinds:
+        raise SkipRNNError(f"there is no finished run in {', '.join(map(str, folders))}; run the sweep again")
+    if len(kinds) > 1:
+        raise SkipRNNError(f"the runs are of different tasks ({', '.join(kinds)}); plot each task by itself")
     figure = Figure(figsize=(6.4 * len(panels), 4.6), layout="constrained")
     for axis, (data, points) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         _draw(axis, points, tasks[data])
         if len(panels) > 1:
             axis.set_title(data, fontsize=10)
     return save(figure, out, overwrite=overwrite)
+
+
+def _names(folders: list[Path]) -> dict[Path, str]:
+    """The folders, each once, and what to call them: as much of the end of each path as tells it from the others."""
+    parts = {folder: folder.resolve().parts for folder in dict.fromkeys(folders)}
+    names = {}
+    for folder, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        count = next(n for n in range(1, len(own) + 1) if n == len(own) or all(o[-n:] != own[-n:] for o in others))
+        names[folder] = "/".join(own[-count:])
+    return names
 
 
 def _point(config: TrainConfig, prefix: str, used: float, metric: float) -> _Point:
@@ -93,7 +112,7 @@ def _draw(axis: Axes, points: Iterable[_Point], task: Task) -> None:
         axis.axhline(task.solved_at, color="0.4", linestyle="--", linewidth=1, label=f"solved: {task.solved_at:.3g}")
     if task.fewest_samples is not None:
         fewest = task.fewest_samples
-        axis.axvline(fewest, color="0.4", linestyle=":", linewidth=1, label=f"who knows the task needs {fewest:g}")
+        axis.axvline(fewest, color="0.4", linestyle=":", linewidth=1, label=f"fewest that suffice: {fewest:g}")
     axis.set_xlabel("used samples per sequence")
     axis.set_ylabel(f"test {task.metric_name}")
     axis.set_xlim(left=0)

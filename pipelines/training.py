@@ -153,7 +153,7 @@ def train(
         grad_norm_max = torch.tensor(progress.grad_norm_max, device=device, dtype=torch.float64)
         watch = collapse.Watch.over(task, splits["val"]) if config.skip else None
         started = time.monotonic() - progress.seconds
-        reason = _reason_to_end(config, progress)
+        reason = _reason_to_end(config, progress, last_step)
         while progress.step < last_step and reason == "finished":
             progress.step += 1
             batch = next(batches)  # before the seed: a loader that starts draws from torch's generator
@@ -180,17 +180,17 @@ def train(
                 record = _record(progress.step, time.monotonic() - started, means, result, config)
                 if watch is not None:
                     watch.note(result, progress)
-                    warning = watch.warning(config, progress, result)
+                    warning = watch.warning(config, progress, last_step, result)
                     if collapse.has_collapsed(progress):
                         record["collapsed"] = True
-                    if collapse.may_rewind(config, progress):
+                    if collapse.may_rewind(config, progress, last_step):
                         record["rewound_to"] = progress.best_step
                         _rewind(run, progress, model, optimizer)
                 if team.is_first:
                     progress.metrics_digest = append_metrics(run, record, progress.metrics_digest)
                 if log is not None:
                     _log(log, record)
-                reason = _reason_to_end(config, progress)
+                reason = _reason_to_end(config, progress, last_step)
             elif progress.step % CHECK_EVERY == 0:
                 _check_finite(sums.tolist(), progress.step, run)
             stopping = team.any(should_stop())
@@ -306,9 +306,9 @@ def _objective(result: Evaluation, config: TrainConfig) -> float:
     return result.loss + config.lam * result.used_mean
 
 
-def _reason_to_end(config: TrainConfig, progress: Progress) -> str:
+def _reason_to_end(config: TrainConfig, progress: Progress, last_step: int) -> str:
     """Why training ends before its last step; "finished" where it does not."""
-    if collapse.gives_up(config, progress):
+    if collapse.gives_up(config, progress, last_step):
         return "collapsed"
     out_of_patience = config.patience is not None and progress.evaluations_since_best >= config.patience
     return "patience" if out_of_patience else "finished"

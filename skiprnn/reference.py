@@ -107,12 +107,21 @@ def update_probability(top: Tensor, update_weight: Tensor, update_bias: Tensor) 
 
 
 class _ClampedGradient(torch.autograd.Function):
-    """The identity, whose gradient is clamped."""
+    """The identity, whose gradient is clamped, going back."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, bound: float) -> Tensor:
-        ctx.bound = bound
+    def forward(u: Tensor, bound: float) -> Tensor:
         return u.view_as(u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.bound = inputs[1]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent.view_as(tangent)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

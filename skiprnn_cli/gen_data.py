@@ -185,8 +185,8 @@ def own(
     column split (train, val, test) fixes the split. Features are standardised by the training split.
     """
     import_own(
-        source, out or DATA / f"{source.stem}.h5", val=val, test=test, header=header, allow_outside=allow_outside,
-        seed=seed, overwrite=overwrite,
+        source, out or DATA / f"{source.resolve().stem}.h5", val=val, test=test, header=header,
+        allow_outside=allow_outside, seed=seed, overwrite=overwrite,
     )  # fmt: skip
 
 

@@ -164,7 +164,7 @@ Examples:
     "on_collapse",
     click.Choice(CHOICES["on_collapse"]),
     "Where the gate shuts and the metric stays at chance for two evaluations: say so; or stop; or go back to the best "
-    "checkpoint at half the learning rate, three times at most.",
+    "checkpoint at half the learning rate, three times at most, and stop where there is none from before.",
 )
 @preset_option("--seed", "seed", click.IntRange(min=0), "Of weights and batches.")
 @preset_option("--device", "device", click.Choice(CHOICES["device"]), "auto: CUDA where there is one.")
@@ -292,10 +292,8 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
         training["skip"] = False
     for name in OF_THE_GATE:
         if training[name] not in (None, NONE, 0) and training["skip"] is False:
-            flag = f"--{name.replace('_', '-')}"
-            raise click.UsageError(
-                f"{flag} has nothing to act on where the gate is not learned; drop it, or --no-skip."
-            )
+            flag, other = f"--{name.replace('_', '-')}", "--no-skip" if training["p_skip"] is None else "--p-skip"
+            raise click.UsageError(f"{flag} has nothing to act on where the gate is not learned; drop it, or {other}.")
     _refuse_two_lengths(training)
     usual = preset_of(task, preset)
 
@@ -322,9 +320,9 @@ def _imported(data: Path) -> Path:
         return data
     from skiprnn_cli.gen_data import import_own
 
-    path = DATA / f"{data.stem}.h5"
+    path = DATA / f"{data.resolve().stem}.h5"
     if path.exists() and path.resolve() == data.resolve():
-        path = DATA / f"{data.stem}-skiprnn.h5"
+        path = DATA / f"{data.resolve().stem}-skiprnn.h5"
     if path.exists():
         raise SkipRNNError(
             f"{path} exists already; train on it with --data {path}, or make it anew with `skiprnn gen-data own {data} "

@@ -206,7 +206,7 @@ USAGE_ERRORS = [
     (("train", "--gate-clip", "1", "--no-skip"), "--gate-clip has nothing to act on"),
     (("train", "--warmup", "-1"), "-1 is not in the range x>=0"),
     (("train", "--decay-from", "1"), "1.0 is not in the range 0<=x<1"),
-    (("train", "--decay-from", "0.5"), "add --lr-schedule linear or cosine"),
+    (("train", "--lr-schedule", "constant", "--decay-from", "0.5"), "add --lr-schedule linear or cosine"),
     (("train", "--reset-before"), "are of a GRU; add --cell gru"),
     (("train", "--cell", "lstm", "--reset-after"), "are of a GRU; add --cell gru"),
     (("train", "--cell", "gru", "--no-skip", "--reset-before"), "is torch's, which resets after"),

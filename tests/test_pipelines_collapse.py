@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipelines import training
 from pipelines.checkpoints import Progress, _digest, load_checkpoint, save_checkpoint
-from pipelines.collapse import Watch, may_rewind
+from pipelines.collapse import Watch, gives_up, may_rewind, remedy
 from pipelines.errors import SkipRNNError
 from pipelines.evaluation import Evaluation
 from pipelines.presets import TrainConfig
@@ -68,12 +68,11 @@ def test_two_evaluations_in_a_row_are_a_collapse():
     for result in (shut, chance, shut, open_, shut, shut, shut, chance, shut, shut):
         progress.step += 1
         watch.note(result, progress)
-        said.append(watch.warning(config, progress, result))
+        said.append(watch.warning(config, progress, 20, result))
     assert [step for step, warning in enumerate(said, start=1) if warning] == [6, 10]
     assert said[5] == (
         "the gate has shut: 1.0 of 50 samples used, and MSE 0.2 is at chance, since step 5; it will hardly open again: "
-        "lower --lr, or bound the gate's gradient with --gate-clip 1, or train with --on-collapse rewind; the best "
-        "checkpoint is of step 0, before that"
+        "lower --lr, or bound the gate's gradient with --gate-clip 1; no checkpoint is from before that"
     )
 
 
@@ -182,8 +181,19 @@ def test_there_may_be_nothing_to_go_back_to(make_run, shut):
     assert marks(run) == {4: True}
     assert reports[-1].warning.endswith("no checkpoint is from before that")
     collapsed = Progress(step=6, best_step=4, best_objective=1.0, shut_evaluations=2, shut_since=4)
-    assert not may_rewind(TrainConfig(steps=9, on_collapse="rewind"), collapsed)
-    assert may_rewind(TrainConfig(steps=9, on_collapse="rewind"), replace(collapsed, shut_since=5))
+    rewind = TrainConfig(steps=9, on_collapse="rewind", lam=0.1)
+    assert not may_rewind(rewind, collapsed, 9)
+    before = replace(collapsed, shut_since=5)
+    assert may_rewind(rewind, before, 9)
+    assert not may_rewind(rewind, before, 6)  # no step is left
+    assert gives_up(rewind, before, 6)
+    assert "rewind" not in remedy(
+        replace(rewind, on_collapse="warn"), collapsed
+    )  # where there is nothing to go back to
+    assert remedy(replace(rewind, on_collapse="warn"), before) == (
+        "lower --lr, or bound the gate's gradient with --gate-clip 1, or lower --lam, if 0.1 a sample outweighs the "
+        "task, or train with --on-collapse rewind; the best checkpoint is of step 4, before that"
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"cell": "gru", "lr_schedule": "linear", "dropout": 0.5}])
@@ -317,8 +327,8 @@ def test_the_command_says_what_happened(make_run, shut):
         "evaluate takes the best unless told --checkpoint last"
     )
     assert second == (
-        "the gate is shut and the metric at chance: lower --lr, or train with --on-collapse rewind; the best "
-        "checkpoint is of step 4, before that"
+        "the gate is shut and the metric at chance: lower --lr, or lower --lam, if 0.001 a sample outweighs the task, "
+        "or train with --on-collapse rewind; the best checkpoint is of step 4, before that"
     )
     assert third == f"next: skiprnn evaluate {run}"
     assert "checkpoint best of step 4\n" in command("evaluate", run).stdout

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import struct
 import zipfile
 from contextlib import closing
 
@@ -16,6 +17,7 @@ from pipelines.doors import map_npy, open_hdf5, open_npz, read_json, reading
 from pipelines.errors import SkipRNNError
 
 REMEDY = "mend it"
+found = doors._found
 
 
 def refused(what, *words):
@@ -166,6 +168,24 @@ def test_texts_that_the_library_would_read_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(doors, "LARGE", 0)  # as in files in which arrays are passed over
     refused(lambda: open_hdf5(damaged, REMEDY), "texts at byte", "overwritten", REMEDY)
     open_hdf5(path, REMEDY).close()
+
+
+def test_numbers_that_look_like_texts_cost_no_time(tmp_path, monkeypatch):
+    unit = struct.pack("<HHIQ", 1, 1, 0, 16) + doors.HEAP + struct.pack("<Q", 2**40)  # each leads through all after it
+    path = tmp_path / "numbers.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.frombuffer(unit * 20_000, np.uint8)
+        file["y"] = file.create_dataset("z", data=np.frombuffer(unit * 9, np.uint8), chunks=(24,))[:]
+    seen = []
+    monkeypatch.setattr(doors, "TEXTS", 70_000)
+    with closing(open_hdf5(path, REMEDY)) as opened:  # as many places as there are units, and not their square
+        assert opened.names() == ["x", "y", "z"]
+    monkeypatch.setattr(doors, "TEXTS", 10_000)
+    refused(lambda: open_hdf5(path, REMEDY), "more than 10,000 texts")
+    monkeypatch.setattr(doors, "LARGE", 0)  # of large files arrays are left out
+    monkeypatch.setattr(doors, "_found", lambda *a: seen.extend(found(*a)) or seen)
+    open_hdf5(path, REMEDY).close()
+    assert not seen
 
 
 def test_texts_do_not_have_the_lengths_that_a_file_claims(tmp_path):

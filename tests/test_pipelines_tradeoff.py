@@ -52,18 +52,23 @@ def test_points_are_the_runs_and_lines_the_tasks(swept, tmp_path, drawn):
     singles = next(line for line in axis.lines if len(line.get_xdata()) == 4)
     assert sorted(singles.get_ydata()) == pytest.approx(sorted(run["metric"] for run in said[:4]))
     assert {text.get_text() for text in axis.texts} == {"λ=0", "λ=0.001", "0.5", ""}
-    assert {"LSTM", "LSTM, skipping at random", "solved: 0.00167", "who knows the task needs 4.5"} <= lines.keys()
-    assert lines["who knows the task needs 4.5"].get_xdata() == [4.5, 4.5]  # of 12 steps: 1, and 3.5 of the last 6
+    assert {"LSTM", "LSTM, skipping at random", "solved: 0.00167", "fewest that suffice: 4.5"} <= lines.keys()
+    assert lines["fewest that suffice: 4.5"].get_xdata() == [4.5, 4.5]  # of 12 steps: 1, and 3.5 of the last 6
     assert axis.get_yscale() == "log"
 
 
 def test_several_folders_are_told_apart(swept, tmp_path, drawn):
-    other = tmp_path / "other"
-    other.mkdir()
+    other = tmp_path / "other" / "swept"
+    other.mkdir(parents=True)
     (other / "results.json").write_bytes((swept / "results.json").read_bytes())
     plot_tradeoff([swept, other], tmp_path / "tradeoff.svg")
     labels = {line.get_label() for line in drawn().axes[0].lines}
-    assert {"swept: Skip LSTM", "other: Skip LSTM"} <= labels
+    assert {f"{tmp_path.name}/swept: Skip LSTM", "other/swept: Skip LSTM"} <= labels
+    content = json.loads((other / "results.json").read_text())
+    content["runs"][0]["task"]["length"] = 30
+    (other / "results.json").write_text(json.dumps(content))
+    with pytest.raises(SkipRNNError, match=r"on adding of Adding\(length=30\), others are of Adding\(length=12\)"):
+        plot_tradeoff([swept, other], tmp_path / "tradeoff.png")
 
 
 def test_what_cannot_be_drawn_is_said(swept, tmp_path):
@@ -75,6 +80,10 @@ def test_what_cannot_be_drawn_is_said(swept, tmp_path):
     (swept / "results.json").write_text(json.dumps({**content, "runs": [{**content["runs"][0], "task": {}}]}))
     with pytest.raises(SkipRNNError, match=r"results.json: .* \(it lacks length\); run the sweep again"):
         plot_tradeoff([swept], tmp_path / "tradeoff.png")
+    task = {"task": "adding", "length": -3}
+    (swept / "results.json").write_text(json.dumps({**content, "runs": [{**content["runs"][0], "task": task}]}))
+    with pytest.raises(SkipRNNError, match=r"results.json: .* got -3\); run the sweep again"):
+        plot_tradeoff([swept], tmp_path / "tradeoff.png")
     (swept / "results.json").write_text(json.dumps({**content, "runs": []}))
-    with pytest.raises(SkipRNNError, match="must be of one task, and are of none"):
+    with pytest.raises(SkipRNNError, match=r"there is no finished run in .*swept"):
         plot_tradeoff([swept], tmp_path / "tradeoff.png")
