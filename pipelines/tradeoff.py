@@ -77,7 +77,7 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
 
 def _names(folders: list[Path]) -> dict[Path, str]:
     """The folders, each once, and what to call them: as much of the end of each path as tells it from the others."""
-    parts = {folder: folder.resolve().parts for folder in dict.fromkeys(folders)}
+    parts = {folder: folder.parts for folder in dict.fromkeys(folder.resolve() for folder in folders)}
     names = {}
     for folder, own in parts.items():
         others = [other for other in parts.values() if other != own]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.presets import NONE
+
 RUNS = Path("runs")
 
 if TYPE_CHECKING:
@@ -98,3 +100,22 @@ def chosen_run(run: Path | None) -> Path:
     newest = newest_run(RUNS)
     click.echo(f"run: {newest}", err=True)
     return newest
+
+
+class OrNone(ParamType[Any]):
+    """Takes NONE too, for what None cannot say, which stands for an option that was not given."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == NONE else super().convert(value, param, ctx)
+
+
+class CountOrNone(OrNone, click.IntRange):
+    """A whole number or NONE."""
+
+    name = "integer or none"
+
+
+class NumberOrNone(OrNone, Number):
+    """A number or NONE."""
+
+    name = "number or none"

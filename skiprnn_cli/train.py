@@ -39,25 +39,6 @@ FOR_CELL_NOTE = "".join(
 )
 
 
-class OrNone(options.ParamType[Any]):
-    """Takes NONE too, for what None cannot say, which stands for an option that was not given."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == NONE else super().convert(value, param, ctx)
-
-
-class CountOrNone(OrNone, click.IntRange):
-    """A whole number or NONE."""
-
-    name = "integer or none"
-
-
-class NumberOrNone(OrNone, options.Number):
-    """A number or NONE."""
-
-    name = "number or none"
-
-
 def preset_option(flag: str, field: str, kind: Any, text: str) -> Callable[[Any], Any]:
     """An option whose default is the preset's, said in its help."""
     by_preset = {preset: _defaults(preset, field) for preset in CHOICES["preset"]}
@@ -144,7 +125,7 @@ Examples:
 @preset_option(
     "--gate-clip",
     "gate_clip",
-    NumberOrNone(min=0, min_open=True),
+    options.NumberOrNone(min=0, min_open=True),
     "Bound of the gate's gradient, of each sequence and step, in units of a sequence's loss; none: no bound.",
 )
 @preset_option("--batch-size", "batch_size", click.IntRange(min=1), "Sequences of a batch.")
@@ -156,7 +137,7 @@ Examples:
 @preset_option(
     "--patience",
     "patience",
-    CountOrNone(min=1),
+    options.CountOrNone(min=1),
     "Stop after so many evaluations without a better one; none: train to the end.",
 )
 @preset_option(

@@ -150,11 +150,12 @@ def test_without_the_compiled_path_torch_does_the_same(name, monkeypatch):
         *(
             pytest.param("compiled", name, shape, marks=compiled)
             for name in ("lstm", "gru")
-            for shape in ("paper", "odd")
+            for shape in ("paper", "odd", "wide")
         ),
     ],
 )
 def test_a_bounded_gradient_of_the_gate_is_the_references(path, name, shape, bias, per_step):
+    bound = 0.5 if shape == "wide" else 0.05  # where gradients are large, a small one has float32's error of those
     shape = SHAPES[shape]
     x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     lengths = shape[0] - torch.arange(shape[1]) % 3
@@ -163,7 +164,7 @@ def test_a_bounded_gradient_of_the_gate_is_the_references(path, name, shape, bia
         build(name, shape, BIASES[bias], engine, dtype)
         for engine, dtype in (("events", dtype), ("reference", torch.float64), ("reference", torch.float64))
     )
-    ours.gate_grad_clip = reference.gate_grad_clip = 0.05
+    ours.gate_grad_clip = reference.gate_grad_clip = bound
     expected, unbounded = (run(rnn, x, lengths=lengths, per_step=per_step) for rnn in (reference, literal))
     assert_same(run(ours, x, lengths=lengths, per_step=per_step), expected, tolerance)
     of_weight = -2  # of update_weight and update_bias, the last parameters before the initial state

@@ -186,3 +186,31 @@ def test_bad_construction(options, message):
 def test_repr_says_what_it_is():
     assert repr(SkipLSTM(3, 5, 2, batch_first=True)) == "SkipLSTM(3, 5, num_layers=2, batch_first=True, engine='auto')"
     assert repr(SkipGRU(3, 5, gate_grad_clip=0.1)) == "SkipGRU(3, 5, gate_grad_clip=0.1, engine='auto')"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # of torch's own forward mode
+def test_a_bounded_gradient_goes_through_functions_of_torch():
+    """Gradients of functions, batches of them, and going forward; a bound that never acts changes none."""
+    from torch.func import functional_call, grad, jvp, vmap
+
+    torch.manual_seed(0)
+    rnn, x = (
+        SkipLSTM(2, 3, engine="reference", update_bias=-1.0, dtype=torch.float64),
+        torch.randn(9, 4, 2, dtype=torch.float64),
+    )
+    parameters = {name: p.detach() for name, p in rnn.named_parameters()}
+
+    def loss(parameters, x):
+        out = functional_call(rnn, parameters, (x,))
+        return out.output.square().mean() + out.update_gate.mean()
+
+    found = []
+    for rnn.gate_grad_clip in (None, 1e9):
+        each = vmap(lambda one: grad(loss)(parameters, one[:, None])["update_weight"], 1)(x)
+        found.append(
+            [grad(loss)(parameters, x)["update_weight"], each, jvp(lambda x: loss(parameters, x), (x,), (x,))[1]]
+        )
+    for bounded, literal in zip(*found, strict=True):
+        torch.testing.assert_close(bounded, literal)
+    rnn.gate_grad_clip = 1e-3
+    assert not torch.allclose(grad(loss)(parameters, x)["update_weight"], found[0][0])

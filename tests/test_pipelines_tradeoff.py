@@ -61,7 +61,7 @@ def test_several_folders_are_told_apart(swept, tmp_path, drawn):
     other = tmp_path / "other" / "swept"
     other.mkdir(parents=True)
     (other / "results.json").write_bytes((swept / "results.json").read_bytes())
-    plot_tradeoff([swept, other], tmp_path / "tradeoff.svg")
+    plot_tradeoff([swept, other, tmp_path / "other" / ".." / "swept"], tmp_path / "tradeoff.svg")
     labels = {line.get_label() for line in drawn().axes[0].lines}
     assert {f"{tmp_path.name}/swept: Skip LSTM", "other/swept: Skip LSTM"} <= labels
     content = json.loads((other / "results.json").read_text())

@@ -218,30 +218,3 @@ def test_nan_in_a_used_sample_spreads_and_opens_the_gate(make):
     torch.testing.assert_close(output[:, others], clean.output[:, others], rtol=1e-12, atol=1e-13)
     assert torch.equal(output[:t, 1], clean.output[:t, 1])
     torch.autograd.grad(output.sum() + gate.sum(), list(rnn.parameters()))  # ends
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit")  # of torch's own forward mode
-def test_a_bounded_gradient_goes_through_functions_of_torch(engine):
-    """Gradients of functions, batches of them, and going forward; a bound that never acts changes none."""
-    if engine != "reference":
-        pytest.skip("the event-driven engine is written by hand for autograd alone")
-    from torch.func import functional_call, grad, jvp, vmap
-
-    torch.manual_seed(0)
-    rnn, x = SkipLSTM(2, 3, engine="reference", update_bias=-1.0, dtype=torch.float64), draw(9, 4, 2)
-    parameters = {name: p.detach() for name, p in rnn.named_parameters()}
-
-    def loss(parameters, x):
-        out = functional_call(rnn, parameters, (x,))
-        return out.output.square().mean() + out.update_gate.mean()
-
-    found = []
-    for rnn.gate_grad_clip in (None, 1e9):
-        each = vmap(lambda one: grad(loss)(parameters, one[:, None])["update_weight"], 1)(x)
-        found.append(
-            [grad(loss)(parameters, x)["update_weight"], each, jvp(lambda x: loss(parameters, x), (x,), (x,))[1]]
-        )
-    for bounded, literal in zip(*found, strict=True):
-        torch.testing.assert_close(bounded, literal)
-    rnn.gate_grad_clip = 1e-3
-    assert not torch.allclose(grad(loss)(parameters, x)["update_weight"], found[0][0])
