@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.feature_file import Entry, read_features, write_features
-from pipelines.sources.videos import Video, hold_out, ucf101_group
+from pipelines.data.features import Entry, read_features, write_features
 from pipelines.tasks import Ucf101
+from pipelines.video.listing import Video, hold_out, ucf101_group
 
 NAMES = {
     "ucf101-effnet": "ucf101_9classes_effnetlite0_25fps_pca128_f16.npz",

@@ -23,13 +23,13 @@ import torch
 from speed import machine, use_one_in
 from torchvision.models import ResNet50_Weights, resnet50
 
-from pipelines.extraction import extract_features
-from pipelines.features import load_network
-from pipelines.model import SequenceModel, choose_device, stream, without_skipping
-from pipelines.sources.videos import Video, Videos
+from pipelines.runs.model import SequenceModel, choose_device, stream, without_skipping
 from pipelines.tasks import Videos as VideosTask
-from pipelines.video_source import every_frame, open_video
-from pipelines.workers import local
+from pipelines.video.extraction import extract_features
+from pipelines.video.listing import Video, Videos
+from pipelines.video.lookup import every_frame, open_video
+from pipelines.video.network import load_network
+from pipelines.video.workers import local
 from skiprnn import SkipLSTM
 
 USAGES = {"50%": 2, "10%": 10, "4%": 25}  # a frame in n

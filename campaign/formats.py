@@ -72,7 +72,7 @@ def checkpoint(folder: Path, rng: Random) -> str:
     import torch
     from safetensors.torch import load_file, save
 
-    from pipelines.checkpoints import NAMES, _digest
+    from pipelines.runs.checkpoints import NAMES, _digest
 
     checkpoints = folder / "run" / "checkpoints"
     content = json.loads((checkpoints / "last.json").read_text())

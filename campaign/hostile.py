@@ -267,7 +267,7 @@ def outside(name: str) -> Callable[[Scene], None]:
 
 
 def tensors_outside(scene: Scene) -> None:
-    from pipelines import checkpoints
+    from pipelines.runs import checkpoints
 
     scene.copy("run")
     path = scene.folder / "run" / "checkpoints" / "best.json"

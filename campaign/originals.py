@@ -118,7 +118,7 @@ def _own_data(folder: Path) -> None:
 
 
 def _features(folder: Path) -> None:
-    from pipelines.feature_file import Entry, write_features
+    from pipelines.data.features import Entry, write_features
     from pipelines.tasks import Videos
 
     rng = np.random.default_rng(0)

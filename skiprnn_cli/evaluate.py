@@ -8,7 +8,7 @@ import click
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.evaluation import Report
+    from pipelines.runs.evaluation import Report
 
 
 @click.command(epilog="Example: skiprnn evaluate runs/NAME --split val --json")
@@ -28,7 +28,7 @@ def command(
     same weights with skipping off (torch's own LSTM or GRU, or our GRU that resets before, its gate open); and of
     single sequences, read by a stream that takes only the samples it uses.
     """
-    from pipelines.evaluation import evaluate_run
+    from pipelines.runs.evaluation import evaluate_run
 
     report = evaluate_run(options.chosen_run(run), split=split, checkpoint=checkpoint, data=data, device=device)
     if as_json:

@@ -8,7 +8,7 @@ import click
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.export import Export
+    from pipelines.runs.export import Export
 
 
 @click.command(epilog="Example: skiprnn export runs/NAME --out model.onnx")
@@ -38,7 +38,7 @@ def command(
     the next step updates. The state to begin with stands in the file's metadata under the names of the inputs, as JSON.
     The check replays the split in ONNX Runtime, step by step. Needs the extra export: pip install 'skiprnn[export]'.
     """
-    from pipelines.export import export_run
+    from pipelines.runs.export import export_run
 
     run = options.chosen_run(run)
     report = export_run(

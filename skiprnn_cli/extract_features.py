@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import SkipRNNError
-from pipelines.presets import DATA
+from pipelines.runs.config import DATA
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.extraction import Summary
-    from pipelines.sources.videos import Videos
+    from pipelines.video.extraction import Summary
+    from pipelines.video.listing import Videos
 
 SHOWN = 10  # failures printed; the report has all
 
@@ -96,10 +96,10 @@ def ucf101(videos: Path, splits: Path | None, split: str, **how: Any) -> None:
 
     15 % of each class's training groups (gNN, one scene) are for validation.
     """
-    from pipelines.sources import videos as source
     from pipelines.tasks import Ucf101
+    from pipelines.video import listing
 
-    found = source.ucf101(videos, splits or DATA / "ucfTrainTestlist", split=int(split), seed=how["seed"])
+    found = listing.ucf101(videos, splits or DATA / "ucfTrainTestlist", split=int(split), seed=how["seed"])
     if found.missing:
         click.echo(f"{videos} lacks {found.missing:,} videos of the lists; going on with the others", err=True)
     if found.unlisted:
@@ -117,8 +117,8 @@ def videos(source: Path, **how: Any) -> None:
     perhaps split (train, val or test) and group (videos that must not stand on both sides of a split). Without
     splits, 15 % of each class are for validation and 15 % for testing.
     """
-    from pipelines.sources.videos import own_videos
     from pipelines.tasks import Videos
+    from pipelines.video.listing import own_videos
 
     _extract(own_videos(source, seed=how["seed"]), DATA / f"{source.resolve().stem}.h5", Videos, **how)
 
@@ -126,13 +126,13 @@ def videos(source: Path, **how: Any) -> None:
 def _extract(found: "Videos", default: Path, make_task: Callable[..., Any], **how: Any) -> None:
     import json
 
-    from pipelines.extraction import extract_features
-    from pipelines.features import load_network
-    from pipelines.model import choose_device
-    from pipelines.processes import cores
-    from pipelines.sources.videos import handful
-    from pipelines.video import Sampling
-    from pipelines.workers import local, on_ray
+    from pipelines.parallel.processes import cores
+    from pipelines.runs.model import choose_device
+    from pipelines.video.decode import Sampling
+    from pipelines.video.extraction import extract_features
+    from pipelines.video.listing import handful
+    from pipelines.video.network import load_network
+    from pipelines.video.workers import local, on_ray
     from skiprnn_cli.progress import counted
 
     sampling = Sampling(how["fps"], how["seconds"])

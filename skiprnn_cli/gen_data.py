@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.presets import DATA, DEFAULT_SIZES
+from pipelines.runs.config import DATA, DEFAULT_SIZES
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def mnist(digits: str, source: Path | None, seed: int, out: Path | None, overwri
 
     --source is a folder with the four original IDX files, compressed or not; without it they are downloaded, 11 MB.
     """
+    from pipelines.data.sequences import check_writable
     from pipelines.sources.mnist import BYTES, write_mnist
-    from pipelines.storage import check_writable
     from pipelines.tasks import Mnist
 
     task = Mnist(digits=digits.replace(",", "").replace(" ", ""))
@@ -132,8 +132,8 @@ def imdb(
     --source is the folder aclImdb, its archive, or a folder with *train*.jsonl and *test*.jsonl (label, text), xz or
     not; without it the archive is downloaded, 84 MB. 15 % of the training reviews are for validation, class by class.
     """
+    from pipelines.data.sequences import check_writable
     from pipelines.sources.imdb import BYTES, write_imdb
-    from pipelines.storage import check_writable
 
     path = out or DATA / ("imdb.h5" if length == 200 else f"imdb-{length}.h5")
     check_writable(path, overwrite=overwrite)
@@ -227,8 +227,8 @@ def _write(
 
 def write_with_progress(task: "SyntheticTask", path: Path, sizes: dict[str, int], seed: int, overwrite: bool) -> None:
     """Generate a data file, saying so."""
-    from pipelines.generation import generate
-    from pipelines.storage import check_writable
+    from pipelines.data.sequences import check_writable
+    from pipelines.sources.synthetic import generate
     from skiprnn_cli.progress import counted
 
     check_writable(path, overwrite=overwrite)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import SkipRNNError
-from pipelines.presets import NONE, TrainConfig
+from pipelines.runs.config import NONE, TrainConfig
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.sweep import Finished, Planned
+    from pipelines.grids.sweep import Finished, Planned
 
 LOOK_EVERY = 20.0  # s between lines about runs that are being trained
 NOT_SETTABLE = {"task", "preset", "data", "cell", "skip", "lam", "p_skip", "seed", "device"}
@@ -78,9 +78,9 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], **how: Any) -> None:
     """Train a grid and write its table; ``how`` are the other options of ``grid_options``."""
-    from pipelines.model import check_engine, choose_device
-    from pipelines.results import markdown, write_results
-    from pipelines.sweep import evaluate_all, local, on_ray, others, plan, train_all
+    from pipelines.grids.results import markdown, write_results
+    from pipelines.grids.sweep import evaluate_all, local, on_ray, others, plan, train_all
+    from pipelines.runs.model import check_engine, choose_device
     from skiprnn_cli.progress import counted
 
     runs = plan(out.absolute(), configs)  # workers elsewhere have other working folders
@@ -117,8 +117,8 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
 
 
 def _say_plan(runs: list["Planned"], jobs: int | None, engine: str) -> None:
-    from pipelines.model import choose_device
-    from pipelines.sweep import at_once, estimate, is_finished
+    from pipelines.grids.sweep import at_once, estimate, is_finished
+    from pipelines.runs.model import choose_device
     from skiprnn_cli.progress import clock
 
     left = [run for run in runs if not is_finished(run)]
@@ -144,8 +144,8 @@ def _say_plan(runs: list["Planned"], jobs: int | None, engine: str) -> None:
 @contextmanager
 def _watching(runs: list["Planned"]) -> Iterator[Callable[["Finished"], None]]:
     """Say which runs end, and now and then where the others are."""
-    from pipelines.runs import read_metrics
-    from pipelines.sweep import is_finished
+    from pipelines.grids.sweep import is_finished
+    from pipelines.runs.directory import read_metrics
 
     done = sum(map(is_finished, runs))
     ended, lock = threading.Event(), threading.Lock()
@@ -193,7 +193,7 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Finished"], None]]:
 
 def refuse_other_data(config: TrainConfig) -> None:
     """Refuse a data file that was made with other parameters than the paper's."""
-    from pipelines.sweep import synthetic_task
+    from pipelines.grids.sweep import synthetic_task
     from pipelines.tasks import task_of_file
 
     path, task = Path(config.data), synthetic_task(config)
@@ -203,8 +203,8 @@ def refuse_other_data(config: TrainConfig) -> None:
 
 def ensure_data(config: TrainConfig) -> None:
     """Generate a synthetic task's data file if it is missing."""
-    from pipelines.presets import DEFAULT_SIZES
-    from pipelines.sweep import synthetic_task
+    from pipelines.grids.sweep import synthetic_task
+    from pipelines.runs.config import DEFAULT_SIZES
     from skiprnn_cli.gen_data import write_with_progress
 
     path, task = Path(config.data), synthetic_task(config)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.presets import NONE
+from pipelines.runs.config import NONE
 
 RUNS = Path("runs")
 
@@ -93,7 +93,7 @@ def cpu_name() -> str:
 
 def chosen_run(run: Path | None) -> Path:
     """The run named, or the one under runs/ that was trained last."""
-    from pipelines.runs import newest_run
+    from pipelines.runs.directory import newest_run
 
     if run is not None:
         return run

@@ -16,6 +16,6 @@ def command(runs: tuple[Path, ...], out: Path, overwrite: bool) -> None:
 
     Runs that differ in their seed only make one curve: mean line, shading from minimum to maximum.
     """
-    from pipelines.figures import plot_curves
+    from pipelines.runs.figures import plot_curves
 
     click.echo(f"wrote {plot_curves(list(runs), out, overwrite=overwrite)}")

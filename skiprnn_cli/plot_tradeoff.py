@@ -17,6 +17,6 @@ def command(folders: tuple[Path, ...], out: Path, overwrite: bool) -> None:
     A small dot is a run, a large one the mean over the seeds of a λ. Lines say from where the task counts as solved,
     and how few samples suffice where that is known.
     """
-    from pipelines.tradeoff import plot_tradeoff
+    from pipelines.grids.tradeoff import plot_tradeoff
 
     click.echo(f"wrote {plot_tradeoff(list(folders), out, overwrite=overwrite)}")

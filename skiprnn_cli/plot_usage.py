@@ -32,7 +32,7 @@ def command(
 
     Of videos it makes a contact sheet of all frames.
     """
-    from pipelines.figures import plot_usage
+    from pipelines.runs.figures import plot_usage
 
     run = options.chosen_run(run)
     path = plot_usage(

@@ -11,7 +11,7 @@ import click
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.prediction import Answer, Prediction, VideoPrediction
+    from pipelines.runs.prediction import Answer, Prediction, VideoPrediction
 
 SHOWN = 5  # classes of a video, the likeliest
 
@@ -54,9 +54,9 @@ def command(
     or other videos takes a video, of which only the frames used go through the convolutional network. Samples that are
     skipped are neither parsed nor checked. Runs on the CPU, in compiled code, unless --device says otherwise.
     """
-    from pipelines.doors import TEXT
+    from pipelines.data.doors import TEXT
     from pipelines.errors import SkipRNNError
-    from pipelines.prediction import Answer, Predictor
+    from pipelines.runs.prediction import Answer, Predictor
 
     predictor = Predictor(run, checkpoint=checkpoint, device=device, weights=weights, compare=compare)
     if str(input) != "-":
@@ -87,7 +87,7 @@ def _line(answer: "Answer") -> str:
 
 
 def _text(p: "Prediction") -> str:
-    from pipelines.prediction import VideoPrediction
+    from pipelines.runs.prediction import VideoPrediction
 
     if isinstance(p, VideoPrediction):
         return _video_text(p)

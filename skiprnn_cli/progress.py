@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pipelines.training import Report
+    from pipelines.runs.training import Report
 
 PLAIN_EVERY = 5.0  # seconds
 

@@ -13,8 +13,8 @@ from skiprnn_cli import options
 @options.overwrite
 def command(folder: Path, out: Path | None, overwrite: bool) -> None:
     """Write what reproduce or sweep left in FOLDER as one page: tables, learning curves, usage figures."""
-    from pipelines.report import count_figures, write_report
-    from pipelines.storage import check_writable
+    from pipelines.data.sequences import check_writable
+    from pipelines.grids.report import count_figures, write_report
     from skiprnn_cli.progress import counted
 
     path = out or folder / "report.html"

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from pipelines.errors import SkipRNNError
-from pipelines.presets import CHOICES, DATA, TrainConfig
+from pipelines.runs.config import CHOICES, DATA, TrainConfig
 from skiprnn_cli import options
 from skiprnn_cli.grids import ensure_data, grid_options, refuse_other_data, run_grid
 
@@ -36,8 +36,8 @@ def command(
     Each run is an ordinary run directory under OUT/runs. Finished runs are kept and interrupted ones go on, so the same
     command may be run again after an interruption, or with more --runs. Writes results.json, table.md and table.tex.
     """
-    from pipelines.paper import NUMBERS
-    from pipelines.sweep import grid_of_table, plan
+    from pipelines.grids.paper import NUMBERS
+    from pipelines.grids.sweep import grid_of_table, plan
 
     tasks = list(NUMBERS) if experiment == "all" else [experiment]
     folders = {

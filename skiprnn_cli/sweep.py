@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from pipelines.errors import SkipRNNError
-from pipelines.presets import CHOICES, DATA, TASK_NAMES
+from pipelines.runs.config import CHOICES, DATA, TASK_NAMES
 from skiprnn_cli import options
 from skiprnn_cli.grids import grid_options, run_grid
 
@@ -68,7 +68,7 @@ def command(
 
     As for reproduce, runs are ordinary run directories under OUT/runs, and the same command goes on where it was.
     """
-    from pipelines.sweep import grid
+    from pipelines.grids.sweep import grid
     from pipelines.tasks import task_of_file
 
     if data is not None and data.is_dir():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import SkipRNNError
-from pipelines.presets import (
+from pipelines.runs.config import (
     CHOICES,
     DATA,
     DEFAULT_SIZES,
@@ -28,8 +28,8 @@ from pipelines.presets import (
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.team import Team
-    from pipelines.training import Outcome
+    from pipelines.parallel.team import Team
+    from pipelines.runs.training import Outcome
 
 OF_THE_GATE = ("lam", "lam_warmup", "gate_clip")
 FOR_CELL_NOTE = "".join(
@@ -183,7 +183,7 @@ def command(
     and SIGTERM save the run and stop it; --resume continues it as if it had not stopped. Under torchrun several
     processes train one run together.
     """
-    from pipelines.team import team_of_environment
+    from pipelines.parallel.team import team_of_environment
 
     if tensorboard and find_spec("tensorboard") is None:
         raise SkipRNNError("TensorBoard is not installed; `pip install tensorboard` or drop --tensorboard")
@@ -213,9 +213,9 @@ def _prepare(
     training: dict[str, Any],
 ) -> Path:
     """The run to train, made or changed."""
-    from pipelines.model import check_engine, choose_device
-    from pipelines.runs import check_run_path, create_run, default_run_path
-    from pipelines.training import load_training_data
+    from pipelines.runs.directory import check_run_path, create_run, default_run_path
+    from pipelines.runs.model import check_engine, choose_device
+    from pipelines.runs.training import load_training_data
 
     if resume is not None:
         run = resume
@@ -295,7 +295,7 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
 
 def _imported(data: Path) -> Path:
     """The data file itself, or one's own sequences made into one."""
-    from pipelines.storage import schema_of
+    from pipelines.data.sequences import schema_of
 
     if not data.exists() or schema_of(data) or not (data.is_dir() or data.suffix in (".npz", ".h5", ".hdf5")):
         return data
@@ -324,7 +324,7 @@ def _refuse_two_lengths(training: dict[str, Any]) -> None:
 def _change_resumed(
     ctx: click.Context, run: Path, data: Path | None, accept_edits: bool, training: dict[str, Any]
 ) -> None:
-    from pipelines.training import change_run
+    from pipelines.runs.training import change_run
 
     given = {name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
     refused = given - {*MAY_CHANGE, "resume", "tensorboard", "accept_edits"}
@@ -363,7 +363,7 @@ def _ensure_data(config: TrainConfig) -> None:
 def _train_with_display(
     run: Path, stopped: Callable[[], bool], tensorboard: bool, accept_edits: bool, team: "Team"
 ) -> "Outcome":
-    from pipelines.training import train
+    from pipelines.runs.training import train
     from skiprnn_cli.progress import training_display
 
     if not team.is_first:
@@ -392,7 +392,7 @@ def _summarise(outcome: "Outcome") -> None:
 
 def _best(outcome: "Outcome") -> str:
     """Where the best checkpoint is, and what it does where the last evaluation was worse."""
-    from pipelines.runs import load_config, read_metrics
+    from pipelines.runs.directory import load_config, read_metrics
     from pipelines.tasks import TASKS
 
     records = {record["step"]: record["val"] for record in read_metrics(outcome.run)}

@@ -18,11 +18,11 @@ if not torch.cuda.is_available():
 
 from click.testing import CliRunner
 
-from pipelines.generation import generate
-from pipelines.presets import TrainConfig
-from pipelines.runs import create_run
+from pipelines.runs.config import TrainConfig
+from pipelines.runs.directory import create_run
+from pipelines.runs.training import train
+from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding, Sine
-from pipelines.training import train
 from skiprnn import native
 from skiprnn_cli.main import cli
 

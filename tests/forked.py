@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from pipelines.extraction import extract_features
-from pipelines.sources.videos import own_videos
-from pipelines.training import train
+from pipelines.runs.training import train
+from pipelines.video.extraction import extract_features
+from pipelines.video.listing import own_videos
 from tests.videos import TinyNetwork, inline, tiny_task
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -2,8 +2,8 @@
 
 import torch
 
-from pipelines.checkpoints import load_checkpoint
-from pipelines.runs import read_metrics
+from pipelines.runs.checkpoints import load_checkpoint
+from pipelines.runs.directory import read_metrics
 
 
 def tensors(run, name="last"):

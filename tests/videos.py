@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from pipelines.tasks import Videos
-from pipelines.video import CROP, Clip
-from pipelines.workers import Job, Recipe, Results, extract
+from pipelines.video.decode import CROP, Clip
+from pipelines.video.workers import Job, Recipe, Results, extract
 
 BITS = 10
 BLOCK = 16  # pixels of a bit

@@ -6,8 +6,8 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipelines.data.sequences import atomic_path
 from pipelines.errors import SkipRNNError
-from pipelines.storage import atomic_path
 
 BLOCK = 2**20
 TIMEOUT = 60  # seconds without a byte

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines import doors
-from pipelines.doors import check_file, lines_of, parse_json, reading
+from pipelines.data import doors
+from pipelines.data.doors import check_file, lines_of, parse_json, reading
+from pipelines.data.memory import check_fits, in_words
+from pipelines.data.sequences import Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
-from pipelines.memory import check_fits, in_words
-from pipelines.randomness import derive_seed
+from pipelines.seeds import derive_seed
 from pipelines.sources.download import download, file_digest
-from pipelines.sources.words import read_vectors
-from pipelines.storage import Sequences, sequences_writer
+from pipelines.sources.word_vectors import read_vectors
 from pipelines.tasks.imdb import PADDING, UNKNOWN, Imdb, tokenize
 
 ARCHIVE = "aclImdb_v1.tar.gz"

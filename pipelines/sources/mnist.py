@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.doors import check_file, reading
+from pipelines.data.doors import check_file, reading
+from pipelines.data.sequences import Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
-from pipelines.randomness import derive_seed
+from pipelines.seeds import derive_seed
 from pipelines.sources.download import download, file_digest
-from pipelines.storage import Sequences, sequences_writer
 from pipelines.tasks.mnist import SIDE, Mnist
 
 BYTES = 11_594_722  # to download

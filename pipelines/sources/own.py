@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines import doors
-from pipelines.doors import Hdf5, check_file, reading
+from pipelines.data import doors
+from pipelines.data.doors import Hdf5, check_file, reading
+from pipelines.data.memory import check_fits
+from pipelines.data.samples import csv_source
+from pipelines.data.sequences import SPLITS, Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
-from pipelines.inputs import csv_source
-from pipelines.memory import check_fits
-from pipelines.randomness import derive_seed
-from pipelines.storage import SPLITS, Sequences, sequences_writer
+from pipelines.seeds import derive_seed
 from pipelines.tasks.base import Task
 from pipelines.tasks.own import OwnClasses, OwnNumbers
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.features import read_features
+from pipelines.data.sequences import FEATURES, DataFile, read_attributes, read_sequences, schema_of
 from pipelines.errors import SkipRNNError
-from pipelines.feature_file import read_features
-from pipelines.storage import FEATURES, DataFile, read_attributes, read_sequences, schema_of
 from pipelines.tasks.adding import Adding
 from pipelines.tasks.base import SyntheticTask, Task
 from pipelines.tasks.imdb import Imdb

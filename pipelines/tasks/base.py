@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pipelines.doors import parse_json
+from pipelines.data.doors import parse_json
+from pipelines.data.fields import check_fields
+from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
-from pipelines.fields import check_fields
-from pipelines.storage import Sequences, Split
 
 FINITE = 3e38  # float32's largest number is a little more
 LONGEST = 2**31  # steps of a sequence that is drawn

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Sequences, Split
 from pipelines.tasks.base import ClassificationTask
 
 TOKENIZER = "words-1"

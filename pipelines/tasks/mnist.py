@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Sequences, Split
 from pipelines.tasks.base import ClassificationTask
 
 SIDE = 28  # pixels

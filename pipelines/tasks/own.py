@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Split
 from pipelines.tasks.base import FINITE, ClassificationTask, RegressionTask, Task, class_names, finite_numbers
 
 

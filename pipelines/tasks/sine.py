@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipelines.data.sequences import Sequences
 from pipelines.errors import SkipRNNError
-from pipelines.storage import Sequences
 from pipelines.tasks.base import LONGEST, ClassificationTask, SyntheticTask
 
 

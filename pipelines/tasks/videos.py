@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pipelines.data.features import FlatSequences
+from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
-from pipelines.feature_file import FlatSequences
-from pipelines.storage import Split
 from pipelines.tasks.base import ClassificationTask, class_names
 
 LARGEST = 2**31  # of sizes

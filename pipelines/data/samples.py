@@ -1,0 +1,294 @@
+"""Sequences to predict on: CSV, NPY, NPZ and HDF5 files, and CSV rows that arrive on a stream.
+
+A source hands out single samples, so that what a model skips is neither parsed nor, where the format allows, read.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pipelines.data import doors
+from pipelines.data.doors import Hdf5, lines_of, reading
+from pipelines.data.sequences import Split
+from pipelines.errors import SkipRNNError
+
+ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
+CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
+PIXELS = 2**26  # of an image, at most
+REMEDY = "name another file, or mend this one"
+LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass
+class Source:
+    """One sequence."""
+
+    read: Callable[[int], Floats | None]
+    """Sample t, (D,); None past the end. Asked for ever later samples."""
+    count: Callable[[], int]
+    """Samples of the sequence; where it comes from a stream, those that came."""
+    name: str
+    numeric_header: bool = False
+    """Whether a first line 0,1,... was passed over as names of columns."""
+
+
+@contextmanager
+def open_sources(
+    path: Path, input_size: int, dataset: str | None = None, header: bool | None = None
+) -> Iterator[Sequence[Source]]:
+    """The sequences of a file.
+
+    Args:
+        path: a .npy, .npz, .h5 or .hdf5 file with numbers (T, D) or, for several sequences, (N, T, D), where D may be
+            left out if it is 1; any other file is read as CSV, one sample a row.
+        input_size: D.
+        dataset: the array's name in an .npz or HDF5 file; None takes the only one, ``x`` or ``test/x``.
+        header: whether a CSV file begins with one; None follows the rule of ``csv_source``.
+
+    Raises:
+        SkipRNNError: the file cannot be read, or does not hold what it should.
+    """
+    path = Path(path)
+    if not os.path.exists(path):
+        raise SkipRNNError(f"no file {path} to predict on; name a CSV, NPY, NPZ or HDF5 file, or - for standard input")
+    if path.suffix.lower() not in ARRAYS:
+        if dataset is not None:
+            raise SkipRNNError(f"{path} is read as CSV, which has no datasets; drop --dataset")
+        if path.is_dir():
+            raise SkipRNNError(f"cannot read {path}: it is a folder; name one of its files")
+        with reading(path, "CSV", REMEDY):
+            file = path.open(encoding="utf-8-sig", errors="replace", newline="")
+        with file:
+            yield [csv_source(file, input_size, str(path), header)]
+        return
+    if header is not None:
+        raise SkipRNNError(f"{path} is no CSV file, so it has no header; drop --header and --no-header")
+    with _open_arrays(path) as (arrays, names):
+        name = _choose(names, dataset, path)
+        array: Any = arrays.dataset(name) if isinstance(arrays, Hdf5) else arrays[name]
+        yield _array_sources(array, input_size, path, name)
+
+
+class _Lazily(Sequence[Source]):
+    """Sources that are made when they are asked for: there may be very many."""
+
+    def __init__(self, count: int, make: Callable[[int], Source]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._make(range(self._count)[index])
+
+
+def sequence_sources(sequences: Split, name: str, index: int | None = None) -> Sequence[Source]:
+    """The sequences of a split, each to its end; of a split that holds one sequence only, its number may be given."""
+    lengths, several = sequences.lengths, len(sequences) > 1 or index is not None
+
+    def source(row: int) -> Source:
+        x: list[Tensor] = []  # read when first asked for
+
+        def sample(t: int) -> Any:
+            if not x:
+                x.append(sequences.take(slice(row, row + 1)).x.reshape(sequences.steps, -1))
+            return x[0][t].numpy()
+
+        length = sequences.steps if lengths is None else int(lengths[row])
+        return _array_source(sample, length, f"{name}[{index or row}]" if several else name)
+
+    return _Lazily(len(sequences), source)
+
+
+def image_source(path: Path, side: int) -> Source:
+    """An image as side² bytes, row by row: grey, bright strokes on a dark ground, scaled to fit.
+
+    Raises:
+        SkipRNNError: it is no image.
+    """
+    doors.check_file(path, REMEDY)
+    with reading(path, "an image", REMEDY), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is odd about it, its size among that
+        with Image.open(path) as image:
+            if image.width * image.height > PIXELS:
+                raise SkipRNNError(
+                    f"{path} has {image.width:,} x {image.height:,} pixels, which are too many for a digit; scale it "
+                    "down"
+                )
+            solid = ImageOps.exif_transpose(image).convert("RGBA")
+            grey = Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("L")
+    pixels = np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    if border.mean() > 127:  # dark strokes on a bright ground
+        pixels = 255 - pixels
+    values = np.ascontiguousarray(pixels.reshape(-1, 1))
+    return _array_source(lambda t: values[t], len(values), str(path))
+
+
+def csv_source(file: Iterable[str], input_size: int | None, name: str, header: bool | None = None) -> Source:
+    """A sequence from rows of numbers, separated by commas, semicolons, tabs or blanks, after at most one header.
+
+    Unless ``header`` says whether there is one, the first line is a header if none of its cells is a number, or if they
+    are 0,1,2 and so on, two at least, as pandas names columns that have no names.
+
+    Rows that are not asked for are passed over without being parsed. Empty lines do not count. Where ``input_size`` is
+    None the first row says it.
+
+    Raises:
+        SkipRNNError: there is no row; or, when it is asked for, a row that is not ``input_size`` finite numbers.
+    """
+    lines = lines_of(file, name)
+    line_number, rows = 0, 0  # rows: how many have been taken from the file
+    ahead: list[str] = []
+
+    def next_line() -> str | None:
+        nonlocal line_number
+        if ahead:
+            return ahead.pop()
+        for line in lines:
+            line_number += 1
+            if line.strip():
+                return line
+        return None
+
+    first = next_line()
+    cells = [] if first is None else _cells(first)
+    numeric = header is None and len(cells) > 1 and cells == [str(number) for number in range(len(cells))]
+    if first is not None and (numeric or (header if header is not None else not any(map(_is_number, cells)))):
+        first = next_line()
+    if first is None:
+        raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
+    ahead.append(first)
+    width = len(_cells(first)) if input_size is None else input_size
+
+    def read(t: int) -> Floats | None:
+        nonlocal rows
+        while (line := next_line()) is not None:
+            rows += 1
+            if rows == t + 1:
+                return _parse(line, width, f"{name}, line {line_number}")
+        return None
+
+    def count() -> int:
+        nonlocal rows
+        while next_line() is not None:
+            rows += 1
+        return rows
+
+    return Source(read, count, name, numeric)
+
+
+def _cells(line: str) -> list[str]:
+    for separator in (",", ";", "\t"):
+        if separator in line:
+            return [cell.strip().strip('"') for cell in line.split(separator)]
+    return line.split()
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse(line: str, input_size: int, where: str) -> Floats:
+    cells = _cells(line)
+    if len(cells) != input_size:
+        raise SkipRNNError(f"{where}: a row has {input_size} numbers, this has {len(cells)}")
+    for number, cell in enumerate(cells, start=1):
+        if not _is_number(cell):
+            table = any(map(_is_number, cells))  # what is none is not quoted: it may be any file
+            said = f"{cell!r:.40}" if table else f"the text in column {number}"
+            raise SkipRNNError(f"{where}: {said} is not a number; mend the row, or pass --header if it is one")
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        return check_sample(np.array(cells, dtype=np.float64).astype(np.float32), where)
+
+
+def check_sample(sample: Floats, where: str) -> Floats:
+    """Refuse a sample that holds NaN or infinity."""
+    if not np.isfinite(sample).all():
+        raise SkipRNNError(f"{where}: NaN or infinity, of which no prediction follows; drop or fill it")
+    return sample
+
+
+@contextmanager
+def _open_arrays(path: Path) -> Iterator[tuple[Hdf5 | Mapping[str, Any], list[str]]]:
+    """The arrays of a file, and their names; that of a .npy file is ""."""
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        with closing(doors.open_hdf5(path, REMEDY, cache=CACHE)) as file:
+            yield file, file.names()
+    elif not doors.is_zip(path, REMEDY):
+        yield {"": doors.map_npy(path, REMEDY)}, [""]
+    else:
+        with closing(doors.open_npz(path, REMEDY)) as archive:
+            yield archive, list(archive)
+
+
+def _choose(names: list[str], dataset: str | None, path: Path) -> str:
+    if dataset is None and (ragged := {"lengths", "offsets"} & set(names)):
+        raise SkipRNNError(
+            f"{path} has {' and '.join(sorted(ragged))}, which only `skiprnn gen-data own` reads; predict on the data "
+            "file that it makes"
+        )
+    if dataset is None:
+        likely = names if len(names) == 1 else [name for name in LIKELY if name in names][:1]
+    else:
+        likely = [name for name in names if name == dataset.strip("/")]
+    if not likely:
+        listed = ", ".join(name for name in names[:20] if name) or "none"
+        if not names:
+            raise SkipRNNError(f"{path} holds no dataset; {REMEDY}")
+        raise SkipRNNError(
+            f"{path} has no dataset {dataset}; it has {listed}" if dataset else
+            f"which dataset of {path} shall be read? Name one of {listed} with --dataset"
+        )  # fmt: skip
+    return likely[0]
+
+
+def _array_sources(array: Any, input_size: int, path: Path, dataset: str) -> Sequence[Source]:
+    name, shape = f"{path}:{dataset}" if dataset else str(path), array.shape
+    if array.dtype.kind not in "fiub":
+        raise SkipRNNError(f"{name} holds {array.dtype}, not numbers; {REMEDY}")
+    if 0 in shape:
+        raise SkipRNNError(f"{name} is empty, its shape being {shape}; {REMEDY}")
+    several = len(shape) == 3 or (len(shape) == 2 and input_size == 1 != shape[1])
+    steps = shape[1:] if several else shape
+    if steps[1:] not in ((), (input_size,)) or (len(steps) == 1 and input_size != 1) or not steps:
+        raise SkipRNNError(
+            f"{name} has shape {shape}; the model takes {input_size} numbers a step: (T, {input_size}), or "
+            f"(N, T, {input_size}) for several sequences"
+        )
+    if isinstance(array, h5py.Dataset) and not several:
+        doors.check_claim(array.size * array.dtype.itemsize, array.id.get_storage_size(), name)
+    if not several:
+        return [_array_source(lambda t: array[t].reshape(-1), shape[0], name, path)]
+    return _Lazily(
+        shape[0],
+        lambda i: _array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path),
+    )
+
+
+def _array_source(sample: Callable[[int], Any], length: int, name: str, path: Path | None = None) -> Source:
+    def read(t: int) -> Floats | None:
+        if t >= length:
+            return None
+        with reading(path or name, "readable at this step", REMEDY), np.errstate(over="ignore"):  # to infinity: refused
+            values = np.array(sample(t), dtype=np.float32)
+        return check_sample(values, f"{name}, step {t}")
+
+    return Source(read, lambda: length, name)

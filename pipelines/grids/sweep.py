@@ -1,0 +1,368 @@
+"""``sweep`` and ``reproduce``: a grid of runs, each an ordinary run directory, trained wherever there is room.
+
+A run that is finished is kept, one that was interrupted goes on, one that failed is tried again and then reported.
+"""
+
+import json
+import math
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.data.doors import read_json, reading
+from pipelines.data.fields import check_fields
+from pipelines.data.sequences import read_attributes, write_text
+from pipelines.errors import SkipRNNError
+from pipelines.grids.paper import table
+from pipelines.parallel.cluster import connected, map_tasks, require_ray
+from pipelines.parallel.processes import Died, cores, pool
+from pipelines.runs.config import DEFAULT_SIZES, TrainConfig, configure
+from pipelines.runs.directory import JSON_BYTES, create_run, load_config, load_outcome, load_task, read_metrics
+from pipelines.runs.evaluation import Report as Evaluated
+from pipelines.runs.evaluation import evaluate_run
+from pipelines.runs.model import build_model, check_engine, choose_device
+from pipelines.runs.training import load_training_data, measure_step, total_steps, train
+from pipelines.sources.synthetic import generate
+from pipelines.tasks import TASKS, Sine, SyntheticTask
+
+ATTEMPTS = 2  # at a run that fails
+RETRIES = 3  # of a run whose Ray worker died
+RUNS_A_GPU = 4  # small models leave most of one idle
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of the grid."""
+
+    path: Path
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of training a run; ``reason`` says why it failed."""
+
+    planned: Planned
+    reason: str | None = None
+
+
+Results = Generator[tuple[Planned, str | None], None, None]
+Engine = Callable[[list[Planned]], Results]
+"""Trains runs; yields each with why it failed, or None."""
+
+
+def grid_of_table(
+    task: str, preset: str, data: Path, seeds: Iterable[int], **options: Any
+) -> list[TrainConfig]:  # fmt: skip
+    """The configurations of one of the paper's tables.
+
+    Args:
+        task: adding, sine, mnist, imdb or ucf101.
+        preset: quick, settled or paper.
+        data: folder of the data files.
+        seeds: a run each.
+        options: fields of the configuration that are to be other than the preset's.
+    """
+    return [
+        configure(
+            task, preset, data=str((data / f"{row.data}.h5").absolute()), cell=row.cell, skip=row.lam is not None,
+            lam=row.lam or 0.0, p_skip=row.p_skip, seed=seed, **_of_model(row.cell, row.lam, options),
+        )
+        for row in table(task)
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def grid(
+    task: str, preset: str, cells: Iterable[str], lams: Iterable[float | None], seeds: Iterable[int], **options: Any
+) -> list[TrainConfig]:
+    """The configurations of one's own grid; a λ of None is the plain cell."""
+    seeds = list(seeds)
+    lams = list(lams)
+    return [
+        configure(
+            task, preset, cell=cell, skip=lam is not None, lam=lam or 0.0, seed=seed, **_of_model(cell, lam, options)
+        )
+        for cell in cells
+        for lam in lams
+        for seed in seeds
+    ]
+
+
+def _of_model(cell: str, lam: float | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a grid that a model has: all, but that only a Skip GRU may reset before the product."""
+    return {
+        name: value for name, value in options.items() if name != "reset_after" or (cell == "gru" and lam is not None)
+    }
+
+
+def plan(out: Path, configs: Iterable[TrainConfig]) -> list[Planned]:
+    """Where each configuration's run goes.
+
+    Raises:
+        SkipRNNError: a run is there with another configuration, or two would be one.
+    """
+    runs: list[Planned] = []
+    for config in configs:
+        gate = f"-lam{config.lam:g}" if config.skip else ""
+        path = out / "runs" / f"{Path(config.data).stem}-{config.file_name}{gate}-seed{config.seed}"
+        if path.exists():
+            try:
+                there = load_config(path)
+                load_outcome(path)
+            except SkipRNNError as error:
+                raise SkipRNNError(f"{error}; or remove {path}, and it is trained anew") from error
+            for field in fields(TrainConfig):
+                old, new = getattr(there, field.name), getattr(config, field.name)
+                if old != new and field.name != "device":
+                    raise SkipRNNError(
+                        f"{path} was made with {field.name} {old}, not {new}; name another --out, or remove it"
+                    )
+        if any(path == run.path for run in runs):
+            raise SkipRNNError(f"the grid has two runs called {path.name}; λ must differ in its first six digits")
+        runs.append(Planned(path, config))
+    return runs
+
+
+def is_finished(run: Planned) -> bool:
+    """Whether a run has been trained to its end."""
+    return run.path.exists() and load_outcome(run.path) is not None
+
+
+def train_all(runs: list[Planned], engine: Engine, on_finished: Callable[[Finished], None]) -> dict[str, str]:
+    """Train the runs that are not finished.
+
+    Args:
+        runs: from ``plan``.
+        engine: ``local`` or ``on_ray``.
+        on_finished: called with each run that ends.
+
+    Returns:
+        Why runs failed, by path; those that did not are left out.
+    """
+    failed: dict[str, str] = {}
+    wanted = [run for run in runs if not is_finished(run)]
+    for _ in range(ATTEMPTS):
+        with closing(engine(wanted)) as results:
+            for run, reason in results:
+                failed.pop(str(run.path), None)
+                if reason is not None:
+                    failed[str(run.path)] = reason
+                on_finished(Finished(run, reason))
+        wanted = [run for run in wanted if str(run.path) in failed]
+    return failed
+
+
+def local(jobs: int | None = None) -> Engine:
+    """Processes of this machine, by default one a CPU core, or four a GPU."""
+
+    def run(runs: list[Planned]) -> Results:
+        if not runs:
+            return
+        device = choose_device(runs[0].config.device)
+        count = at_once(len(runs), device, jobs)
+        gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+        with pool(count, train_one, threads=max(cores() // count, 1), gpus=gpus) as processes:
+            for planned, reason in processes.map(iter(runs)):
+                yield planned, "its process died, twice" if isinstance(reason, Died) else reason
+
+    return run
+
+
+def at_once(runs: int, device: torch.device, jobs: int | None) -> int:
+    """How many runs are trained at once in local processes."""
+    room = jobs or (RUNS_A_GPU * torch.cuda.device_count() if device.type == "cuda" else cores())
+    return max(min(room, runs), 1)
+
+
+def on_ray(jobs: int | None, address: str | None) -> Engine:
+    """Tasks of a Ray cluster, a CPU core or a quarter of a GPU each; run directories lie on storage that all share.
+
+    A run whose worker dies goes on from its last checkpoint on another.
+
+    Raises:
+        SkipRNNError: Ray is not installed; later, no cluster answers.
+    """
+    require_ray()
+
+    def run(runs: list[Planned]) -> Results:
+        if not runs:
+            return
+        with connected(address) as ray:
+            there = ray.cluster_resources()
+            gpus, share = int(there.get("GPU", 0)), {"num_cpus": 1.0}
+            if gpus:
+                share["num_gpus"] = 1 / RUNS_A_GPU
+            room = jobs or gpus * RUNS_A_GPU or int(there.get("CPU", 1))
+            for planned, said in map_tasks(ray, _train_one_on_ray, iter(runs), at_once=room, retries=RETRIES, **share):
+                died = isinstance(said, Exception)
+                yield planned, f"its worker died ({' '.join(str(said).split())[:200]})" if died else said
+
+    return run
+
+
+def _train_one_on_ray(run: Planned) -> str | None:
+    torch.set_num_threads(1)
+    return train_one(run)
+
+
+def synthetic_task(config: TrainConfig) -> SyntheticTask | None:
+    """The task whose data file a configuration names, where it can be generated; None where not."""
+    kind = TASKS[config.task]
+    if not issubclass(kind, SyntheticTask):
+        return None
+    return Sine(sampling_period=0.5) if Path(config.data).stem == "sine-0.5ms" else kind()
+
+
+def train_one(run: Planned) -> str | None:
+    """Train a run, from where it was; why it failed, or None. An error that is not ours leaves error.txt in the run."""
+    try:
+        if not run.path.exists():
+            create_run(run.path, run.config)
+        train(run.path)
+        (run.path / "error.txt").unlink(missing_ok=True)
+    except SkipRNNError as error:
+        return str(error)
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if not run.path.exists():
+            return said
+        write_text(run.path / "error.txt", traceback.format_exc())
+        return f"{said}; see {run.path / 'error.txt'}"
+    return None
+
+
+VARIED = ("cell", "reset_after", "skip", "lam", "p_skip", "seed", "device")  # within a table
+
+
+def others(out: Path, runs: list[Planned]) -> list[Planned]:
+    """Finished runs of a folder as earlier grids with the same settings left them, that are not among these."""
+
+    def settings(config: TrainConfig) -> dict[str, Any]:
+        same = {name: value for name, value in asdict(config).items() if name not in VARIED}
+        return same if config.cell in cells else {**same, "lr": None}  # which a preset may have for a cell
+
+    cells = {run.config.cell for run in runs}
+    wanted = [settings(run.config) for run in runs] + [{**settings(run.config), "lr": None} for run in runs]
+    known = {replace(run.config, device="auto") for run in runs}
+    found = []
+    for path in sorted((out / "runs").glob("*")):
+        with suppress(SkipRNNError):  # what cannot be read is none of ours
+            run = Planned(path, load_config(path))
+            config = replace(run.config, device="auto")
+            if config not in known and settings(config) in wanted and is_finished(run):
+                known.add(config)
+                found.append(run)
+    return found
+
+
+def evaluate_all(
+    runs: list[Planned], failed: dict[str, str], on_progress: Callable[[int], None] = lambda count: None
+) -> list[dict[str, Any]]:
+    """Evaluate finished runs on their test splits, one after the other, or take what is known of them.
+
+    Args:
+        runs: those that are not finished are left out.
+        failed: why runs failed, by path; receives those that cannot be evaluated.
+        on_progress: called with the number of runs just done.
+
+    Returns:
+        For each finished run its configuration, its evaluation, and the seconds its training took.
+    """
+    results = []
+    for run in runs:
+        outcome = load_outcome(run.path) if run.path.exists() else None
+        if outcome is not None:
+            try:
+                results.append(_result(run, outcome))
+            except SkipRNNError as error:
+                failed[str(run.path)] = f"cannot be evaluated: {error}"
+            except Exception as error:
+                failed[str(run.path)] = f"cannot be evaluated: {type(error).__name__}: {error}"
+        on_progress(1)
+    return results
+
+
+def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
+    path = run.path / "result.json"
+    made_of: dict[str, Any] = {"task": load_task(run.path)}
+    if Path(run.config.data).exists():
+        made_of["data_digest"] = read_attributes(Path(run.config.data)).get("digest")
+    with suppress(SkipRNNError), reading(path, "a note", ""):  # it is no more than a note of what an evaluation said
+        there = read_json(path, dict, "", limit=JSON_BYTES)
+        check_fields(Evaluated, there["evaluation"])
+        check_fields(TrainConfig, there["config"])
+        named = there["name"] == run.path.name and isinstance(there["training_seconds"], int | float)
+        if named and there["outcome"] == outcome and made_of.items() <= there.items():
+            return there
+    records = read_metrics(run.path)
+    if not records:
+        raise SkipRNNError(f"{run.path} has no evaluation in its metrics.jsonl; train it again")
+    result = {
+        "name": run.path.name,
+        "config": asdict(run.config),
+        **made_of,
+        "outcome": outcome,
+        "training_seconds": records[-1]["seconds"],
+        "evaluation": asdict(evaluate_run(run.path)),
+    }
+    write_text(path, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def estimate(configs: list[TrainConfig], jobs: int | None) -> dict[TrainConfig, float | None]:
+    """Seconds that training each configuration should take here; None where its data is missing.
+
+    A step of each kind of model is timed, as the gate is at first: open nearly everywhere.
+
+    Args:
+        configs: of runs.
+        jobs: as for ``local``, which says how many cores a run has.
+    """
+    known: dict[TrainConfig, float | None] = {}
+    before = torch.get_num_threads()
+    try:
+        for config in configs:
+            kind = replace(config, seed=0, lam=0.0)
+            if kind not in known:
+                torch.set_num_threads(max(cores() // at_once(len(configs), choose_device(config.device), jobs), 1))
+                known[kind] = _estimate(kind)
+    finally:
+        torch.set_num_threads(before)
+    return {config: known[replace(config, seed=0, lam=0.0)] for config in configs}
+
+
+def _estimate(config: TrainConfig) -> float | None:
+    device = choose_device(config.device)
+    validation = None
+    if not Path(config.data).exists():
+        drawn = synthetic_task(config)
+        if drawn is None:
+            return None
+        validation = DEFAULT_SIZES["val"]
+        with tempfile.TemporaryDirectory() as folder:
+            sizes = dict.fromkeys(DEFAULT_SIZES, config.batch_size)
+            path = generate(drawn, Path(folder) / "data.h5", sizes, seed=config.seed)
+            task, data = load_training_data(replace(config, data=str(path)))
+    else:
+        task, data = load_training_data(config)
+    check_engine(config, device)
+    model = build_model(config, task).to(device).train()
+    steps = total_steps(config, data.splits)
+    sequences = data.splits["val"].take(slice(config.batch_size)).to(device)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        measure_step(model, task, sequences, config)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    evaluations = math.ceil(steps / config.eval_every) * (validation or len(data.splits["val"])) / len(sequences) / 3
+    return (steps + evaluations) * min(seconds[1:])

@@ -1,0 +1,122 @@
+"""``plot-tradeoff``: how good the models of sweeps are against the samples they use."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipelines.data.doors import reading
+from pipelines.errors import SkipRNNError
+from pipelines.grids.results import read_results
+from pipelines.runs.config import TrainConfig
+from pipelines.runs.figures import FORMATS, check_format, save
+from pipelines.tasks import TASKS, Task
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A run on its test split."""
+
+    series: str  # whose points are joined by a line
+    label: str  # what tells it from others of its series; the same for its seeds
+    order: float
+    used: float
+    metric: float
+
+
+def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) -> Path:
+    """Draw the test metric against used samples: a small dot a run, a large one the mean over the seeds of each λ.
+
+    Where the task says when it counts as solved that is a dashed line, and where it is known how few samples suffice, a
+    dotted one.
+
+    Args:
+        folders: what ``reproduce`` or ``sweep`` wrote, all of one task.
+        out: a path ending in .png, .pdf or .svg.
+        overwrite: replace ``out`` if it exists.
+
+    Raises:
+        SkipRNNError: a folder has no results, the tasks differ, or ``out`` cannot be written.
+    """
+    check_format(out, FORMATS)
+    names = _names(folders)
+    panels: dict[str, list[_Point]] = defaultdict(list)  # by data file
+    tasks: dict[str, Task] = {}
+    for folder, name in names.items():
+        prefix = f"{name}: " if len(names) > 1 else ""
+        for result in read_results(folder)["runs"]:
+            config = TrainConfig(**result["config"])
+            data = Path(config.data).stem
+            with reading(folder / "results.json", "the results of a sweep", "run the sweep again"):
+                try:
+                    task = TASKS[config.task].from_attributes({k: v for k, v in result["task"].items() if k != "task"})
+                except SkipRNNError as error:
+                    raise ValueError(str(error)) from error
+                used, metric = (float(result["evaluation"][name]) for name in ("used_mean", "metric"))
+            if tasks.setdefault(data, task) != task:
+                raise SkipRNNError(
+                    f"{folder} has runs on {data} of {task}, others are of {tasks[data]}; plot each by itself"
+                )
+            panels[data].append(_point(config, prefix, used, metric))
+    kinds = sorted({task.name for task in tasks.values()})
+    if not kinds:
+        raise SkipRNNError(f"there is no finished run in {', '.join(map(str, folders))}; run the sweep again")
+    if len(kinds) > 1:
+        raise SkipRNNError(f"the runs are of different tasks ({', '.join(kinds)}); plot each task by itself")
+    figure = Figure(figsize=(6.4 * len(panels), 4.6), layout="constrained")
+    for axis, (data, points) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        _draw(axis, points, tasks[data])
+        if len(panels) > 1:
+            axis.set_title(data, fontsize=10)
+    return save(figure, out, overwrite=overwrite)
+
+
+def _names(folders: list[Path]) -> dict[Path, str]:
+    """The folders, each once, and what to call them: as much of the end of each path as tells it from the others."""
+    parts = {folder: folder.parts for folder in dict.fromkeys(folder.resolve() for folder in folders)}
+    names = {}
+    for folder, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        count = next(n for n in range(1, len(own) + 1) if n == len(own) or all(o[-n:] != own[-n:] for o in others))
+        names[folder] = "/".join(own[-count:])
+    return names
+
+
+def _point(config: TrainConfig, prefix: str, used: float, metric: float) -> _Point:
+    cell = config.cell.upper()
+    if config.skip:
+        return _Point(f"{prefix}{config.model_name}", f"λ={config.lam:g}", config.lam, used, metric)
+    if config.p_skip is None:
+        return _Point(f"{prefix}{cell}", "", 0, used, metric)
+    return _Point(f"{prefix}{cell}, skipping at random", f"{config.p_skip:g}", config.p_skip, used, metric)
+
+
+def _draw(axis: Axes, points: Iterable[_Point], task: Task) -> None:
+    series: dict[str, dict[tuple[float, str], list[_Point]]] = defaultdict(lambda: defaultdict(list))
+    for point in points:
+        series[point.series][point.order, point.label].append(point)
+    for name, groups in series.items():
+        ordered = sorted(groups.items())
+        used = [mean(point.used for point in group) for _, group in ordered]
+        metric = [mean(point.metric for point in group) for _, group in ordered]
+        (line,) = axis.plot(used, metric, "o-", label=name, markersize=6, linewidth=1)
+        single = [point for _, group in ordered for point in group if len(group) > 1]
+        axis.plot([p.used for p in single], [p.metric for p in single], ".", color=line.get_color(), alpha=0.4)
+        for (_, label), x, y in zip((key for key, _ in ordered), used, metric, strict=True):
+            axis.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    if task.solved_at is not None:
+        axis.axhline(task.solved_at, color="0.4", linestyle="--", linewidth=1, label=f"solved: {task.solved_at:.3g}")
+    if task.fewest_samples is not None:
+        fewest = task.fewest_samples
+        axis.axvline(fewest, color="0.4", linestyle=":", linewidth=1, label=f"fewest that suffice: {fewest:g}")
+    axis.set_xlabel("used samples per sequence")
+    axis.set_ylabel(f"test {task.metric_name}")
+    axis.set_xlim(left=0)
+    if not task.higher_is_better:
+        axis.set_yscale("log")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False)

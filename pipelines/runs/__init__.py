@@ -1,0 +1,1 @@
+"""All that happens to one run: its folder, training, evaluation, prediction, export and figures."""

@@ -1,0 +1,69 @@
+"""The batches of training: a function of the seed and the step alone, so that a resumed run sees what it would have."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from pipelines.data.features import FlatSequences
+from pipelines.data.sequences import Sequences, Split
+from pipelines.errors import SkipRNNError
+from pipelines.parallel.team import ALONE, Team
+from pipelines.runs.config import TrainConfig
+from pipelines.seeds import derive_seed, generator
+from pipelines.tasks import SyntheticTask, Task
+
+LOADERS = 2  # processes that read batches from a file too large for memory
+
+
+def batches_after(
+    step: int, config: TrainConfig, task: Task, splits: Mapping[str, Split], device: torch.device, team: Team = ALONE
+) -> Iterator[Sequences]:
+    """The batches that follow ``step``, without end, this process's part of each.
+
+    Raises:
+        SkipRNNError: batches are to be drawn, and the task cannot.
+    """
+    if config.fresh_batches:
+        if not isinstance(task, SyntheticTask):
+            raise SkipRNNError(
+                f"the task {task.name} has no generator to draw fresh batches from; train on its data file"
+            )
+        while True:
+            step += 1
+            joint = task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
+            yield joint if team.size == 1 else joint.take(team.part(config.batch_size))
+    split = splits["train"]
+    rows = _Rows(len(split), config, step, team)
+    if isinstance(split, FlatSequences) and split.streams:  # from the file, ahead of the step that needs them
+        loader: DataLoader[Sequences] = DataLoader(
+            replace(split, target=torch.device("cpu")),  # type: ignore[arg-type]
+            sampler=rows,
+            batch_size=None,
+            num_workers=LOADERS,
+            multiprocessing_context="spawn",
+        )
+        yield from (batch.to(device) for batch in loader)
+    else:
+        yield from (split.take(chosen.to(device)) for chosen in rows)
+
+
+class _Rows(Sampler[Tensor]):
+    """The row numbers of the batches that follow a step, without end."""
+
+    def __init__(self, size: int, config: TrainConfig, step: int, team: Team) -> None:
+        self._size, self._batch_size, self._seed, self._step = size, config.batch_size, config.seed, step
+        self._team = team
+
+    def __iter__(self) -> Iterator[Tensor]:
+        step, per_epoch = self._step, math.ceil(self._size / self._batch_size)
+        while True:
+            epoch, done = divmod(step, per_epoch)
+            order = np.random.default_rng(derive_seed(self._seed, "epoch", epoch)).permutation(self._size)
+            for rows in torch.split(torch.from_numpy(order), self._batch_size)[done:]:
+                yield rows[self._team.part(len(rows))]
+                step += 1

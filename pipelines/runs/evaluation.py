@@ -1,0 +1,244 @@
+"""``evaluate``: how well a run does, how much it reads for it, and what that costs."""
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pipelines.data.sequences import Sequences, Split
+from pipelines.errors import SkipRNNError
+from pipelines.parallel.team import ALONE, Team
+from pipelines.runs.checkpoints import check_tensors, load_checkpoint
+from pipelines.runs.config import TrainConfig
+from pipelines.runs.directory import load_config, load_task
+from pipelines.runs.edits import edits_of_config, refuse_edits
+from pipelines.runs.model import (
+    SequenceModel,
+    autocast,
+    build_model,
+    choose_device,
+    stream,
+    without_skipping,
+)
+from pipelines.seeds import derive_seed
+from pipelines.tasks import Task, load_data, task_of_attributes
+from skiprnn import used_samples
+
+TIMED_REPEATS = 5
+TIMED_SEQUENCES = 32  # one at a time
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's results on a split."""
+
+    loss: float  # without the budget
+    metric: float
+    used_mean: float  # samples a sequence
+    used_std: float  # over the sequences
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``skiprnn evaluate`` says of a run."""
+
+    run: str
+    model: str
+    task: str
+    split: str
+    checkpoint: str
+    step: int
+    sequences: int
+    metric_name: str
+    metric: float
+    solved: bool | None
+    steps_per_sequence: float  # without padding, where sequences end where they end
+    used_mean: float
+    used_std: float
+    used_percent: float
+    cost: float  # multiply-accumulates a sequence, the paper's count
+    cost_without_skipping: float
+    device: str
+    batch_size: int
+    seconds_per_sequence: float  # at that batch size
+    seconds_per_sequence_without_skipping: float
+    seconds_alone: (
+        float | None
+    )  # one sequence at a time, reading what it uses; None where samples are skipped at random
+    seconds_alone_without_skipping: float
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A run's network with the weights of one of its checkpoints."""
+
+    config: TrainConfig
+    task: Task
+    model: SequenceModel
+    device: torch.device
+    step: int
+    data_digest: str  # of the data it was trained on
+
+
+@dataclass(frozen=True)
+class TrainedRun(TrainedModel):
+    """The same with a split of its data."""
+
+    sequences: Split  # on the device
+
+
+def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None) -> TrainedModel:
+    """Load a trained network, without its data. Arguments and errors as for ``load_run``."""
+    config = load_config(run)  # first of all, is it a run?
+    saved = load_checkpoint(run, checkpoint)
+    refuse_edits(run, edits_of_config(config, saved.progress))
+    path = Path(run) / "task.json"
+    attributes = load_task(run)
+    task = task_of_attributes(attributes, path, config.task)  # which checks the types too
+    if saved.progress.task not in (None, attributes):
+        raise SkipRNNError(f"{path} was edited since the run was trained; `skiprnn train --resume {run}` restores it")
+    where = choose_device(device or config.device)
+    anywhere = config if where.type == "cuda" or config.engine != "triton" else replace(config, engine="auto")
+    model = build_model(anywhere, task)
+    weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
+    check_tensors(weights, model.state_dict(), f"the checkpoint {checkpoint!r} of {run}")
+    model.load_state_dict(weights)
+    progress = saved.progress
+    return TrainedModel(config, task, model.to(where).eval(), where, progress.step, progress.data_digest)
+
+
+def load_run(
+    run: Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "best",
+    data: Path | None = None,
+    device: str | None = None,
+) -> TrainedRun:
+    """Load a trained network and a split of its data.
+
+    Args:
+        run: the run directory.
+        split: "train", "val" or "test".
+        checkpoint: "best" or "last".
+        data: a data file instead of the run's own.
+        device: a device instead of the run's own.
+
+    Raises:
+        SkipRNNError: the run, its checkpoint or its data cannot be read.
+    """
+    loaded = load_model(run, checkpoint=checkpoint, device=device)
+    config, path = loaded.config, Path(data or loaded.config.data)
+    _, file = load_data(path, loaded.task, (split,), true_lengths=config.true_lengths)
+    if data is None and file.attributes["digest"] != loaded.data_digest:
+        raise SkipRNNError(f"{path} was made anew since {run} was trained on it; to use it even so, pass --data {path}")
+    return TrainedRun(**vars(loaded), sequences=file.splits[split].to(loaded.device))
+
+
+def evaluate_run(
+    run: Path, *, split: str = "test", checkpoint: str = "best", data: Path | None = None, device: str | None = None
+) -> Report:
+    """Evaluate a trained run on a split of its data. Arguments and errors as for ``load_run``."""
+    trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
+    config, task, model = trained.config, trained.task, trained.model
+    sequences = trained.sequences
+    torch.manual_seed(derive_seed(config.seed, "evaluate"))
+    result = evaluate(model, task, sequences, config)
+    batch = sequences.take(slice(config.batch_size))
+    steps = sequences.steps if sequences.lengths is None else sequences.lengths.double().mean().item()
+    cost = model.cost_per_update() + task.sample_cost
+    plain = without_skipping(model).eval()
+    alone, plain_alone = _seconds_alone(model, plain, sequences.take(slice(TIMED_SEQUENCES)), config)
+    return Report(
+        run=str(run),
+        model=config.model_name,
+        task=task.name,
+        split=split,
+        checkpoint=checkpoint,
+        step=trained.step,
+        sequences=len(sequences),
+        metric_name=task.metric_name,
+        metric=result.metric,
+        solved=task.solved(result.metric),
+        steps_per_sequence=steps,
+        used_mean=result.used_mean,
+        used_std=result.used_std,
+        used_percent=100 * result.used_mean / steps,
+        cost=result.used_mean * cost,
+        cost_without_skipping=steps * cost,
+        device=str(trained.device),
+        batch_size=len(batch),
+        seconds_per_sequence=_seconds(model, batch, config) / len(batch),
+        seconds_per_sequence_without_skipping=_seconds(plain, batch, config) / len(batch),
+        seconds_alone=alone,
+        seconds_alone_without_skipping=plain_alone,
+    )
+
+
+@torch.inference_mode()
+def evaluate(
+    model: SequenceModel, task: Task, sequences: Split, config: TrainConfig, team: Team = ALONE
+) -> Evaluation:  # fmt: skip
+    """Loss, metric and used samples of a model over sequences on its device, each process doing its part of them."""
+    batch_losses, scores, used = [], [], []
+    rows, size = team.part(len(sequences)), 4 * config.batch_size
+    training = model.training
+    model.eval()
+    try:
+        for start in range(rows.start, rows.stop, size):
+            batch = sequences.take(slice(start, min(start + size, rows.stop)))
+            with autocast(config, sequences.device):
+                prediction = model(batch.x, batch.lengths)
+            batch_losses.append(task.loss(prediction.output, batch.y) * len(batch))
+            scores.append(task.scores(prediction.output, batch.y))
+            used.append(used_samples(prediction.update_gate, batch_first=True))
+    finally:
+        model.train(training)
+    if team.size > 1:
+        parts = team.gather(([t.cpu() for t in batch_losses], [t.cpu() for t in scores], [t.cpu() for t in used]))
+        batch_losses, scores, used = ([tensor for part in parts for tensor in part[kind]] for kind in range(3))
+    counts = torch.cat(used).double()
+    return Evaluation(
+        loss=torch.stack(batch_losses).double().sum().item() / len(sequences),
+        metric=torch.cat(scores).double().mean().item(),
+        used_mean=counts.mean().item(),
+        used_std=counts.std(correction=0).item(),
+    )
+
+
+@torch.inference_mode()
+def _seconds(model: SequenceModel, batch: Sequences, config: TrainConfig) -> float:
+    """Median wall-clock of a forward pass."""
+    seconds = []
+    for _ in range(1 + TIMED_REPEATS):
+        start = time.perf_counter()
+        with autocast(config, batch.x.device):
+            model(batch.x, batch.lengths)
+        if batch.x.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+@torch.inference_mode()
+def _seconds_alone(
+    model: SequenceModel, plain: SequenceModel, sequences: Sequences, config: TrainConfig
+) -> tuple[float | None, float]:
+    """Median wall-clock of one sequence in float32: through a stream, and of the plain cell over all of it."""
+    config = replace(config, amp="off")
+    lengths = [sequences.x.shape[1]] * len(sequences) if sequences.lengths is None else sequences.lengths.tolist()
+    alone = [x[:length] for x, length in zip(sequences.x, lengths, strict=True) if length]
+    plain_seconds = statistics.median(_seconds(plain, Sequences(x[None], x[:0]), config) for x in alone)
+    if config.p_skip:
+        return None, plain_seconds
+    follower, seconds = stream(model), []
+    for _ in range(1 + TIMED_REPEATS):
+        for x in alone:
+            start = time.perf_counter()
+            follower.reset()
+            follower.feed(model.embedding(x))
+            follower.prediction.cpu()
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[len(alone) :]), plain_seconds

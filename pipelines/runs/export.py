@@ -1,0 +1,253 @@
+"""``export``: a run's step as an ONNX graph, checked against the model on a split of its data."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipelines.data.sequences import Split, atomic_path, check_writable
+from pipelines.errors import SkipRNNError
+from pipelines.runs.evaluation import load_run
+from pipelines.runs.model import SequenceModel, with_gate
+from pipelines.tasks import Task
+from skiprnn import GRUState, LSTMState, SkipGRU, SkipLSTM
+
+OPSET = 20
+CHECK_BATCH = 256  # sequences a call
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and how it compares with the model it was made from."""
+
+    out: str
+    bytes: int
+    int8: bool
+    sequences: int  # compared, all their steps
+    gates: int
+    gates_equal: int
+    output_difference: float  # largest, between last outputs
+    metric_name: str
+    metric: float
+    metric_exported: float
+    used_mean: float
+    used_mean_exported: float
+
+
+class Step(nn.Module):
+    """One step of a model, its state laid open: what ``export`` writes, and what ``torch.export`` can trace."""
+
+    rnn: SkipLSTM | SkipGRU
+    head: nn.Linear
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        gated = with_gate(model)
+        assert isinstance(gated.rnn, SkipLSTM | SkipGRU)
+        self.rnn, self.head = gated.rnn, gated.head
+        self.rnn.engine = "auto"  # a run may have named one that cannot be traced
+
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """(B, D) and the fields of the state -> output (B, output_size), the fields again, and skip_next (B,)."""
+        kind = LSTMState if self.rnn.cell.num_states == 2 else GRUState
+        _, after, skip_next = self.rnn.step(x, kind(*state))
+        return self.head(after.h[-1]).float(), *after, skip_next
+
+
+class Traced(NamedTuple):
+    """A step as ``torch.export`` has it, for any batch size, and the names of what goes in and comes out."""
+
+    program: torch.export.ExportedProgram
+    inputs: list[str]
+    outputs: list[str]
+    initial: dict[str, list[Any]]  # the state before the first step, of one sequence
+
+
+def trace(model: SequenceModel) -> Traced:
+    """Trace a model's step."""
+    step = Step(model).cpu().eval()
+    state = [tensor.detach() for tensor in step.rnn.initial_state(2)]
+    fields = (LSTMState if step.rnn.cell.num_states == 2 else GRUState)._fields
+    initial = {
+        name: (tensor[:, 0] if tensor.dim() == 3 else tensor[0]).tolist()
+        for name, tensor in zip(fields, state, strict=True)
+    }
+    batch = torch.export.Dim("batch")
+    of_state = tuple({1: batch} if tensor.dim() == 3 else {0: batch} for tensor in state)
+    x = torch.zeros(2, step.rnn.input_size)
+    with torch.no_grad():
+        program = torch.export.export(step, (x, *state), dynamic_shapes=({0: batch}, of_state))
+    return Traced(program, ["x", *fields], ["output", *(f"{name}_out" for name in fields), "skip_next"], initial)
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    int8: bool = False,
+    split: str = "test",
+    checkpoint: str = "best",
+    data: Path | None = None,
+    overwrite: bool = False,
+) -> Export:
+    """Write a run's step as ONNX and replay a split with ONNX Runtime, step by step, beside the model itself.
+
+    Args:
+        run: the run directory.
+        out: a path ending in .onnx.
+        int8: quantise the weights of matrix products to 8 bits, activations on the fly.
+        split, checkpoint, data: as for ``evaluation.load_run``.
+        overwrite: replace ``out`` if it exists.
+
+    Raises:
+        SkipRNNError: the extra ``export`` is missing, the run cannot be read, or ``out`` cannot be written.
+    """
+    _require_onnx()
+    if Path(out).suffix != ".onnx":
+        raise SkipRNNError(f"cannot export to {out}: its name must end in .onnx")
+    check_writable(out, overwrite=overwrite)
+    trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device="cpu")
+    with atomic_path(out, overwrite=overwrite) as temporary:
+        _write(trace(trained.model), temporary, int8)
+        size = temporary.stat().st_size
+        result = _compare(temporary, with_gate(trained.model), trained.task, trained.sequences)
+    return Export(out=str(out), bytes=size, int8=int8, **result)
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise SkipRNNError(
+            f"export needs the package {error.name}; install the extra with `pip install 'skiprnn[export]'`"
+        ) from error
+
+
+def _write(traced: Traced, path: Path, int8: bool) -> None:
+    import onnx
+
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", None), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # and older versions of onnxscript print
+        program = torch.onnx.export(
+            traced.program, input_names=traced.inputs, output_names=traced.outputs, opset_version=OPSET, verbose=False
+        )
+        if program is None:
+            raise RuntimeError("torch.onnx.export returned nothing")
+        model = program.model_proto
+        _strip(model.graph)
+        if int8:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            del model.graph.value_info[:]  # the quantiser transposes weights and would find their shapes contradicted
+            quantize_dynamic(model, path, weight_type=QuantType.QInt8, per_channel=True)
+            model = onnx.load(str(path))
+        for name, values in traced.initial.items():
+            model.metadata_props.add(key=name, value=json.dumps(values))
+        path.write_bytes(model.SerializeToString())
+
+
+def _strip(graph: Any) -> set[str]:
+    """Drop what nobody needs, and the exporter's notes, among them paths of source files, which outweigh a small model.
+
+    Returns:
+        The names that the graph's nodes read.
+    """
+    del graph.metadata_props[:]
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    needed = {output.name for output in graph.output}
+    for node in graph.node:
+        needed.update(node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):  # the body of a loop
+                needed |= _strip(attribute.g)
+    for weight in [weight for weight in graph.initializer if weight.name not in needed]:
+        graph.initializer.remove(weight)
+    return needed
+
+
+@contextmanager
+def _quiet(*names: str | None) -> Iterator[None]:
+    """Keep loggers from saying anything below an error."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _compare(path: Path, model: SequenceModel, task: Task, sequences: Split) -> dict[str, Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    outputs, gates, expected_outputs, expected_gates = [], [], [], []
+    with torch.inference_mode():
+        for start in range(0, len(sequences), CHECK_BATCH):
+            part = sequences.take(slice(start, start + CHECK_BATCH))
+            lengths = None if part.lengths is None else part.lengths.numpy()
+            said, used = replay(session, model.embedding(part.x).numpy(), lengths)
+            outputs.append(torch.from_numpy(said))
+            gates.append(torch.from_numpy(used))
+            expected = model(part.x, part.lengths)
+            expected_outputs.append(expected.output)
+            expected_gates.append(expected.update_gate.bool())
+    output, gate = torch.cat(outputs), torch.cat(gates)
+    expected_output, expected_gate = torch.cat(expected_outputs), torch.cat(expected_gates)
+    return {
+        "sequences": len(sequences),
+        "gates": gate.numel(),
+        "gates_equal": int((gate == expected_gate).sum()),
+        "output_difference": float((output - expected_output).abs().max()),
+        "metric_name": task.metric_name,
+        "metric": float(task.scores(expected_output, sequences.y).mean()),
+        "metric_exported": float(task.scores(output, sequences.y).mean()),
+        "used_mean": float(expected_gate.sum(1).float().mean()),
+        "used_mean_exported": float(gate.sum(1).float().mean()),
+    }
+
+
+def initial_state(session: Any, batch: int) -> list[npt.NDArray[np.float32]]:
+    """The state before the first step, as the file has it: h (and c), (layers, B, H), 1 and 0, (B,) each."""
+    saved = session.get_modelmeta().custom_metadata_map
+    state = []
+    for entry in session.get_inputs()[1:]:
+        value = np.array(json.loads(saved[entry.name]), dtype=np.float32)
+        state.append(np.repeat(value[:, None], batch, 1) if value.ndim else np.repeat(value, batch))
+    return state
+
+
+def replay(
+    session: Any, x: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64] | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Run an exported step over (B, T, D) in ONNX Runtime: the last outputs, (B, outputs), and the gate, (B, T).
+
+    The first sample is used, each other one where the step before said so by skip_next = 0; none past ``lengths``.
+    """
+    names, state = [entry.name for entry in session.get_inputs()], initial_state(session, len(x))
+    lengths = np.full(len(x), x.shape[1]) if lengths is None else lengths
+    used, outputs = np.ones(x.shape[:2], dtype=np.bool_), []
+    for t in range(x.shape[1]):
+        output, *state, skip_next = session.run(None, dict(zip(names, [x[:, t], *state], strict=True)))
+        outputs.append(output)
+        used[:, t + 1 : t + 2] = skip_next[:, None] == 0
+    last = np.stack(outputs)[np.maximum(lengths, 1) - 1, np.arange(len(x))]
+    return last, used & (np.arange(x.shape[1]) < lengths[:, None])

@@ -1,0 +1,167 @@
+"""The network of every task: a recurrent stack and a linear head on its last state."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.data.memory import check_fits
+from pipelines.errors import SkipRNNError
+from pipelines.runs.config import TrainConfig
+from pipelines.tasks import Task
+from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, Stream
+from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM
+from skiprnn.stack import RecurrentStack
+
+OPEN = 100.0  # bias of a gate that opens at every step
+
+
+class Prediction(NamedTuple):
+    """What the network says of a batch."""
+
+    output: Tensor  # (B, output_size), float32
+    update_gate: Tensor  # (B, T)
+
+
+class SequenceModel(nn.Module):
+    """An embedding of the input, a recurrent stack, and a linear head on its last hidden state."""
+
+    def __init__(
+        self, rnn: RecurrentStack, output_size: int, embedding: nn.Module | None = None, dropout: float = 0
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Identity() if embedding is None else embedding
+        self.rnn = rnn
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(rnn.hidden_size, output_size)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Prediction:
+        """x as the task stores it, (B, T, D) or (B, T), and lengths (B,) -> (B, output_size), (B, T)."""
+        _, state, update_gate = self.rnn(self.embedding(x), lengths=lengths)
+        return Prediction(self.head(self.dropout(state.h[-1])).float(), update_gate)
+
+    def with_rnn(self, rnn: RecurrentStack) -> "SequenceModel":
+        """The same network around another recurrent stack, which takes over the weights it has names for."""
+        other = SequenceModel(rnn, self.head.out_features, self.embedding, self.dropout.p)
+        other.load_state_dict(self.state_dict(), strict=False)
+        return other.to(self.head.weight.device).train(self.training)
+
+    def cost_per_update(self) -> int:
+        """Multiply-accumulates of the recurrent and input weights that one update takes, the paper's count."""
+        return sum(w.weight_ih.numel() + w.weight_hh.numel() for w in self.rnn.layers())
+
+
+def build_model(config: TrainConfig, task: Task) -> SequenceModel:
+    """The network a configuration asks for, freshly initialised.
+
+    Raises:
+        SkipRNNError: memory does not hold it.
+    """
+    with torch.device("meta"):  # shapes only
+        size = sum(parameter.nbytes for parameter in _network(config, task).parameters())
+    check_fits(size, f"a network of hidden_size {config.hidden_size} and num_layers {config.num_layers}")
+    return _network(config, task)
+
+
+def _network(config: TrainConfig, task: Task) -> SequenceModel:
+    sizes = (task.input_size, config.hidden_size, config.num_layers)
+    rnn: RecurrentStack
+    if config.skip and config.cell == "lstm":
+        rnn = SkipLSTM(*sizes, batch_first=True, engine=config.engine)
+    elif config.skip:
+        rnn = SkipGRU(*sizes, reset_after=config.reset_after, batch_first=True, engine=config.engine)
+    else:
+        rnn = (RandomSkipLSTM if config.cell == "lstm" else RandomSkipGRU)(
+            *sizes, batch_first=True, p_skip=config.p_skip or 0.0
+        )
+    return SequenceModel(rnn, task.output_size, task.embedding(), config.dropout)
+
+
+def check_engine(config: TrainConfig, device: torch.device) -> None:
+    """Refuse an engine that cannot run the network on the device.
+
+    Raises:
+        SkipRNNError: it cannot.
+    """
+    if config.engine != "triton" or not config.skip:
+        return
+    try:
+        from skiprnn import triton_events
+    except ImportError as error:
+        raise SkipRNNError("--engine triton needs the package triton; install it, or use auto") from error
+    cell = LSTM if config.cell == "lstm" else GRU if config.reset_after else GRU_RESET_BEFORE
+    reason = triton_events.why_not(cell, config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
+    if reason:
+        raise SkipRNNError(f"--engine triton cannot train this: {reason}; use auto or events")
+
+
+def without_skipping(model: SequenceModel) -> SequenceModel:
+    """The same weights with the gate always open: torch's LSTM or GRU, to compare time with.
+
+    Of a GRU that resets before the product, which torch does not have, it is our own whose gate is open.
+    """
+    rnn = model.rnn
+    sizes = (rnn.input_size, rnn.hidden_size, rnn.num_layers)
+    if rnn.cell is GRU_RESET_BEFORE:
+        return _with_open_gate(model, SkipGRU(*sizes, reset_after=False, batch_first=True))
+    cell = RandomSkipLSTM if rnn.cell.num_states == 2 else RandomSkipGRU
+    return model.with_rnn(cell(*sizes, batch_first=True))
+
+
+def with_gate(model: SequenceModel) -> SequenceModel:
+    """The same function with a Skip RNN inside: of a plain cell, one whose gate is open at every step.
+
+    Raises:
+        SkipRNNError: the model skips at random.
+    """
+    rnn = model.rnn
+    if isinstance(rnn, SkipLSTM | SkipGRU):
+        return model
+    if getattr(rnn, "p_skip", 0):
+        raise SkipRNNError("this model skips at random, so nobody can say which samples it needs; use another run")
+    cell = SkipLSTM if rnn.cell.num_states == 2 else SkipGRU
+    return _with_open_gate(model, cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True))
+
+
+def _with_open_gate(model: SequenceModel, rnn: SkipLSTM | SkipGRU) -> SequenceModel:
+    other = model.with_rnn(rnn)
+    nn.init.zeros_(rnn.update_weight)
+    nn.init.constant_(rnn.update_bias, OPEN)
+    return other
+
+
+def stream(model: SequenceModel) -> Stream:
+    """The model following one sequence, whose samples are as the task stores them.
+
+    Raises:
+        SkipRNNError: the model skips at random.
+    """
+    gated = with_gate(model)
+    embedding = model.embedding
+    device = model.head.weight.device
+
+    def embed(sample: Any) -> Tensor:
+        numbers = torch.as_tensor(sample, device=device)
+        numbers = numbers.int() if isinstance(embedding, nn.Embedding) else numbers.float()
+        with torch.no_grad():
+            embedded: Tensor = embedding(numbers)
+        return embedded.reshape(-1)
+
+    plain = isinstance(embedding, nn.Identity)
+    return Stream(gated.rnn, lambda h: gated.head(h).float(), None if plain else embed)  # type: ignore[arg-type]
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The precision a configuration asks for, as a context."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SkipRNNError("no CUDA device is available to torch; pass --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,1 @@
+"""Videos: found, decoded, looked at by a network, and turned into files of features."""

@@ -1,0 +1,164 @@
+"""A video to predict on, frame by frame: only frames that are asked for go through the network."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipelines.errors import SkipRNNError
+from pipelines.tasks import Videos
+from pipelines.video.decode import Frame, Sampling, VideoReader, prepare
+from pipelines.video.network import FRAME_COST, FrameNetwork, Origin, load_network
+
+AHEAD = 32  # frames that are decoded while the network works
+EVERY_FRAME_BATCH = 8  # frames
+
+Floats = npt.NDArray[np.float32]
+
+
+def network_of(task: Videos, weights: str | None, device: torch.device) -> FrameNetwork:
+    """The network that computed the features of a task, ready to compute more.
+
+    Args:
+        task: what a run was trained on.
+        weights: where to find them; None is where they came from.
+        device: where to run it.
+
+    Raises:
+        SkipRNNError: the features were made elsewhere, or the weights cannot be had or are others.
+    """
+    if task.network not in FRAME_COST:
+        raise SkipRNNError(
+            f"the run was trained on features made elsewhere ({task.network or 'by what is not said'}), so it cannot "
+            "look at a video; predict on a feature file"
+        )
+    if weights == "random" and task.weights.startswith("random:"):
+        weights = task.weights
+    origin = Origin(task.network, task.weights, task.weights_sha256, task.resize, task.precision)
+    try:
+        network, _ = load_network(task.network, weights or task.weights, device=device, origin=origin)
+    except SkipRNNError as error:
+        raise SkipRNNError(
+            f"no weights to look at frames with: {error}. The run's features were made with {task.weights} of "
+            f"{task.network}, SHA-256 of the tensors {task.weights_sha256[:16]}…; name these with --weights"
+        ) from error
+    for count in (1, EVERY_FRAME_BATCH):  # the first call of a size takes longer
+        network(torch.zeros(count, 3, 224, 224, dtype=torch.uint8))
+    return network
+
+
+class VideoSource:
+    """Features of single frames, computed when they are asked for, in rising order; decoding goes on meanwhile."""
+
+    def __init__(self, path: Path, task: Videos, network: FrameNetwork, *, pads: bool) -> None:
+        self._task, self._network, self._pads = task, network, pads
+        self._reader = VideoReader(path, Sampling(task.fps, task.seconds))
+        self._frames = _Ahead(self._reader)
+        self._next: tuple[int, Frame] | None = None
+        self.frames_used = 0
+
+    def read(self, step: int) -> Floats | None:
+        """The features of the frame at a step, (D,); of one that is absent, zeros or None."""
+        if step >= self._task.steps:
+            return None
+        while (self._next is None or self._next[0] < step) and (ahead := self._frames.get()) is not None:
+            self._next = ahead
+        if self._next is None or self._next[0] < step:
+            return np.zeros(self._task.features, dtype=np.float32) if self._pads else None
+        self.frames_used += 1
+        features: Floats = self._network(prepare(self._next[1], self._task.resize)[None])[0].cpu().numpy()
+        return features
+
+    def count(self) -> int:
+        """Steps of the sequence."""
+        return self._task.steps if self._pads else self.frames()
+
+    def frames(self) -> int:
+        """Frames there are, those that nobody asked for too."""
+        while (ahead := self._frames.get()) is not None:
+            self._next = ahead
+        return 0 if self._next is None else self._next[0] + 1
+
+    def close(self) -> None:
+        """Stop decoding."""
+        self._frames.close()
+
+
+@contextmanager
+def open_video(path: Path, task: Videos, network: FrameNetwork, *, pads: bool) -> Iterator[VideoSource]:
+    """A video as a source of features.
+
+    Raises:
+        SkipRNNError: when it is read, it holds no video.
+    """
+    source = VideoSource(path, task, network, pads=pads)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def every_frame(path: Path, task: Videos, network: FrameNetwork, *, pads: bool) -> Floats:
+    """The features of all frames of a video, (T, D), computed in batches while decoding goes on."""
+    ahead = _Ahead(VideoReader(path, Sampling(task.fps, task.seconds)))
+    features, batch = [], []
+    try:
+        while (item := ahead.get()) is not None:
+            batch.append(prepare(item[1], task.resize))
+            if len(batch) == EVERY_FRAME_BATCH:
+                features.append(network(torch.stack(batch)).cpu())
+                batch = []
+        if batch:
+            features.append(network(torch.stack(batch)).cpu())
+    finally:
+        ahead.close()
+    rows: Floats = torch.cat(features).numpy()
+    return np.pad(rows, ((0, task.steps - len(rows) if pads else 0), (0, 0)))
+
+
+class _Ahead:
+    """Iterates over a video in a thread."""
+
+    def __init__(self, reader: VideoReader) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
+        self._closed = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, args=(reader,), daemon=True)
+        self._thread.start()
+
+    def _run(self, reader: VideoReader) -> None:
+        last: Any = None
+        try:
+            for item in reader:
+                self._queue.put(item)
+                if self._closed.is_set():
+                    break
+        except Exception as error:  # for whoever asks for the next frame
+            last = error
+        self._queue.put(last)
+
+    def get(self) -> tuple[int, Frame] | None:
+        """The next frame and its step; None at the end."""
+        if self._ended:
+            return None
+        item = self._queue.get()
+        if isinstance(item, Exception):
+            self._ended = True
+            raise item
+        self._ended = item is None
+        return item  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.01)
+            except queue.Empty:
+                continue

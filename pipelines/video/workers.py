@@ -1,0 +1,176 @@
+"""Runs the same function on many videos: in processes of this machine, or as Ray actors on a cluster.
+
+A CPU works best on whole videos, one thread each, so its processes decode and compute features. A GPU has one process
+that computes features, fed by others that decode. Jobs are taken from their iterator only when a worker is free, so
+that whoever makes them may decide late.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.errors import SkipRNNError
+from pipelines.parallel.cluster import connected, require_ray
+from pipelines.parallel.processes import Died, pool
+from pipelines.video.decode import Clip, Sampling, read_clip
+from pipelines.video.network import FrameNetwork
+
+AHEAD = 2  # jobs a worker has in hand
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to extract."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A video's features, and what its decoding found out."""
+
+    features: Tensor  # (T, D) float32
+    clip: Clip  # without its frames
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a video has none."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be done to each video."""
+
+    sampling: Sampling
+    resize: int
+    batch_size: int
+
+
+Result = Extracted | Failed
+Results = Generator[tuple[Job, Result], None, None]
+Engine = Callable[[Iterator[Job], FrameNetwork, Recipe], Results]
+
+
+def extract(job: Job, network: FrameNetwork, recipe: Recipe) -> Result:
+    """A video's features."""
+    clip = decode(job, recipe)
+    return clip if isinstance(clip, Failed) else features_of(clip, network, recipe)
+
+
+def decode(job: Job, recipe: Recipe) -> Clip | Failed:
+    """A video's frames."""
+    try:
+        return read_clip(job.path, recipe.sampling, recipe.resize)
+    except SkipRNNError as error:
+        return Failed(str(error))
+    except Exception as error:  # whatever a decoder makes of a damaged file
+        return Failed(f"{type(error).__name__}: {error}")
+
+
+def features_of(clip: Clip, network: FrameNetwork, recipe: Recipe) -> Extracted:
+    """A decoded video's features."""
+    return Extracted(network.of_clip(clip, recipe.batch_size), clip.without_frames())
+
+
+def local(workers: int) -> Engine:
+    """Processes of this machine."""
+
+    def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
+        on_cpu = network.mean.device.type == "cpu"
+        given = (network if on_cpu else None, recipe)
+        with pool(workers, _work, ahead=AHEAD, begin=_begin, arguments=given) as processes:
+            for job, result in processes.map(jobs):
+                if isinstance(result, Clip):
+                    yield job, features_of(result, network, recipe)
+                elif isinstance(result, Died):
+                    yield job, Failed("the process that read it died, for want of memory or by a fault of the decoder")
+                else:
+                    yield job, result
+
+    return run
+
+
+_network: FrameNetwork | None
+_recipe: Recipe
+
+
+def _begin(network: FrameNetwork | None, recipe: Recipe) -> None:
+    global _network, _recipe
+    _network, _recipe = network, recipe
+
+
+def _work(job: Job) -> Result | Clip:
+    return decode(job, _recipe) if _network is None else extract(job, _network, _recipe)
+
+
+def on_ray(workers: int | None, address: str | None) -> Engine:
+    """Actors of a Ray cluster, or of one started here; ``workers`` of them, or as many as there are GPUs or CPUs.
+
+    Raises:
+        SkipRNNError: Ray is not installed, or there is no cluster at the address.
+    """
+    require_ray()
+
+    def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
+        with connected(address) as ray:
+            yield from _map_on_ray(ray, jobs, network, recipe, workers)
+
+    return run
+
+
+def _map_on_ray(ray: Any, jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe, workers: int | None) -> Results:
+    there = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0))
+    share = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
+    count = workers or gpus or max(int(there.get("CPU", 1)), 1)
+    actor = ray.remote(max_restarts=-1, max_task_retries=2, **share)(_Actor)
+    shared = ray.put(network.cpu())
+    actors = [actor.remote(shared, recipe, bool(gpus)) for _ in range(count)]
+    starting = {one.ready.remote(): index for index, one in enumerate(actors)}  # some may wait for room for ever
+    running: dict[Any, tuple[Job, int]] = {}
+    free: list[int] = []
+    upcoming = next(jobs, None)
+    try:
+        while upcoming is not None or running:
+            while free and upcoming is not None:
+                index = free.pop()
+                running[actors[index].extract.remote(upcoming)] = upcoming, index
+                upcoming = next(jobs, None)
+            (reference, *_), _ = ray.wait([*running, *starting])
+            if reference in starting:
+                free += [starting.pop(reference)] * AHEAD
+                continue
+            job, index = running.pop(reference)
+            free.append(index)
+            try:
+                yield job, ray.get(reference)
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError as error:
+                reason = " ".join(str(error).split())[:200]
+                yield job, Failed(f"the actor that read it died three times ({reason})")
+    finally:
+        for one in actors:
+            ray.kill(one)
+
+
+class _Actor:
+    """What runs on a node of the cluster; it sees videos under the same path as whoever sends them."""
+
+    def __init__(self, network: FrameNetwork, recipe: Recipe, on_gpu: bool) -> None:
+        torch.set_num_threads(1)
+        self._network, self._recipe = (network.cuda() if on_gpu else network), recipe
+
+    def ready(self) -> None:
+        """Answer once there is room for this actor."""
+
+    def extract(self, job: Job) -> Result:
+        return extract(job, self._network, self._recipe)

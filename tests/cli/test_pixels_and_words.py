@@ -1,0 +1,200 @@
+"""MNIST and IMDB from a data file to figure and prediction, on small files of their shape."""
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from pipelines.data.samples import image_source
+from pipelines.data.sequences import SPLITS, Sequences, read_sequences, sequences_writer
+from pipelines.errors import SkipRNNError
+from pipelines.runs.config import configure
+from pipelines.runs.directory import create_run, load_words
+from pipelines.runs.evaluation import evaluate_run, load_run
+from pipelines.runs.figures import plot_usage
+from pipelines.runs.prediction import Predictor
+from pipelines.runs.training import train
+from pipelines.tasks import Imdb, Mnist
+from skiprnn import SkipLSTM
+from skiprnn_cli.main import cli
+
+WORDS = ["", "", "film", "good", "bad", "isn't"]
+SMALL = {"hidden_size": 6, "batch_size": 8, "steps": 4, "eval_every": 2, "device": "cpu", "lam": 1e-4}
+
+
+def written(path, task, sequences, extra=None):
+    with sequences_writer(path, overwrite=False) as writer:
+        for split in SPLITS:
+            writer.write_split(split, len(sequences), iter([sequences]))
+        for name, array in (extra or {}).items():
+            writer.write_extra(name, array)
+        writer.finish({"task": task.name, **task.parameters()})
+    return path
+
+
+@pytest.fixture(scope="module")
+def mnist_file(tmp_path_factory):
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (12, 784, 1), generator=draws).to(torch.uint8)
+    return written(tmp_path_factory.mktemp("m") / "mnist.h5", Mnist("17"), Sequences(x, torch.arange(12) % 2))
+
+
+@pytest.fixture(scope="module")
+def imdb_file(tmp_path_factory):
+    draws = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 13, (12,), generator=draws)
+    x = torch.randint(1, 6, (12, 12), generator=draws).where(torch.arange(12) < lengths[:, None], 0).int()
+    vectors = torch.rand(6, 5, generator=draws).sub(0.5).numpy()
+    vectors[0] = 0
+    task = Imdb(length=12, dimensions=5, vocabulary=6, vocabulary_sha256=Imdb.digest_of(WORDS))
+    path = tmp_path_factory.mktemp("i") / "imdb.h5"
+    return written(path, task, Sequences(x, torch.arange(12) % 2, lengths), {
+        "words": np.array(WORDS, dtype=object), "vectors": vectors,
+    })  # fmt: skip
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(task, data, **options):
+        run = create_run(tmp_path / f"{task}-run", configure(task, "quick", data=str(data), **{**SMALL, **options}))
+        train(run)
+        return run
+
+    return make
+
+
+def test_mnist(make, mnist_file, tmp_path):
+    run = make("mnist", mnist_file)
+    report = evaluate_run(run)
+    assert (report.metric_name, report.steps_per_sequence, report.sequences) == ("accuracy", 784, 12)
+    assert report.cost_without_skipping == 784 * 4 * 6 * 7
+    trained = load_run(run)
+    with torch.no_grad():
+        output, gate = trained.model(trained.sequences.x)
+        scaled = trained.model.rnn(trained.sequences.x.float() / 255).update_gate
+    assert torch.equal(gate, scaled)
+
+    predictions = list(Predictor(run).file(mnist_file))
+    said = torch.tensor([p.answer["probabilities"] for p in predictions])
+    torch.testing.assert_close(said, output.softmax(1), rtol=0, atol=1e-5)
+    assert {p.answer["class"] for p in predictions} <= {"1", "7"}
+    assert [p.used for p in predictions] == gate.sum(1).tolist()
+    pixels = trained.sequences.x[3].reshape(28, 28).numpy()
+    pixels[[0, -1]] = pixels[:, [0, -1]] = 0
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    Image.fromarray(255 - pixels).save(tmp_path / "inverted.png")
+    (image,) = Predictor(run).file(tmp_path / "digit.png")
+    (inverted,) = Predictor(run).file(tmp_path / "inverted.png")
+    assert image.answer == inverted.answer
+    with torch.no_grad():
+        expected = trained.model(torch.from_numpy(pixels).reshape(1, 784, 1)).output.softmax(1)[0]
+    assert image.answer["probabilities"] == pytest.approx(expected.tolist(), abs=1e-5)
+    plot_usage(run, tmp_path / "usage.png", examples=7)
+    assert (tmp_path / "usage.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SkipRNNError, match=r"only words make an \.html page"):
+        plot_usage(run, tmp_path / "usage.html")
+
+
+def test_images_of_any_size(tmp_path):
+    image = Image.new("RGB", (90, 60), "white")
+    image.paste("black", (30, 20, 60, 40))
+    image.save(tmp_path / "large.png")
+    source = image_source(tmp_path / "large.png", 28)
+    pixels = np.array([source.read(t)[0] for t in range(784)]).reshape(28, 28)
+    assert source.read(784) is None
+    assert pixels[14, 14] > 250
+    assert pixels[2, 2] == 0
+    (tmp_path / "text.png").write_text("no image")
+    for name, said in (("text.png", "truncated, damaged or not an image"), ("missing.png", "No such file")):
+        with pytest.raises(SkipRNNError, match=f"cannot read .*{name}: {said}"):
+            image_source(tmp_path / name, 28)
+
+
+@pytest.mark.parametrize("true_lengths", [False, True], ids=["padded", "true_lengths"])
+def test_imdb(make, imdb_file, tmp_path, true_lengths):
+    run = make("imdb", imdb_file, true_lengths=true_lengths)
+    assert load_words(run) == WORDS
+    trained = load_run(run)
+    sequences = trained.sequences
+    report = evaluate_run(run)
+    assert (sequences.lengths is not None) == true_lengths
+    assert report.steps_per_sequence == (sequences.lengths.double().mean() if true_lengths else 12)
+    assert trained.model.embedding.weight[0].abs().sum() == 0  # padding stays zero
+    with torch.no_grad():
+        output, gate = trained.model(sequences.x, sequences.lengths)
+    assert not (gate[:, :1] == 0).any()
+
+    predictor = Predictor(run)
+    predictions = list(predictor.file(imdb_file))
+    said = torch.tensor([p.answer["probabilities"] for p in predictions])
+    torch.testing.assert_close(said, output.softmax(1), rtol=0, atol=1e-5)
+    lengths = sequences.lengths.tolist() if true_lengths else [12] * 12
+    assert [(p.used, p.given) for p in predictions] == list(zip(gate.sum(1).tolist(), lengths, strict=True))
+    words = ["good", "film", "isn't", "unheard"]
+    (tmp_path / "review.txt").write_text("GOOD film, isn’t<br/>unheard!")
+    (prediction,) = predictor.file(tmp_path / "review.txt")
+    assert prediction.answer["class"] in ("negative", "positive")
+    assert prediction.given == (4 if true_lengths else 12)
+    numbers = [WORDS.index(word) if word in WORDS else 1 for word in words]
+    x = torch.tensor([numbers if true_lengths else [0] * 8 + numbers], dtype=torch.int32)
+    with torch.no_grad():
+        expected = trained.model(x).output.softmax(1)[0]
+    assert prediction.answer["probabilities"] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert predictor.read_text("good film isn't unheard", "text").answer == prediction.answer
+    with pytest.raises(SkipRNNError, match="text holds no words"):
+        predictor.read_text(" ... ", "text")
+
+    plot_usage(run, tmp_path / "usage.png", examples=4)
+    assert (tmp_path / "usage.png").read_bytes().startswith(b"\x89PNG")
+    page = plot_usage(run, tmp_path / "usage.html", examples=12).read_text()
+    assert page.count("<h2>") == 12
+    shown = int((sequences.x != 0).sum())
+    assert page.count('<span class="u">') + page.count('<span class="s">') == shown + 2
+    used = int((gate.bool() & (sequences.x != 0)).sum())
+    assert page.count('<span class="u">') == used + 1
+
+
+def test_text_on_standard_input(make, imdb_file):
+    run = make("imdb", imdb_file)
+    done = CliRunner().invoke(cli, ["predict", str(run), "-"], input="a good film\n")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("standard input: class ")
+
+
+def test_embedding_starts_with_the_files_vectors(imdb_file, make):
+    run = make("imdb", imdb_file, steps=1, lr=1e-12)
+    trained = load_run(run, checkpoint="last")
+    assert isinstance(trained.model.rnn, SkipLSTM)
+    vectors = torch.from_numpy(read_sequences(imdb_file).extra["vectors"])
+    torch.testing.assert_close(trained.model.embedding.weight.detach(), vectors)
+
+
+def test_data_that_means_something_else_is_refused(make, mnist_file, imdb_file, tmp_path):
+    run = make("mnist", mnist_file)
+    x = torch.zeros(12, 784, 1, dtype=torch.uint8)
+    turned = written(tmp_path / "turned.h5", Mnist("71"), Sequences(x, torch.arange(12) % 2))
+    with pytest.raises(SkipRNNError, match=r"turned.h5 has digits 71, the run was trained on 17"):
+        evaluate_run(run, data=turned)
+    with pytest.raises(SkipRNNError, match=r"turned.h5 has digits 71"):
+        list(Predictor(run).file(turned))
+    review = make("imdb", imdb_file)
+    other = Imdb(length=12, dimensions=5, vocabulary=6, vocabulary_sha256="another")
+    ids = torch.ones(12, 12, dtype=torch.int32)
+    renamed = written(tmp_path / "renamed.h5", other, Sequences(ids, torch.arange(12) % 2))
+    with pytest.raises(SkipRNNError, match="has vocabulary_sha256 another"):
+        evaluate_run(review, data=renamed)
+
+
+def test_data_made_anew_is_noticed(make, tmp_path):
+    x = torch.zeros(12, 784, 1, dtype=torch.uint8)
+    path = written(tmp_path / "m.h5", Mnist("17"), Sequences(x, torch.arange(12) % 2))
+    run = make("mnist", path)
+    evaluate_run(run)
+    path.unlink()
+    written(path, Mnist("17"), Sequences(x + 1, torch.arange(12) % 2))
+    with pytest.raises(
+        SkipRNNError, match=r"m.h5 was made anew since .* was trained on it; to use it even so, pass --data"
+    ):
+        evaluate_run(run)
+    assert evaluate_run(run, data=path).sequences == 12

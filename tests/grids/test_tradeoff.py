@@ -1,0 +1,89 @@
+"""The figure of quality against cost: its points are the runs', its lines the task's."""
+
+import json
+
+import pytest
+from matplotlib.figure import Figure
+
+from pipelines.errors import SkipRNNError
+from pipelines.grids import tradeoff
+from pipelines.grids.results import write_results
+from pipelines.grids.sweep import evaluate_all, plan, train_all
+from pipelines.grids.tradeoff import plot_tradeoff
+from pipelines.runs.config import configure
+from tests.grids.test_sweep import inline
+
+
+@pytest.fixture
+def swept(adding_file, tmp_path):
+    """A sweep of two λ, two seeds each, the plain cell and one that skips at random."""
+    gates = [{"lam": 0.0}, {"lam": 1e-3}, {"skip": False}, {"skip": False, "p_skip": 0.5}]
+    configs = [
+        configure("adding", "quick", data=str(adding_file), hidden_size=6, batch_size=32, steps=4, eval_every=4,
+                  seed=seed, device="cpu", **gate)
+        for gate in gates for seed in (0, 1)
+    ]  # fmt: skip
+    out = tmp_path / "swept"
+    runs = plan(out, configs)
+    train_all(runs, inline, lambda finished: None)
+    about = {"asked": {"task": "adding", "preset": "quick", "settings": {}}, "where": {}}
+    write_results(out, evaluate_all(runs, {}), {}, about)
+    return out
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    kept: list[Figure] = []
+    save = tradeoff.save
+    monkeypatch.setattr(tradeoff, "save", lambda figure, *a, **k: (kept.append(figure), save(figure, *a, **k))[1])
+    return lambda: kept[-1]
+
+
+def test_points_are_the_runs_and_lines_the_tasks(swept, tmp_path, drawn):
+    path = plot_tradeoff([swept], tmp_path / "tradeoff.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    (axis,) = drawn().axes
+    lines = {line.get_label(): line for line in axis.lines}
+    runs = json.loads((swept / "results.json").read_text())["runs"]
+    said = [run["evaluation"] for run in runs]
+    skip = lines["Skip LSTM"]
+    assert skip.get_xdata() == pytest.approx([(said[i]["used_mean"] + said[i + 1]["used_mean"]) / 2 for i in (0, 2)])
+    assert skip.get_ydata() == pytest.approx([(said[i]["metric"] + said[i + 1]["metric"]) / 2 for i in (0, 2)])
+    singles = next(line for line in axis.lines if len(line.get_xdata()) == 4)
+    assert sorted(singles.get_ydata()) == pytest.approx(sorted(run["metric"] for run in said[:4]))
+    assert {text.get_text() for text in axis.texts} == {"λ=0", "λ=0.001", "0.5", ""}
+    assert {"LSTM", "LSTM, skipping at random", "solved: 0.00167", "fewest that suffice: 4.5"} <= lines.keys()
+    assert lines["fewest that suffice: 4.5"].get_xdata() == [4.5, 4.5]  # of 12 steps: 1, and 3.5 of the last 6
+    assert axis.get_yscale() == "log"
+
+
+def test_several_folders_are_told_apart(swept, tmp_path, drawn):
+    other = tmp_path / "other" / "swept"
+    other.mkdir(parents=True)
+    (other / "results.json").write_bytes((swept / "results.json").read_bytes())
+    plot_tradeoff([swept, other, tmp_path / "other" / ".." / "swept"], tmp_path / "tradeoff.svg")
+    labels = {line.get_label() for line in drawn().axes[0].lines}
+    assert {f"{tmp_path.name}/swept: Skip LSTM", "other/swept: Skip LSTM"} <= labels
+    content = json.loads((other / "results.json").read_text())
+    content["runs"][0]["task"]["length"] = 30
+    (other / "results.json").write_text(json.dumps(content))
+    with pytest.raises(SkipRNNError, match=r"on adding of Adding\(length=30\), others are of Adding\(length=12\)"):
+        plot_tradeoff([swept, other], tmp_path / "tradeoff.png")
+
+
+def test_what_cannot_be_drawn_is_said(swept, tmp_path):
+    with pytest.raises(SkipRNNError, match=r"must end in \.png, \.pdf, \.svg"):
+        plot_tradeoff([swept], tmp_path / "tradeoff.html")
+    with pytest.raises(SkipRNNError, match=r"`skiprnn reproduce` and `skiprnn sweep` write it"):
+        plot_tradeoff([tmp_path], tmp_path / "tradeoff.png")
+    content = json.loads((swept / "results.json").read_text())
+    (swept / "results.json").write_text(json.dumps({**content, "runs": [{**content["runs"][0], "task": {}}]}))
+    with pytest.raises(SkipRNNError, match=r"results.json: .* \(it lacks length\); run the sweep again"):
+        plot_tradeoff([swept], tmp_path / "tradeoff.png")
+    task = {"task": "adding", "length": -3}
+    (swept / "results.json").write_text(json.dumps({**content, "runs": [{**content["runs"][0], "task": task}]}))
+    with pytest.raises(SkipRNNError, match=r"results.json: .* got -3\); run the sweep again"):
+        plot_tradeoff([swept], tmp_path / "tradeoff.png")
+    (swept / "results.json").write_text(json.dumps({**content, "runs": []}))
+    with pytest.raises(SkipRNNError, match=r"there is no finished run in .*swept"):
+        plot_tradeoff([swept], tmp_path / "tradeoff.png")

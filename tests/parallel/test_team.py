@@ -1,0 +1,158 @@
+"""One run in two processes, as torchrun starts them, against one process on the joint batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipelines.parallel.team import Team
+from pipelines.runs.checkpoints import load_checkpoint
+from pipelines.runs.directory import read_metrics
+from skiprnn_cli.main import cli
+
+OPTIONS = ["--hidden", 9, "--batch-size", 37, "--steps", 20, "--eval-every", 1, "--lam", 1e-3, "--device", "cpu"]
+
+
+def command(*words):
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+
+
+def alone(run, data, *more):
+    """Train in this process and return the run directory."""
+    command("train", "--data", data, "--out", run, *OPTIONS, *more)
+    return run
+
+
+def together(run, data, *more, code=0):
+    """Train in two processes, as torchrun starts them, and return the run directory and what they said."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = ["-m", "skiprnn_cli", "train", "--data", data, "--out", run, *OPTIONS, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [*launch, *map(str, train)], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return run, done
+
+
+@pytest.mark.parametrize("options", [(), ("--cell", "gru", "--fresh-batches"), ("--layers", "2")])
+def test_two_processes_are_one_on_the_joint_batch(adding_file, tmp_path, options):
+    one = alone(tmp_path / "one", adding_file, *options)
+    both, done = together(tmp_path / "both", adding_file, *options)
+    ours, theirs = (load_checkpoint(run, "last").tensors for run in (both, one))
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
+    first, second = (read_metrics(run) for run in (both, one))
+    assert len(first) == len(second) == 20
+    assert first[0]["train"]["used"] == pytest.approx(second[0]["train"]["used"], abs=1e-9)
+    assert first[0]["val"]["used_mean"] == second[0]["val"]["used_mean"]
+    for mine, other in zip(first, second, strict=True):
+        for part in ("train", "val"):
+            assert mine[part] == pytest.approx(other[part], rel=1e-4, abs=1e-5)
+    assert done.stdout.count("finished at step 20 of 20") == 1
+
+
+def test_a_run_goes_on_with_another_number_of_processes(adding_file, tmp_path):
+    constant = ("--lr-schedule", "constant")  # one that falls falls otherwise over other steps
+    whole = alone(tmp_path / "whole", adding_file, *constant)
+    part, _ = together(tmp_path / "part", adding_file, "--steps", 10, *constant)
+    command("train", "--resume", part, "--steps", 20)
+    ours, theirs = (load_checkpoint(run, "last").tensors for run in (part, whole))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
+
+
+REWOUND = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.runs import training
+from pipelines.parallel.team import team_of_environment
+
+now, rate, evaluate = {}, training.learning_rate, training.evaluate
+
+
+def learning_rate(config, step, total):
+    now["step"] = step
+    return rate(config, step, total)
+
+
+def found(*arguments):  # the gate shut, after steps 6 and 8
+    result = evaluate(*arguments)
+    return replace(result, metric=10.0, loss=5.0, used_mean=1.0) if now["step"] in (6, 8) else result
+
+
+training.learning_rate, training.evaluate = learning_rate, found
+with team_of_environment() as team:
+    outcome = training.train(Path(sys.argv[1]), team=team)
+    assert team.gather(outcome.best_step) == [outcome.best_step] * team.size
+"""
+
+
+def test_all_processes_go_back_to_the_same_checkpoint(make_run, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(REWOUND)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    found = []
+    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        options = {"steps": 12, "eval_every": 2, "on_collapse": "rewind", "gate_clip": 1.0}
+        run = make_run(f"run{len(launch)}", trained=False, **options)
+        command = [sys.executable, *launch, str(script), str(run)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
+        assert {r["step"]: r["rewound_to"] for r in read_metrics(run) if "rewound_to" in r} == {8: 4}
+        found.append(load_checkpoint(run, "last").tensors)
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_errors_of_the_first_process_end_all(tmp_path):
+    _, done = together(tmp_path / "run", tmp_path / "missing.h5", code=1)
+    assert "no data file" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_cover_a_batch_once():
+    for size in (0, 1, 2, 37, 256):
+        for count in (1, 2, 3, 8):
+            rows = [row for rank in range(count) for row in range(size)[Team(rank, count).part(size)]]
+            assert rows == list(range(size))
+
+
+def test_alone_nothing_is_exchanged():
+    team = Team()
+    value = torch.tensor([1.0, 2.0])
+    assert team.sum(value) is value
+    assert (team.gather(3), team.agree("a"), team.any(True), team.any(False)) == ([3], "a", True, False)
+    assert team.part(5) == slice(0, 5)
+
+
+def test_no_thread_outlives_the_team(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import os
+import torch
+from pipelines.parallel.team import team_of_environment
+
+with team_of_environment() as team:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([weight])
+    weight.sum().backward()
+    team.sum_gradients([weight])
+    optimizer.step()
+names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+assert not [name for name in names if "gloo" in name], names
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr

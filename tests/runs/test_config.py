@@ -1,0 +1,152 @@
+"""Presets and which GRU they train."""
+
+import pytest
+import torch
+
+from pipelines.errors import SkipRNNError
+from pipelines.grids.results import lines_of
+from pipelines.grids.sweep import grid, grid_of_table, plan
+from pipelines.runs import model as models
+from pipelines.runs.config import PRESETS, TrainConfig, configure
+from pipelines.runs.directory import default_run_path
+from pipelines.runs.evaluation import evaluate_run
+from pipelines.runs.model import build_model, check_engine, stream, with_gate, without_skipping
+from pipelines.tasks import Sine
+from skiprnn import RandomSkipGRU
+from skiprnn.cells import GRU, GRU_RESET_BEFORE
+
+
+def test_quick_presets_bound_the_gate_s_gradient_and_the_paper_s_do_not():
+    assert {preset["quick"].gate_clip for preset in PRESETS.values()} == {0.1, 1.0}
+    assert {preset["paper"].gate_clip for preset in PRESETS.values()} == {None}
+    assert configure("adding", "quick", gate_clip="none").gate_clip is None
+
+
+def test_settled_presets():
+    adding, sine = (configure(task, "settled", cell="lstm") for task in ("adding", "sine"))
+    for config, bound in ((adding, 0.1), (sine, 1.0)):
+        assert (config.lr_schedule, config.decay_from, config.gate_clip) == ("linear", 0.6, bound)
+        assert config.fresh_batches
+    assert (adding.lr, adding.steps, adding.eval_every) == (1e-3, 6_000, 200)
+    assert (sine.lr, sine.steps, sine.eval_every) == (5e-4, 10_000, 250)
+    assert [configure(task, "settled", cell="gru").lr for task in ("adding", "sine")] == [1e-3, 1e-3]
+
+
+@pytest.mark.parametrize("task", ["mnist", "own-classes"])
+def test_other_tasks_have_no_settled_preset(task):
+    with pytest.raises(SkipRNNError, match=f"settled is for adding and sine; {task} has quick and paper"):
+        configure(task, "settled")
+
+
+@pytest.mark.parametrize("task", PRESETS)
+def test_the_paper_s_gru_resets_before(task):
+    assert not configure(task, "paper", cell="gru").reset_after
+    assert configure(task, "paper", cell="gru", reset_after=True).reset_after
+    assert configure(task, "paper", cell="gru", skip=False).reset_after  # torch has one kind only
+    assert configure(task, "paper", cell="lstm").reset_after
+    assert configure(task, "quick", cell="gru").reset_after
+
+
+@pytest.mark.parametrize("options", [{"cell": "lstm"}, {"cell": "gru", "skip": False}])
+def test_only_a_skip_gru_resets_before(options):
+    with pytest.raises(SkipRNNError, match="reset_after = false is a Skip GRU"):
+        TrainConfig(steps=1, reset_after=False, **options)
+
+
+def test_names_say_which_gru(tmp_path, adding_file):
+    before = TrainConfig(steps=1, cell="gru", reset_after=False, data=str(adding_file))
+    assert before.model_name == "Skip GRU (reset before)"
+    assert default_run_path(before, tmp_path).name.startswith("adding-skip-gru-reset-before-seed0-")
+    configs = [
+        config
+        for reset_after in (True, False)
+        for config in grid("adding", "quick", ["gru"], [0.0], [0], data=str(adding_file), reset_after=reset_after)
+    ]
+    names = [run.path.name for run in plan(tmp_path, configs)]
+    assert names == ["adding-skip-gru-lam0-seed0", "adding-skip-gru-reset-before-lam0-seed0"]
+
+
+def test_a_grid_resets_before_where_there_is_a_choice(tmp_path):
+    """In a table of the paper the plain GRU and those that skip at random are torch's."""
+    for configs in (
+        grid_of_table("adding", "paper", tmp_path, [0]),
+        grid_of_table("adding", "quick", tmp_path, [0], reset_after=False),
+        grid("adding", "quick", ["lstm", "gru"], [None, 0.0], [0], reset_after=False),
+    ):
+        for config in configs:
+            assert config.reset_after == (config.cell == "lstm" or not config.skip)
+
+
+@pytest.fixture
+def reset_before():
+    """A model whose gate is not always open."""
+    torch.manual_seed(0)
+    model = build_model(TrainConfig(cell="gru", reset_after=False, steps=1, hidden_size=6), Sine())
+    torch.nn.init.constant_(model.rnn.update_bias, -0.5)
+    return model
+
+
+def test_the_kind_of_gru_is_kept(reset_before):
+    torch.manual_seed(0)
+    x = torch.randn(4, 9, 1)
+    assert reset_before.rnn.cell is GRU_RESET_BEFORE
+    assert with_gate(reset_before) is reset_before
+    plain = without_skipping(reset_before)
+    assert plain.rnn.cell is GRU_RESET_BEFORE
+    assert plain(x).update_gate.all()
+    assert not reset_before(x).update_gate.all()
+    torch.nn.init.constant_(reset_before.rnn.update_bias, 100.0)
+    torch.nn.init.zeros_(reset_before.rnn.update_weight)
+    torch.testing.assert_close(plain(x), reset_before(x))
+    for option, cell in ((True, GRU), (False, GRU)):
+        other = build_model(TrainConfig(cell="gru", skip=option, steps=1, hidden_size=6), Sine())
+        assert other.rnn.cell is cell
+        assert isinstance(without_skipping(other).rnn, RandomSkipGRU)
+
+
+def test_a_stream_follows_a_gru_that_resets_before(reset_before):
+    x = torch.randn(9, 1)
+    follower = stream(reset_before)
+    follower.feed(x)
+    with torch.no_grad():
+        expected = reset_before(x[None])
+    torch.testing.assert_close(follower.prediction.reshape(-1), expected.output[0], rtol=1e-4, atol=1e-5)
+    assert follower.used == int(expected.update_gate.sum())
+
+
+def test_a_run_that_resets_before_is_trained_and_evaluated_as_such(make_run):
+    run = make_run(cell="gru", reset_after=False)
+    report = evaluate_run(run)
+    assert report.model == "Skip GRU (reset before)"
+    assert report.seconds_alone_without_skipping > 0
+    assert evaluate_run(make_run("after", cell="gru")).metric != report.metric
+
+
+def test_tables_say_which_gru(make_run):
+    """Where there are both."""
+
+    def line_names(*configs):
+        evaluation = {
+            "metric_name": "MSE", "metric": 0.1, "used_mean": 5.0, "solved": False, "steps_per_sequence": 12.0,
+            "cost": 1.0, "seconds_per_sequence": 1.0, "seconds_per_sequence_without_skipping": 1.0,
+        }  # fmt: skip
+        results = [
+            {"config": config, "evaluation": evaluation, "training_seconds": 1.0, "outcome": {"step": 1}, "task": {}}
+            for config in configs
+        ]
+        return [(line.model, line.runs) for line in lines_of(results)]
+
+    gru = {"cell": "gru", "steps": 9}
+    plain = {**gru, "skip": False}
+    assert line_names(plain, gru, {**gru, "seed": 1}) == [("GRU", 1), ("Skip GRU", 2)]
+    assert line_names({"steps": 9}, plain, {**gru, "reset_after": False}) == [
+        ("Skip LSTM", 1), ("GRU (reset after)", 1), ("Skip GRU (reset before)", 1),
+    ]  # fmt: skip
+    assert line_names(gru, {**gru, "reset_after": True}) == [("Skip GRU", 2)]  # as runs of before it was an option
+
+
+def test_the_gpu_engine_does_not_reset_before():
+    pytest.importorskip("skiprnn.triton_events")
+    config = TrainConfig(cell="gru", reset_after=False, steps=1, engine="triton")
+    with pytest.raises(SkipRNNError, match="no cell that resets before"):
+        check_engine(config, models.choose_device("auto"))
