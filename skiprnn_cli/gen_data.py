@@ -91,7 +91,7 @@ def mnist(digits: str, source: Path | None, seed: int, out: Path | None, overwri
 
     --source is a folder with the four original IDX files, compressed or not; without it they are downloaded, 11 MB.
     """
-    from pipelines.data.sequences import check_writable
+    from pipelines.data.files import check_writable
     from pipelines.sources.mnist import BYTES, write_mnist
     from pipelines.tasks import Mnist
 
@@ -132,7 +132,7 @@ def imdb(
     --source is the folder aclImdb, its archive, or a folder with *train*.jsonl and *test*.jsonl (label, text), xz or
     not; without it the archive is downloaded, 84 MB. 15 % of the training reviews are for validation, class by class.
     """
-    from pipelines.data.sequences import check_writable
+    from pipelines.data.files import check_writable
     from pipelines.sources.imdb import BYTES, write_imdb
 
     path = out or DATA / ("imdb.h5" if length == 200 else f"imdb-{length}.h5")
@@ -227,7 +227,7 @@ def _write(
 
 def write_with_progress(task: "SyntheticTask", path: Path, sizes: dict[str, int], seed: int, overwrite: bool) -> None:
     """Generate a data file, saying so."""
-    from pipelines.data.sequences import check_writable
+    from pipelines.data.files import check_writable
     from pipelines.sources.synthetic import generate
     from skiprnn_cli.progress import counted
 

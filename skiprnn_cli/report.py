@@ -13,7 +13,7 @@ from skiprnn_cli import options
 @options.overwrite
 def command(folder: Path, out: Path | None, overwrite: bool) -> None:
     """Write what reproduce or sweep left in FOLDER as one page: tables, learning curves, usage figures."""
-    from pipelines.data.sequences import check_writable
+    from pipelines.data.files import check_writable
     from pipelines.grids.report import count_figures, write_report
     from skiprnn_cli.progress import counted
 

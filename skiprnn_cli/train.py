@@ -295,7 +295,7 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
 
 def _imported(data: Path) -> Path:
     """The data file itself, or one's own sequences made into one."""
-    from pipelines.data.sequences import schema_of
+    from pipelines.data.schema import schema_of
 
     if not data.exists() or schema_of(data) or not (data.is_dir() or data.suffix in (".npz", ".h5", ".hdf5")):
         return data

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipelines.data.doors import read_json
-from pipelines.data.sequences import write_text
+from pipelines.data.files import write_text
 from pipelines.errors import SkipRNNError
 
 SETTLED = 2.0  # s without a change; clocks of file systems are as coarse as that, and a change within a tick is unseen

@@ -2,7 +2,7 @@
 
 ``features`` (ΣT, D) float16 or float32, and ``offsets`` (N + 1,) int64, where each video begins; the group ``videos``
 holds a column of N values for each field of ``Entry``. Videos of the splits train, val and test follow each other, by
-name within a split. Attributes of the root as in sequences.py; ``digest`` is of the table, which has each video's own.
+name within a split. Attributes of the root as in schema.py; ``digest`` is of the table, which has each video's own.
 An absent frame is D zeros, which are not stored. The features lie in one piece, so that processes can map them into
 memory and share it; older files have them in chunks, which are read or loaded.
 """
@@ -24,17 +24,8 @@ from torch import Tensor
 from pipelines.data import memory
 from pipelines.data.checked import Checked
 from pipelines.data.doors import Hdf5
-from pipelines.data.sequences import (
-    FEATURES,
-    SPLITS,
-    DataFile,
-    Sequences,
-    describe,
-    hdf5_writer,
-    open_data,
-    root_attributes,
-    signals_waiting,
-)
+from pipelines.data.schema import FEATURES, describe, hdf5_writer, open_data, root_attributes, signals_waiting
+from pipelines.data.sequences import SPLITS, DataFile, Sequences
 from pipelines.data.stored_rows import REMEDY, StoredRows
 from pipelines.errors import SkipRNNError
 

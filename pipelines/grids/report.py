@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.sequences import write_text
+from pipelines.data.files import write_text
 from pipelines.errors import SkipRNNError
 from pipelines.grids.results import read_results, rows_of
 from pipelines.runs.config import TrainConfig

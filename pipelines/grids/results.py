@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.data.doors import read_json, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.sequences import write_text
+from pipelines.data.files import write_text
 from pipelines.grids.paper import table
 from pipelines.grids.sweep import synthetic_task
 from pipelines.runs.config import TrainConfig, configure

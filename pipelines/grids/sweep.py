@@ -18,7 +18,8 @@ import torch
 
 from pipelines.data.doors import read_json, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.sequences import read_attributes, write_text
+from pipelines.data.files import write_text
+from pipelines.data.schema import read_attributes
 from pipelines.errors import SkipRNNError
 from pipelines.grids.paper import table
 from pipelines.parallel.cluster import connected, map_tasks, require_ray

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pipelines.data.doors import read_bytes, read_json, reading
 from pipelines.data.fields import check_fields
+from pipelines.data.files import atomic_path, write_text
 from pipelines.data.memory import UNLIMITED
-from pipelines.data.sequences import atomic_path, write_text
 from pipelines.errors import SkipRNNError
 
 SCHEMA = "skiprnn-checkpoint"

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from pipelines.data.doors import parse_json, read_json, read_text, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.sequences import write_text
+from pipelines.data.files import write_text
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
 

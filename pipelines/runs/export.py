@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipelines.data.sequences import Split, atomic_path, check_writable
+from pipelines.data.files import atomic_path, check_writable
+from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 from pipelines.runs.evaluation import load_run
 from pipelines.runs.model import SequenceModel, with_gate

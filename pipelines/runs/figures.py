@@ -15,7 +15,9 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from pipelines.data.features import FlatSequences, read_entries
-from pipelines.data.sequences import Sequences, atomic_path, read_attributes, write_text
+from pipelines.data.files import atomic_path, write_text
+from pipelines.data.schema import read_attributes
+from pipelines.data.sequences import Sequences
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, load_words, read_metrics

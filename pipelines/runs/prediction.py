@@ -21,7 +21,8 @@ from pipelines.data.samples import (
     open_sources,
     sequence_sources,
 )
-from pipelines.data.sequences import FEATURES, SPLITS, Sequences, schema_of
+from pipelines.data.schema import FEATURES, schema_of
+from pipelines.data.sequences import SPLITS, Sequences
 from pipelines.errors import SkipRNNError
 from pipelines.runs.directory import load_words
 from pipelines.runs.evaluation import TrainedModel, load_model

@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipelines.data.sequences import atomic_path
+from pipelines.data.files import atomic_path
 from pipelines.errors import SkipRNNError
 
 BLOCK = 2**20

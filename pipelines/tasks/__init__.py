@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.features import read_features
-from pipelines.data.sequences import FEATURES, DataFile, read_attributes, read_sequences, schema_of
+from pipelines.data.schema import FEATURES, read_attributes, schema_of
+from pipelines.data.sequences import DataFile, read_sequences
 from pipelines.errors import SkipRNNError
 from pipelines.tasks.adding import Adding
 from pipelines.tasks.base import SyntheticTask, Task

@@ -28,15 +28,9 @@ from safetensors.numpy import load_file, save
 from pipelines.data.doors import check_file, parse_json, read_json, reading
 from pipelines.data.features import Entry, read_entries, reading_videos, write_features
 from pipelines.data.fields import check_fields
-from pipelines.data.sequences import (
-    FEATURES,
-    SPLITS,
-    atomic_path,
-    check_writable,
-    read_attributes,
-    schema_of,
-    write_text,
-)
+from pipelines.data.files import atomic_path, check_writable, write_text
+from pipelines.data.schema import FEATURES, read_attributes, schema_of
+from pipelines.data.sequences import SPLITS
 from pipelines.errors import SkipRNNError
 from pipelines.tasks.videos import Videos as VideosTask
 from pipelines.video.decode import CROP, Sampling, printable

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data import sequences as storage
 from pipelines.data.samples import csv_source, open_sources
+from pipelines.data.sequences import SPLITS, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.evaluation import load_run
@@ -293,10 +293,10 @@ def test_a_sequence_without_samples(skiprnn, make_run, tmp_path):
     """As a review of no word is, read at its true length."""
     run = make_run("run", true_lengths=True)
     data = tmp_path / "none.h5"
-    with storage.sequences_writer(data, overwrite=False) as writer:
-        for split in storage.SPLITS:
+    with sequences_writer(data, overwrite=False) as writer:
+        for split in SPLITS:
             x, y = torch.zeros(2, 12, 2), torch.zeros(2)
-            writer.write_split(split, 2, iter([storage.Sequences(x, y, torch.tensor([0, 12]))]))
+            writer.write_split(split, 2, iter([Sequences(x, y, torch.tensor([0, 12]))]))
         writer.finish({"task": "adding", "length": 12})
     done = skiprnn("predict", run, data)
     assert done.exit_code == 0

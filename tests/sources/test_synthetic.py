@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data import memory
-from pipelines.data import sequences as storage
-from pipelines.data.sequences import atomic_path, read_sequences, write_text
+from pipelines.data import files, memory, schema
+from pipelines.data.files import atomic_path, write_text
+from pipelines.data.sequences import SPLITS, Sequences, read_sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding, Sine, load_data, task_of_file
@@ -210,7 +210,7 @@ def test_atomic_write_fails_whole(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(SkipRNNError, match=r"cannot write .*a\.txt: No space left on device"):
         write_text(target, "new")
     assert target.read_text() == "old"
@@ -231,7 +231,7 @@ def test_a_folder_that_is_a_file(tmp_path):
 
 
 def test_ctrl_c_in_the_midst_of_hdf5_is_not_lost(tmp_path, monkeypatch):
-    original, once = storage.PatientFile.write, []
+    original, once = schema.PatientFile.write, []
 
     def write(self, data):
         if not once and len(data) > 2000:  # an array
@@ -239,7 +239,7 @@ def test_ctrl_c_in_the_midst_of_hdf5_is_not_lost(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return original(self, data)
 
-    monkeypatch.setattr(storage.PatientFile, "write", write)
+    monkeypatch.setattr(schema.PatientFile, "write", write)
     with pytest.raises(KeyboardInterrupt):
         generate(Adding(length=12), tmp_path / "adding.h5", {"train": 5000, "val": 16, "test": 16}, seed=3)
     assert once
@@ -294,9 +294,9 @@ def test_one_sequence_is_read_without_the_others(tmp_path, monkeypatch):
 
 def test_words_and_vectors_have_digests(tmp_path):
     path = tmp_path / "a.h5"
-    with storage.sequences_writer(path, overwrite=False) as writer:
-        for split in storage.SPLITS:
-            writer.write_split(split, 2, iter([storage.Sequences(torch.zeros(2, 3, 1), torch.zeros(2))]))
+    with sequences_writer(path, overwrite=False) as writer:
+        for split in SPLITS:
+            writer.write_split(split, 2, iter([Sequences(torch.zeros(2, 3, 1), torch.zeros(2))]))
         writer.write_extra("words", np.array(["a", "é"], dtype=object))
         writer.finish({"task": "imdb"})
     assert read_sequences(path).extra["words"].tolist() == ["a", "é"]

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pipelines.data.features import read_entries, reading_videos
-from pipelines.data.sequences import read_attributes
+from pipelines.data.schema import read_attributes
 from pipelines.errors import SkipRNNError
 from pipelines.parallel.processes import cores, pool
 from pipelines.tasks import load_data
