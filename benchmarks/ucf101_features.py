@@ -51,7 +51,7 @@ def convert(source: Path, path: Path) -> Path:
         )
         for v in hold_out(videos, 0.15, seed=0)
     ]  # fmt: skip
-    task = Ucf101(features.shape[-1], steps, json.dumps(classes), fps, steps / fps, network=network)
+    task = Ucf101(features.shape[-1], steps, tuple(classes), fps, steps / fps, network=network)
     attributes = {"task": task.name, **task.parameters(), "source": source.name, "version": version("skiprnn")}
     return write_features(path, entries, lambda entry: rows[entry.name], attributes, overwrite=True)
 

@@ -23,7 +23,8 @@ import torch
 from speed import machine, use_one_in
 from torchvision.models import ResNet50_Weights, resnet50
 
-from pipelines.runs.model import SequenceModel, choose_device, stream, without_skipping
+from pipelines.parallel.devices import choose_device
+from pipelines.runs.model import SequenceModel, stream, without_skipping
 from pipelines.tasks import Videos as VideosTask
 from pipelines.video.extraction import extract_features
 from pipelines.video.listing import Video, Videos
@@ -116,7 +117,7 @@ def predict(path, usage, options):
     use_one_in(rnn, USAGES[usage])
     model = SequenceModel(rnn, 101).eval()
     network, origin = load_network("resnet50", "random:0", device=options.device)
-    task = VideosTask(classes=json.dumps([str(n) for n in range(101)]), **origin.attributes())
+    task = VideosTask(classes=tuple(str(n) for n in range(101)), **origin.attributes())
     follower, plain = stream(model), without_skipping(model).eval()
     skipping, every = [], []
     for _ in range(1 + options.rounds):

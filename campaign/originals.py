@@ -128,7 +128,7 @@ def _features(folder: Path) -> None:
         rows[name] = rng.normal(size=(3 + number % 4, 6)).astype(np.float32)
         digest = hashlib.sha256(rows[name].tobytes()).hexdigest()
         entries.append(Entry(name, split, number % 2, name, "ok", len(rows[name]), 100, 0, digest, digest))
-    task = Videos(features=6, steps=6, classes='["zero", "one"]', fps=5.0, seconds=1.2)
+    task = Videos(features=6, steps=6, classes=("zero", "one"), fps=5.0, seconds=1.2)
     attributes = {"task": task.name, **task.parameters(), "dtype": "float32"}
     write_features(folder / "features.h5", entries, lambda entry: rows[entry.name], attributes, dtype="float32")
 

@@ -8,7 +8,7 @@ import click
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.runs.evaluation import Report
+    from pipelines.runs.evaluation import RunEvaluation
 
 
 @click.command(epilog="Example: skiprnn evaluate runs/NAME --split val --json")
@@ -40,7 +40,7 @@ def command(
         click.echo(_text(report))
 
 
-def _text(r: "Report") -> str:
+def _text(r: "RunEvaluation") -> str:
     solved = {True: "  (solved)", False: "  (not solved)", None: ""}[r.solved]
     given = f"{round(r.steps_per_sequence, 2):g}"
     milliseconds = 1e3 * r.seconds_per_sequence

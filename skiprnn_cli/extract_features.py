@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.video.extraction import Summary
-    from pipelines.video.listing import Videos
+    from pipelines.video.listing import VideoSet
 
 SHOWN = 10  # failures printed; the report has all
 
@@ -73,7 +73,7 @@ def extraction_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--shard", type=Shard(),
                          help="Do each N-th video only; the last shard merges all.  [default: torchrun's or SLURM's "
                          "rank, else 0/1]"),
-            click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+            click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
                          help="Processes of this machine, or actors of a Ray cluster (extra: ray)."),
             click.option("--ray-address", help="The cluster's address.  [default: RAY_ADDRESS, or start one here]"),
             click.option("--allow-failures", is_flag=True, help="Leave out the videos that failed."),
@@ -123,11 +123,9 @@ def videos(source: Path, **how: Any) -> None:
     _extract(own_videos(source, seed=how["seed"]), DATA / f"{source.resolve().stem}.h5", Videos, **how)
 
 
-def _extract(found: "Videos", default: Path, make_task: Callable[..., Any], **how: Any) -> None:
-    import json
-
+def _extract(found: "VideoSet", default: Path, make_task: Callable[..., Any], **how: Any) -> None:
+    from pipelines.parallel.devices import choose_device
     from pipelines.parallel.processes import cores
-    from pipelines.runs.model import choose_device
     from pipelines.video.decode import Sampling
     from pipelines.video.extraction import extract_features
     from pipelines.video.listing import handful
@@ -136,18 +134,18 @@ def _extract(found: "Videos", default: Path, make_task: Callable[..., Any], **ho
     from skiprnn_cli.progress import counted
 
     sampling = Sampling(how["fps"], how["seconds"])
-    device = _own_gpu(choose_device("cpu" if how["engine"] == "ray" else how["device"]))
+    device = _own_gpu(choose_device("cpu" if how["executor"] == "ray" else how["device"]))
     weights = f"random:{how['seed']}" if how["weights"] == "random" else how["weights"]
     network, origin = load_network(how["network"], weights, precision=how["precision"], device=device)
     task = make_task(
-        features=network.width, steps=sampling.steps, classes=json.dumps(found.classes), fps=how["fps"],
+        features=network.width, steps=sampling.steps, classes=tuple(found.classes), fps=how["fps"],
         seconds=how["seconds"], **origin.attributes(),
     )  # fmt: skip
     chosen = found.videos if how["limit"] is None else handful(found.videos, how["limit"])
     shard = how["shard"] or _rank()
-    engine = (
+    executor = (
         on_ray(how["workers"], how["ray_address"])
-        if how["engine"] == "ray"
+        if how["executor"] == "ray"
         else local(how["workers"] or max(cores() // _neighbours(), 1))
     )
     with counted("extracting", len(range(shard[0], len(chosen), shard[1])), "videos", "frames") as advance:
@@ -156,7 +154,7 @@ def _extract(found: "Videos", default: Path, make_task: Callable[..., Any], **ho
             how["out"] or default,
             task,
             network,
-            engine,
+            executor,
             chosen=chosen,
             shard=shard,
             batch_size=how["batch_size"] or (128 if device.type == "cuda" else 8),

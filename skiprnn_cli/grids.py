@@ -66,7 +66,7 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
                          help="auto: CUDA where there is one."),
             click.option("--jobs", type=click.IntRange(min=1),
                          help="Runs trained at once.  [default: one a CPU core, or 4 a GPU]"),
-            click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+            click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
                          help="Processes of this machine, or tasks of a Ray cluster (extra: ray)."),
             click.option("--ray-address", help="The cluster's address.  [default: RAY_ADDRESS, or start one here]"),
             click.option("--dry-run", is_flag=True, help="Say what would be trained, and how long it should take."),
@@ -80,15 +80,16 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
     """Train a grid and write its table; ``how`` are the other options of ``grid_options``."""
     from pipelines.grids.results import markdown, write_results
     from pipelines.grids.sweep import evaluate_all, local, on_ray, others, plan, train_all
-    from pipelines.runs.model import check_engine, choose_device
+    from pipelines.parallel.devices import choose_device
+    from pipelines.runs.model import check_engine
     from skiprnn_cli.progress import counted
 
     runs = plan(out.absolute(), configs)  # workers elsewhere have other working folders
-    if how["engine"] == "local":
+    if how["executor"] == "local":
         for config in configs:
             check_engine(config, choose_device(config.device))
     if how["dry_run"]:
-        _say_plan(runs, how["jobs"], how["engine"])
+        _say_plan(runs, how["jobs"], how["executor"])
         return
     for config in configs:
         ensure_data(config)
@@ -97,8 +98,8 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
     except OSError as error:
         raise SkipRNNError(f"cannot write {out / 'runs'}: {error.strerror}; name another --out") from error
     with _watching(runs) as on_finished:
-        engine = on_ray(how["jobs"], how["ray_address"]) if how["engine"] == "ray" else local(how["jobs"])
-        failed = train_all(runs, engine, on_finished)
+        executor = on_ray(how["jobs"], how["ray_address"]) if how["executor"] == "ray" else local(how["jobs"])
+        failed = train_all(runs, executor, on_finished)
     shown = runs + others(out.absolute(), runs)  # the table is of all that the folder holds
     with counted("evaluating", len(shown), "runs") as advance:
         results = evaluate_all(shown, failed, advance)
@@ -116,9 +117,9 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
         )
 
 
-def _say_plan(runs: list["Planned"], jobs: int | None, engine: str) -> None:
+def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
     from pipelines.grids.sweep import at_once, estimate, is_finished
-    from pipelines.runs.model import choose_device
+    from pipelines.parallel.devices import choose_device
     from skiprnn_cli.progress import clock
 
     left = [run for run in runs if not is_finished(run)]
@@ -136,7 +137,7 @@ def _say_plan(runs: list["Planned"], jobs: int | None, engine: str) -> None:
         click.echo(f"{run.path}: {run.config.model_name} on {Path(run.config.data).name}, {state}")
     if total:
         count = at_once(len(left), choose_device(runs[0].config.device), jobs)
-        where = "by processes of this machine" if engine == "ray" else "at once"
+        where = "by processes of this machine" if executor == "ray" else "at once"
         rest = f", and {unknown} runs whose data is missing" if unknown else ""
         click.echo(f"about {clock(total / count)} with {count} {where}{rest}")
 
@@ -218,10 +219,10 @@ def ensure_data(config: TrainConfig) -> None:
 
 def _maker(path: Path) -> str:
     """The command that makes a data file of that name."""
-    name, _, length = path.stem.partition("-")
-    if name in ("mnist", "imdb"):
-        return f"`skiprnn gen-data {name}{f' --length {length}' if length else ''} --out {path}`"
-    return f"`skiprnn extract-features ucf101 --out {path}`" if name == "ucf101" else "`skiprnn gen-data`"
+    from pipelines.grids.paper import DATA_SETS
+
+    known = DATA_SETS.get(path.stem)
+    return f"`skiprnn {known.command} --out {path}`" if known else "`skiprnn gen-data`"
 
 
 def _where(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def command(
         raise SkipRNNError("standard input is closed; name a file instead of -")
     with click.open_file("-", encoding="utf-8-sig", errors="replace") as lines:
         if predictor.reads_text:
-            prediction = predictor.read_text(lines.read(TEXT), "standard input")
+            prediction = predictor.text(lines.read(TEXT), "standard input")
             click.echo(json.dumps(asdict(prediction)) if as_json else _text(prediction))
             return
         for said in predictor.rows(lines, "standard input", header):

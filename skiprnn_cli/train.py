@@ -213,8 +213,9 @@ def _prepare(
     training: dict[str, Any],
 ) -> Path:
     """The run to train, made or changed."""
+    from pipelines.parallel.devices import choose_device
     from pipelines.runs.directory import check_run_path, create_run, default_run_path
-    from pipelines.runs.model import check_engine, choose_device
+    from pipelines.runs.model import check_engine
     from pipelines.runs.training import load_training_data
 
     if resume is not None:

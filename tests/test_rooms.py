@@ -1,4 +1,4 @@
-"""Imports point one way: skiprnn_cli -> pipelines -> skiprnn."""
+"""Imports point one way: skiprnn_cli -> pipelines -> skiprnn, and inside pipelines floor by floor."""
 
 import ast
 import subprocess
@@ -15,14 +15,18 @@ FORBIDDEN = {
     "skiprnn": {"pipelines", "skiprnn_cli", "click", "h5py", "cv2", "torchvision", "matplotlib", "rich"},
     "pipelines": {"skiprnn_cli", "click", "rich"},
 }
+FLOORS = [{"errors", "seeds"}, {"data", "parallel"}, {"video"}, {"tasks"}, {"sources"}, {"runs"}, {"grids"}]
 
 
 def imported(path):
+    """Full names of all modules that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (name.name.split(".")[0] for name in node.names)
+            yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module.split(".")[0]
+            yield node.module
+            if node.module == "pipelines":
+                yield from (f"pipelines.{name.name}" for name in node.names)
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)
@@ -30,7 +34,22 @@ def test_no_room_imports_what_stands_above_it(room):
     files = list((ROOT / room).rglob("*.py"))
     assert files
     for path in files:
-        assert not FORBIDDEN[room] & set(imported(path)), path
+        assert not FORBIDDEN[room] & {name.split(".")[0] for name in imported(path)}, path
+
+
+def test_the_rooms_of_pipelines_are_these():
+    there = {path.stem for path in (ROOT / "pipelines").iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert there == set.union(*FLOORS)
+
+
+@pytest.mark.parametrize("room", sorted(set.union(*FLOORS)))
+def test_rooms_of_pipelines_import_from_floors_below(room):
+    (floor,) = (number for number, rooms in enumerate(FLOORS) if room in rooms)
+    allowed = {room}.union(*FLOORS[:floor])
+    where = ROOT / "pipelines" / room
+    for path in where.rglob("*.py") if where.is_dir() else [where.with_suffix(".py")]:
+        above = {name for name in imported(path) if name.startswith("pipelines.") and name.split(".")[1] not in allowed}
+        assert not above, path
 
 
 def test_the_library_needs_torch_only():

@@ -1,6 +1,5 @@
 """Videos whose frames carry their number, as tests need them."""
 
-import json
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,12 +9,15 @@ import av
 import numpy as np
 import torch
 
+from pipelines.data.features import Entry
 from pipelines.tasks import Videos
 from pipelines.video.decode import CROP, Clip
 from pipelines.video.workers import Job, Recipe, Results, extract
 
 BITS = 10
 BLOCK = 16  # pixels of a bit
+WIDTH, STEPS = 4, 6  # of a small feature file: numbers a frame, frames a sequence
+COUNTS = [3, 6, 9, 1, 5, 6, 2, 4, 8, 7]  # frames of its videos
 
 
 def numbered(number: int, width: int = BITS * BLOCK, height: int = 48) -> np.ndarray:
@@ -99,7 +101,7 @@ class TinyNetwork(torch.nn.Module):
 def tiny_task(classes: list[str], **parameters: Any) -> Videos:
     """The task that goes with ``TinyNetwork``: 10 frames a second for 2 seconds."""
     settings = {"features": TinyNetwork.width, "steps": 20, "fps": 10.0, "seconds": 2.0, "resize": 224}
-    return Videos(**{**settings, "network": "tiny", "classes": json.dumps(classes), **parameters})
+    return Videos(**{**settings, "network": "tiny", "classes": tuple(classes), **parameters})
 
 
 def inline(jobs: Iterator[Job], network: Any, recipe: Recipe) -> Results:
@@ -115,3 +117,17 @@ def write_folder(root: Path, *, classes: int = 2, each: int = 6) -> Path:
             path = root / f"class{label}" / f"clip{number:02}.avi"
             write_video(path, 8 + number, first=500 * label + 10 * number, codec="mjpeg")
     return root
+
+
+def entries_of(counts: list[int]) -> list[Entry]:
+    """The table of a feature file of videos with so many frames."""
+    splits = ["train", "train", "train", "val", "test"]
+    return [
+        Entry(f"v{n}.avi", splits[n % 5], n % 2, f"g{n}", "ok", count, 1, 2, "a", "b") for n, count in enumerate(counts)
+    ]
+
+
+def features_of(entry: Entry) -> np.ndarray:
+    """Features (T, WIDTH) of a video, which say its class."""
+    draws = np.random.default_rng(int(entry.name[1:-4]))
+    return (draws.standard_normal((entry.frames, WIDTH)) + entry.label).astype(np.float16)

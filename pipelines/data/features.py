@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipelines.data import memory
 from pipelines.data.checked import Checked
-from pipelines.data.doors import Hdf5
+from pipelines.data.hdf5 import Hdf5
 from pipelines.data.schema import FEATURES, describe, hdf5_writer, open_data, root_attributes, signals_waiting
 from pipelines.data.sequences import SPLITS, DataFile, Sequences
 from pipelines.data.stored_rows import REMEDY, StoredRows

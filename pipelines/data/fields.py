@@ -31,9 +31,9 @@ def _is(value: Any, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_is(value, option) for option in inner)
-    if origin is list or origin is dict:
-        items = value.values() if isinstance(value, dict) else value
-        return isinstance(value, origin) and all(_is(item, inner[-1]) for item in items)
+    if origin in (list, tuple, dict):
+        items, kind = (value.values(), inner[1]) if isinstance(value, dict) else (value, inner[0])
+        return isinstance(value, origin) and all(_is(item, kind) for item in items)
     if hint is Any or hint is types.NoneType:
         return hint is Any or value is None
     if hint is bool or isinstance(value, bool):

@@ -18,7 +18,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipelines.data import doors
-from pipelines.data.doors import Hdf5, lines_of, reading
+from pipelines.data.arrays import is_zip, map_npy, open_npz
+from pipelines.data.doors import lines_of, reading
+from pipelines.data.hdf5 import Hdf5, open_hdf5
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 
@@ -43,6 +45,10 @@ class Source:
     name: str
     numeric_header: bool = False
     """Whether a first line 0,1,... was passed over as names of columns."""
+    frames: Callable[[], tuple[int, int]] | None = None
+    """Of a video: how many frames went through the network, and how many there are."""
+    every: Callable[[], Floats] | None = None
+    """Of a video: all samples at once, (T, D), computed anew."""
 
 
 @contextmanager
@@ -230,12 +236,12 @@ def check_sample(sample: Floats, where: str) -> Floats:
 def _open_arrays(path: Path) -> Iterator[tuple[Hdf5 | Mapping[str, Any], list[str]]]:
     """The arrays of a file, and their names; that of a .npy file is ""."""
     if path.suffix.lower() in (".h5", ".hdf5"):
-        with closing(doors.open_hdf5(path, REMEDY, cache=CACHE)) as file:
+        with closing(open_hdf5(path, REMEDY, cache=CACHE)) as file:
             yield file, file.names()
-    elif not doors.is_zip(path, REMEDY):
-        yield {"": doors.map_npy(path, REMEDY)}, [""]
+    elif not is_zip(path, REMEDY):
+        yield {"": map_npy(path, REMEDY)}, [""]
     else:
-        with closing(doors.open_npz(path, REMEDY)) as archive:
+        with closing(open_npz(path, REMEDY)) as archive:
             yield archive, list(archive)
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.data.doors import Hdf5
+from pipelines.data.hdf5 import Hdf5
 from pipelines.data.schema import (
     REMEDY,
     SEQUENCES,

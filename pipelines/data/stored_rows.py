@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.doors import Hdf5, open_hdf5, reading
+from pipelines.data.doors import reading
+from pipelines.data.hdf5 import Hdf5, open_hdf5
 from pipelines.errors import SkipRNNError
 
 REMEDY = "extract the features again"

@@ -4,9 +4,12 @@ Source: Campos et al., ICLR 2018, tables 1 to 4, and Campos, PhD thesis, tables 
 and the cost are the former's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-# data file | cell | λ or p_skip | used samples | their std | accuracy | its std | solved | cost, multiply-accumulates
+from pipelines.tasks import TASKS, SyntheticTask
+
+# data set | cell | λ or p_skip | used samples | their std | accuracy | its std | solved | cost, multiply-accumulates
 # Means and standard deviations are over four runs; a dash is what is not given.
 _RESULTS = """
 adding     | lstm |            | 50     | 0     | -     | -     | yes | 2.46e6
@@ -75,10 +78,45 @@ NUMBERS = {"adding": "5.1", "sine": "5.2", "mnist": "5.3", "imdb": "5.4", "ucf10
 
 
 @dataclass(frozen=True)
+class DataSet:
+    """What a table's models were trained on."""
+
+    name: str  # of its file too
+    task: str
+    parameters: dict[str, Any] = field(default_factory=dict)  # of the task, where the paper says more than its default
+    command: str = ""  # that makes the file, where it is not drawn at random
+
+    def synthetic_task(self) -> SyntheticTask | None:
+        """The task that draws it; None where it is not drawn."""
+        task = TASKS[self.task]
+        return task(**self.parameters) if issubclass(task, SyntheticTask) else None
+
+    def matches(self, attributes: dict[str, Any]) -> bool:
+        """Whether data with these attributes is of this kind."""
+        task = self.synthetic_task()
+        wanted = self.parameters if task is None else task.parameters()
+        return all(attributes.get(name) == value for name, value in wanted.items())
+
+
+DATA_SETS = {
+    data.name: data
+    for data in (
+        DataSet("adding", "adding", {"length": 50}),
+        DataSet("sine", "sine", {"sampling_period": 1.0}),
+        DataSet("sine-0.5ms", "sine", {"sampling_period": 0.5}),
+        DataSet("mnist", "mnist", {"digits": "0123456789"}, "gen-data mnist"),
+        DataSet("imdb", "imdb", {"length": 200}, "gen-data imdb --length 200"),
+        DataSet("imdb-400", "imdb", {"length": 400}, "gen-data imdb --length 400"),
+        DataSet("ucf101", "ucf101", {"fps": 25.0, "steps": 250}, "extract-features ucf101"),
+    )
+}
+
+
+@dataclass(frozen=True)
 class Row:
     """A model of a table, and the paper's result; None is what the paper does not give."""
 
-    data: str  # name of the data file
+    data: DataSet
     cell: str
     lam: float | None  # None: the gate is not learned
     p_skip: float | None
@@ -97,14 +135,14 @@ def table(task: str) -> list[Row]:
         task: a key of NUMBERS.
     """
     rows = [[cell.strip() for cell in line.split("|")] for line in _RESULTS.strip().splitlines()]
-    return [_row(cells) for cells in rows if cells[0].split("-")[0] == task]
+    return [_row(cells) for cells in rows if DATA_SETS[cells[0]].task == task]
 
 
 def _row(cells: list[str]) -> Row:
     data, cell, gate, used, used_std, metric, metric_std, solved, cost = cells
     kind, _, value = gate.partition(" ")
     return Row(
-        data, cell, float(value) if kind == "lam" else None, float(value) if kind == "p_skip" else None,
+        DATA_SETS[data], cell, float(value) if kind == "lam" else None, float(value) if kind == "p_skip" else None,
         _number(used), _number(used_std), _number(metric), _number(metric_std),
         {"yes": True, "no": False, "-": None}[solved], _number(cost),
     )  # fmt: skip

@@ -12,7 +12,6 @@ from pipelines.data.doors import read_json, reading
 from pipelines.data.fields import check_fields
 from pipelines.data.files import write_text
 from pipelines.grids.paper import table
-from pipelines.grids.sweep import synthetic_task
 from pipelines.runs.config import TrainConfig, configure
 
 COLUMNS = (
@@ -115,7 +114,7 @@ def _line(
         inference_vs_plain=statistics.median(
             s["seconds_per_sequence_without_skipping"] / s["seconds_per_sequence"] for s in said
         ),
-        paper=_published(config, data, group[0]["task"]),
+        paper=_published(config, group[0]["task"]),
     )
 
 
@@ -123,17 +122,14 @@ def _seconds_per_step(result: dict[str, Any]) -> float:
     return float(result["training_seconds"] / max(result["outcome"]["step"], 1))
 
 
-def _published(config: TrainConfig, data: str, task: dict[str, Any]) -> dict[str, Any] | None:
-    """What the paper has of a model, if it is the paper's, on data of this name and made as the paper's."""
+def _published(config: TrainConfig, task: dict[str, Any]) -> dict[str, Any] | None:
+    """What the paper has of a model, if it is the paper's, on data made as the paper's."""
     preset = configure(config.task, "paper")
-    made = synthetic_task(config)
     if (config.hidden_size, config.num_layers) != (preset.hidden_size, preset.num_layers):
         return None
-    if made is not None and made.parameters() != {name: value for name, value in task.items() if name != "task"}:
-        return None
-    wanted = (data, config.cell, config.lam if config.skip else None, config.p_skip)
+    wanted = (config.cell, config.lam if config.skip else None, config.p_skip)
     for row in table(config.task):
-        if (row.data, row.cell, row.lam, row.p_skip) == wanted:
+        if row.data.matches(task) and (row.cell, row.lam, row.p_skip) == wanted:
             return {key: value for key, value in asdict(row).items() if key not in ("data", "cell", "lam", "p_skip")}
     return None
 

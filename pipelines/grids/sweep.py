@@ -21,17 +21,17 @@ from pipelines.data.fields import check_fields
 from pipelines.data.files import write_text
 from pipelines.data.schema import read_attributes
 from pipelines.errors import SkipRNNError
-from pipelines.grids.paper import table
-from pipelines.parallel.cluster import connected, map_tasks, require_ray
+from pipelines.grids.paper import DATA_SETS, table
+from pipelines.parallel.cluster import connected, map_on_actors, require_ray
+from pipelines.parallel.devices import choose_device
 from pipelines.parallel.processes import Died, cores, pool
 from pipelines.runs.config import DEFAULT_SIZES, TrainConfig, configure
 from pipelines.runs.directory import JSON_BYTES, create_run, load_config, load_outcome, load_task, read_metrics
-from pipelines.runs.evaluation import Report as Evaluated
-from pipelines.runs.evaluation import evaluate_run
-from pipelines.runs.model import build_model, check_engine, choose_device
+from pipelines.runs.evaluation import RunEvaluation, evaluate_run
+from pipelines.runs.model import build_model, check_engine
 from pipelines.runs.training import load_training_data, measure_step, total_steps, train
 from pipelines.sources.synthetic import generate
-from pipelines.tasks import TASKS, Sine, SyntheticTask
+from pipelines.tasks import SyntheticTask
 
 ATTEMPTS = 2  # at a run that fails
 RETRIES = 3  # of a run whose Ray worker died
@@ -54,8 +54,8 @@ class Finished:
     reason: str | None = None
 
 
-Results = Generator[tuple[Planned, str | None], None, None]
-Engine = Callable[[list[Planned]], Results]
+Endings = Generator[tuple[Planned, str | None], None, None]
+Executor = Callable[[list[Planned]], Endings]
 """Trains runs; yields each with why it failed, or None."""
 
 
@@ -73,7 +73,7 @@ def grid_of_table(
     """
     return [
         configure(
-            task, preset, data=str((data / f"{row.data}.h5").absolute()), cell=row.cell, skip=row.lam is not None,
+            task, preset, data=str((data / f"{row.data.name}.h5").absolute()), cell=row.cell, skip=row.lam is not None,
             lam=row.lam or 0.0, p_skip=row.p_skip, seed=seed, **_of_model(row.cell, row.lam, options),
         )
         for row in table(task)
@@ -137,12 +137,12 @@ def is_finished(run: Planned) -> bool:
     return run.path.exists() and load_outcome(run.path) is not None
 
 
-def train_all(runs: list[Planned], engine: Engine, on_finished: Callable[[Finished], None]) -> dict[str, str]:
+def train_all(runs: list[Planned], executor: Executor, on_finished: Callable[[Finished], None]) -> dict[str, str]:
     """Train the runs that are not finished.
 
     Args:
         runs: from ``plan``.
-        engine: ``local`` or ``on_ray``.
+        executor: ``local`` or ``on_ray``.
         on_finished: called with each run that ends.
 
     Returns:
@@ -151,8 +151,8 @@ def train_all(runs: list[Planned], engine: Engine, on_finished: Callable[[Finish
     failed: dict[str, str] = {}
     wanted = [run for run in runs if not is_finished(run)]
     for _ in range(ATTEMPTS):
-        with closing(engine(wanted)) as results:
-            for run, reason in results:
+        with closing(executor(wanted)) as endings:
+            for run, reason in endings:
                 failed.pop(str(run.path), None)
                 if reason is not None:
                     failed[str(run.path)] = reason
@@ -161,10 +161,10 @@ def train_all(runs: list[Planned], engine: Engine, on_finished: Callable[[Finish
     return failed
 
 
-def local(jobs: int | None = None) -> Engine:
+def local(jobs: int | None = None) -> Executor:
     """Processes of this machine, by default one a CPU core, or four a GPU."""
 
-    def run(runs: list[Planned]) -> Results:
+    def run(runs: list[Planned]) -> Endings:
         if not runs:
             return
         device = choose_device(runs[0].config.device)
@@ -183,7 +183,7 @@ def at_once(runs: int, device: torch.device, jobs: int | None) -> int:
     return max(min(room, runs), 1)
 
 
-def on_ray(jobs: int | None, address: str | None) -> Engine:
+def on_ray(jobs: int | None, address: str | None) -> Executor:
     """Tasks of a Ray cluster, a CPU core or a quarter of a GPU each; run directories lie on storage that all share.
 
     A run whose worker dies goes on from its last checkpoint on another.
@@ -193,33 +193,30 @@ def on_ray(jobs: int | None, address: str | None) -> Engine:
     """
     require_ray()
 
-    def run(runs: list[Planned]) -> Results:
+    def run(runs: list[Planned]) -> Endings:
         if not runs:
             return
         with connected(address) as ray:
             there = ray.cluster_resources()
-            gpus, share = int(there.get("GPU", 0)), {"num_cpus": 1.0}
-            if gpus:
-                share["num_gpus"] = 1 / RUNS_A_GPU
+            gpus = int(there.get("GPU", 0))
             room = jobs or gpus * RUNS_A_GPU or int(there.get("CPU", 1))
-            for planned, said in map_tasks(ray, _train_one_on_ray, iter(runs), at_once=room, retries=RETRIES, **share):
-                died = isinstance(said, Exception)
-                yield planned, f"its worker died ({' '.join(str(said).split())[:200]})" if died else said
+            share = 1 / RUNS_A_GPU if gpus else 0
+            workers = min(room, len(runs))
+            endings = map_on_actors(ray, workers, train_one, iter(runs), retries=RETRIES, num_gpus=share)
+            with closing(endings):
+                for planned, said in endings:
+                    if isinstance(said, Exception):
+                        yield planned, f"its worker died ({' '.join(str(said).split())[:200]})"
+                    else:
+                        yield planned, said
 
     return run
 
 
-def _train_one_on_ray(run: Planned) -> str | None:
-    torch.set_num_threads(1)
-    return train_one(run)
-
-
 def synthetic_task(config: TrainConfig) -> SyntheticTask | None:
     """The task whose data file a configuration names, where it can be generated; None where not."""
-    kind = TASKS[config.task]
-    if not issubclass(kind, SyntheticTask):
-        return None
-    return Sine(sampling_period=0.5) if Path(config.data).stem == "sine-0.5ms" else kind()
+    known = DATA_SETS.get(Path(config.data).stem, DATA_SETS.get(config.task))
+    return known.synthetic_task() if known is not None and known.task == config.task else None
 
 
 def train_one(run: Planned) -> str | None:
@@ -298,7 +295,7 @@ def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
         made_of["data_digest"] = read_attributes(Path(run.config.data)).get("digest")
     with suppress(SkipRNNError), reading(path, "a note", ""):  # it is no more than a note of what an evaluation said
         there = read_json(path, dict, "", limit=JSON_BYTES)
-        check_fields(Evaluated, there["evaluation"])
+        check_fields(RunEvaluation, there["evaluation"])
         check_fields(TrainConfig, there["config"])
         named = there["name"] == run.path.name and isinstance(there["training_seconds"], int | float)
         if named and there["outcome"] == outcome and made_of.items() <= there.items():

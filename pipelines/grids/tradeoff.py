@@ -13,8 +13,9 @@ from pipelines.data.doors import reading
 from pipelines.errors import SkipRNNError
 from pipelines.grids.results import read_results
 from pipelines.runs.config import TrainConfig
-from pipelines.runs.figures import FORMATS, check_format, save
+from pipelines.runs.figures import check_format, save
 from pipelines.tasks import TASKS, Task
+from pipelines.tasks.base import FORMATS
 
 
 @dataclass(frozen=True)

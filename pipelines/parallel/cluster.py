@@ -3,11 +3,16 @@
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from pipelines.errors import SkipRNNError
+
+J = TypeVar("J")
+R = TypeVar("R")
 
 
 def require_ray() -> Any:
@@ -19,7 +24,7 @@ def require_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise SkipRNNError("Ray is not installed; `pip install 'skiprnn[ray]'` or use --engine local") from error
+        raise SkipRNNError("Ray is not installed; `pip install 'skiprnn[ray]'` or use --executor local") from error
     return ray
 
 
@@ -56,31 +61,71 @@ def _knock(address: str | None) -> None:
         raise SkipRNNError(f"no Ray cluster answers at {address}: {error}") from error
 
 
-def map_tasks(
-    ray: Any, function: Callable[[Any], Any], jobs: Iterator[Any], *, at_once: int, retries: int, **share: float
-) -> Iterator[tuple[Any, Any]]:
-    """Yield each job with what ``function`` makes of it, or with the error of a worker that died too often.
+def map_on_actors(
+    ray: Any,
+    workers: int,
+    work: Callable[[J], R],
+    jobs: Iterator[J],
+    *,
+    ahead: int = 1,
+    retries: int,
+    begin: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+    num_gpus: float,
+) -> Generator[tuple[J, R | Exception], None, None]:
+    """Yield each job with what comes of it, or with the error of a worker that died too often.
 
     Args:
         ray: the module, connected.
-        function: run on the cluster; again, if its worker dies.
-        jobs: taken when there is room.
-        at_once: how many are in hand.
+        workers: actors; those that the cluster has no room for wait until it has.
+        work: what to do with a job; a function of a module.
+        jobs: taken when a worker is free.
+        ahead: jobs that a worker has in hand.
         retries: of a job whose worker died.
-        share: num_cpus and num_gpus of a job.
+        begin, arguments: a function, and what it is called with, in each worker before its first job.
+        num_gpus: of a worker, which takes a CPU core besides.
     """
-    task = ray.remote(max_retries=retries, **share)(function)
-    running: dict[Any, Any] = {}
+    remote = ray.remote(max_restarts=-1, max_task_retries=retries, num_cpus=1, num_gpus=num_gpus)(_Actor)
+    given = [ray.put(argument) for argument in arguments]
+    actors = [remote.remote(work, begin, *given) for _ in range(workers)]
+    starting = {one.ready.remote(): index for index, one in enumerate(actors)}
+    running: dict[Any, tuple[J, int]] = {}
+    free: list[int] = []
     upcoming = next(jobs, None)
-    while upcoming is not None or running:
-        while upcoming is not None and len(running) < at_once:
-            running[task.remote(upcoming)] = upcoming
-            upcoming = next(jobs, None)
-        (reference, *_), _ = ray.wait(list(running))
-        job = running.pop(reference)
-        try:
-            yield job, ray.get(reference)
-        except ray.exceptions.RayTaskError:
-            raise
-        except ray.exceptions.RayError as error:
-            yield job, error
+    try:
+        while upcoming is not None or running:
+            while free and upcoming is not None:
+                index = free.pop()
+                running[actors[index].work.remote(upcoming)] = upcoming, index
+                upcoming = next(jobs, None)
+            (reference, *_), _ = ray.wait([*running, *starting])
+            if reference in starting:
+                free += [starting.pop(reference)] * ahead
+                continue
+            job, index = running.pop(reference)
+            free.append(index)
+            try:
+                yield job, ray.get(reference)
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError as error:
+                yield job, error
+    finally:
+        for one in actors:
+            ray.kill(one)
+
+
+class _Actor:
+    """What runs on a node of the cluster; it sees files under the same path as whoever sends the jobs."""
+
+    def __init__(self, work: Callable[[Any], Any], begin: Callable[..., None] | None, *arguments: Any) -> None:
+        torch.set_num_threads(1)
+        self._work = work
+        if begin is not None:
+            begin(*arguments)
+
+    def ready(self) -> None:
+        """Answer once there is room for this actor."""
+
+    def work(self, job: Any) -> Any:
+        return self._work(job)

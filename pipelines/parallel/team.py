@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.errors import SkipRNNError
-from pipelines.runs.model import choose_device
+from pipelines.parallel.devices import choose_device
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipelines.data.files import atomic_path, check_writable
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
-from pipelines.runs.evaluation import load_run
+from pipelines.runs.load import load_run
 from pipelines.runs.model import SequenceModel, with_gate
 from pipelines.tasks import Task
 from skiprnn import GRUState, LSTMState, SkipGRU, SkipLSTM
@@ -107,7 +107,7 @@ def export_run(
         run: the run directory.
         out: a path ending in .onnx.
         int8: quantise the weights of matrix products to 8 bits, activations on the fly.
-        split, checkpoint, data: as for ``evaluation.load_run``.
+        split, checkpoint, data: as for ``load.load_run``.
         overwrite: replace ``out`` if it exists.
 
     Raises:

@@ -16,7 +16,7 @@ from skiprnn.stack import RecurrentStack
 OPEN = 100.0  # bias of a gate that opens at every step
 
 
-class Prediction(NamedTuple):
+class ModelOutput(NamedTuple):
     """What the network says of a batch."""
 
     output: Tensor  # (B, output_size), float32
@@ -37,10 +37,10 @@ class SequenceModel(nn.Module):
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Prediction:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> ModelOutput:
         """x as the task stores it, (B, T, D) or (B, T), and lengths (B,) -> (B, output_size), (B, T)."""
         _, state, update_gate = self.rnn(self.embedding(x), lengths=lengths)
-        return Prediction(self.head(self.dropout(state.h[-1])).float(), update_gate)
+        return ModelOutput(self.head(self.dropout(state.h[-1])).float(), update_gate)
 
     def with_rnn(self, rnn: RecurrentStack) -> "SequenceModel":
         """The same network around another recurrent stack, which takes over the weights it has names for."""
@@ -156,12 +156,3 @@ def stream(model: SequenceModel) -> Stream:
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """The precision a configuration asks for, as a context."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16")
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SkipRNNError("no CUDA device is available to torch; pass --device cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

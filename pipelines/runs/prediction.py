@@ -2,35 +2,28 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
-from pipelines.data import doors
 from pipelines.data.samples import (
-    ARRAYS,
-    IMAGES,
     Source,
     csv_source,
-    image_source,
-    open_sources,
     sequence_sources,
 )
 from pipelines.data.schema import FEATURES, schema_of
-from pipelines.data.sequences import SPLITS, Sequences
+from pipelines.data.sequences import SPLITS
 from pipelines.errors import SkipRNNError
 from pipelines.runs.directory import load_words
-from pipelines.runs.evaluation import TrainedModel, load_model
+from pipelines.runs.load import TrainedModel, load_model
 from pipelines.runs.model import stream, without_skipping
-from pipelines.tasks import Imdb, Mnist, Videos, load_data
-from pipelines.tasks.imdb import PADDING, UNKNOWN, tokenize
-from pipelines.tasks.mnist import SIDE
-from pipelines.video.listing import SUFFIXES
+from pipelines.tasks import load_data
+from pipelines.tasks.base import Reading
 from skiprnn import Stream
 
 
@@ -88,12 +81,12 @@ class Predictor:
         Raises:
             SkipRNNError: it cannot be read, or skips at random.
         """
-        self._weights, self._compare = weights, compare
-        self._network: Any = None  # that looks at video frames
-        self._run = Path(run)
-        self._numbers: dict[str, int] | None = None  # of words
+        self._compare = compare
         self._model: TrainedModel = load_model(run, checkpoint=checkpoint, device=device)
         self._stream: Stream = stream(self._model.model)
+        self._reading = Reading(
+            Path(run), cache(lambda: load_words(run)), self._model.config.true_lengths, self._model.device, weights
+        )
 
     def file(
         self, path: Path, *, dataset: str | None = None, index: int | None = None, header: bool | None = None
@@ -102,19 +95,11 @@ class Predictor:
 
         Args:
             path: what the task takes: an image for MNIST, a text for IMDB; one of the project's data files; or else
-                what ``inputs.open_sources`` reads.
+                what ``samples.open_sources`` reads.
             dataset: which array of an .npz or HDF5 file; in a data file, by default ``test/x``.
             index: which of several sequences.
-            header: whether a CSV file begins with one; None follows the rule of ``inputs.csv_source``.
+            header: whether a CSV file begins with one; None follows the rule of ``samples.csv_source``.
         """
-        task = self._model.task
-        if isinstance(task, Videos) and Path(path).suffix.lower() in SUFFIXES:
-            if index or dataset is not None:
-                raise SkipRNNError(f"{path} is one video; drop --dataset and --index")
-            yield self._video(Path(path), task)
-            return
-        if self._compare:
-            raise SkipRNNError("only a video can be compared with every frame used; drop --compare")
         with self._open(Path(path), dataset, index, header) as sources:
             yield from map(self._predict, sources)
 
@@ -122,60 +107,30 @@ class Predictor:
     def _open(
         self, path: Path, dataset: str | None, index: int | None, header: bool | None
     ) -> Iterator[Iterable[Source]]:
-        task = self._model.task
-        if os.path.isfile(path) and (schema := schema_of(path)):
-            split = (dataset or "test/x").strip("/").partition("/")[0]
-            if split not in SPLITS:
-                raise SkipRNNError(
-                    f"{path} has the datasets {', '.join(f'{name}/x' for name in SPLITS)}, not {dataset}"
-                )
-            rows = None if index is None else slice(index, index + 1)
-            _, data = load_data(path, task, (split,), true_lengths=self._model.config.true_lengths, rows=rows)
-            name = f"{path}:{split}/x"
-            if schema == FEATURES:
-                yield _chosen(sequence_sources(data.splits[split], name), index, path)
-            else:
-                yield sequence_sources(data.splits[split], name, index)
-            return
-        if isinstance(task, Mnist) and path.suffix.lower() in IMAGES:
-            sources: Sequence[Source] = [image_source(path, SIDE)]
-        elif isinstance(task, Imdb) and path.suffix.lower() not in ARRAYS:
-            review = doors.read_bytes(path, "name a text file, or - for standard input").decode("utf-8", "replace")
-            sources = [self.text(review, str(path))]
-        else:
-            with open_sources(path, task.stored_size, dataset, header) as sources:
+        if not os.path.isfile(path) or not (schema := schema_of(path)):
+            with self._model.task.open(path, replace(self._reading, dataset=dataset, header=header)) as sources:
                 yield _chosen(sources, index, path)
             return
-        yield _chosen(sources, index, path)
+        split = (dataset or "test/x").strip("/").partition("/")[0]
+        if split not in SPLITS:
+            raise SkipRNNError(f"{path} has the datasets {', '.join(f'{name}/x' for name in SPLITS)}, not {dataset}")
+        rows = None if index is None else slice(index, index + 1)
+        true_lengths = self._reading.true_lengths
+        _, data = load_data(path, self._model.task, (split,), true_lengths=true_lengths, rows=rows)
+        name = f"{path}:{split}/x"
+        if schema == FEATURES:
+            yield _chosen(sequence_sources(data.splits[split], name), index, path)
+        else:
+            yield sequence_sources(data.splits[split], name, index)
 
     @property
     def reads_text(self) -> bool:
         """Whether a sequence is a text, not rows of numbers."""
-        return isinstance(self._model.task, Imdb)
+        return self._model.task.reads_text
 
-    def text(self, text: str, name: str) -> Source:
-        """A text as the words the model was trained on, cropped, and padded if it was trained on padding."""
-        task = self._model.task
-        assert isinstance(task, Imdb)
-        if self._numbers is None:
-            words = load_words(self._run)
-            if task.digest_of(words) != task.vocabulary_sha256:
-                raise SkipRNNError(
-                    f"{self._run / 'words.txt'} was edited since the run was trained; `skiprnn train --resume "
-                    f"{self._run}` restores it"
-                )
-            self._numbers = {word: number for number, word in enumerate(words) if word}
-        words = tokenize(text)[: task.length]
-        if not words:
-            raise SkipRNNError(f"{name} holds no words")
-        x = torch.tensor([[self._numbers.get(word, UNKNOWN) for word in words]], dtype=torch.int32)
-        if not self._model.config.true_lengths:
-            x = pad(x, (task.length - len(words), 0), value=PADDING)
-        return sequence_sources(Sequences(x, torch.zeros(1)), name)[0]
-
-    def read_text(self, text: str, name: str) -> Prediction:
+    def text(self, text: str, name: str) -> Prediction:
         """Predict on a text."""
-        return self._predict(self.text(text, name))
+        return self._predict(self._model.task.text(text, name, self._reading))
 
     def rows(self, lines: Iterable[str], name: str, header: bool | None = None) -> Iterator[Answer | Prediction]:
         """Predict on CSV rows as they arrive: an answer after each row that is used, and the prediction at the end."""
@@ -184,51 +139,40 @@ class Predictor:
         self._stream.reset()
         for step, output in self._stream.pull(source.read):
             yield Answer(step, self._model.task.answer(output))
-        given = source.count()
-        yield self._prediction(source, given, start)
-
-    def _video(self, path: Path, task: Videos) -> VideoPrediction:
-        from pipelines.video.lookup import every_frame, network_of, open_video
-
-        if self._network is None:
-            self._network = network_of(task, self._weights, self._model.device)
-        pads = not self._model.config.true_lengths
-        start = time.perf_counter()
-        with open_video(path, task, self._network, pads=pads) as video:
-            self._stream.reset()
-            self._stream.run(video.read)
-            answer = task.answer(self._stream.prediction)
-            seconds = time.perf_counter() - start
-            count, frames = video.count(), video.frames()
-        used = self._stream.used
-        said = VideoPrediction(str(path), answer, used, count, seconds, False, video.frames_used, frames)
-        if not self._compare:
-            return said
-        plain = without_skipping(self._model.model).eval()
-        start = time.perf_counter()
-        features = torch.from_numpy(every_frame(path, task, self._network, pads=pads)).to(self._model.device)
-        with torch.inference_mode():
-            answer = task.answer(plain(features[None]).output[0].cpu())
-        return replace(
-            said, answer_with_every_frame=answer, seconds_with_every_frame=time.perf_counter() - start
-        )  # fmt: skip
+        yield self._prediction(source, start)
 
     def _predict(self, source: Source) -> Prediction:
+        if self._compare and source.every is None:
+            raise SkipRNNError("only a video can be compared with every frame used; drop --compare")
         start = time.perf_counter()
         self._stream.reset()
         self._stream.run(source.read)
-        return self._prediction(source, source.count(), start)
+        said = self._prediction(source, start)
+        if source.frames is None:
+            return said
+        frames_used, frames = source.frames()
+        compared = self._with_every_sample(source.every) if self._compare and source.every else {}
+        return VideoPrediction(**vars(said), frames_used=frames_used, frames=frames, **compared)
 
-    def _prediction(self, source: Source, given: int, start: float) -> Prediction:
+    def _with_every_sample(self, read: Callable[[], Any]) -> dict[str, Any]:
+        plain = without_skipping(self._model.model).eval()
+        start = time.perf_counter()
+        samples = torch.from_numpy(read()).to(self._model.device)
+        with torch.inference_mode():
+            answer = self._model.task.answer(plain(samples[None]).output[0].cpu())
+        return {"answer_with_every_frame": answer, "seconds_with_every_frame": time.perf_counter() - start}
+
+    def _prediction(self, source: Source, start: float) -> Prediction:
         answer = self._model.task.answer(self._stream.prediction)
-        return Prediction(
-            source.name, answer, self._stream.used, given, time.perf_counter() - start, source.numeric_header
-        )
+        seconds = time.perf_counter() - start
+        return Prediction(source.name, answer, self._stream.used, source.count(), seconds, source.numeric_header)
 
 
 def _chosen(sources: Sequence[Source], index: int | None, path: Path) -> Sequence[Source]:
     if index is None:
         return sources
     if index >= len(sources):
+        if len(sources) == 1:
+            raise SkipRNNError(f"{path} holds one sequence; drop --index")
         raise SkipRNNError(f"{path} holds {len(sources):,} sequences, so --index goes up to {len(sources) - 1}")
     return [sources[index]]

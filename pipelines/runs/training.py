@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from pipelines.data.sequences import DataFile, Sequences, Split
 from pipelines.errors import SkipRNNError
+from pipelines.parallel.devices import choose_device
 from pipelines.parallel.team import ALONE, Team
 from pipelines.runs import collapse
 from pipelines.runs.batches import batches_after
@@ -43,7 +44,7 @@ from pipelines.runs.directory import (
 )
 from pipelines.runs.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.runs.evaluation import Evaluation, evaluate
-from pipelines.runs.model import SequenceModel, autocast, build_model, check_engine, choose_device
+from pipelines.runs.model import SequenceModel, autocast, build_model, check_engine
 from pipelines.runs.schedules import learning_rate, share_of_lam
 from pipelines.seeds import derive_seed
 from pipelines.tasks import Task, load_data

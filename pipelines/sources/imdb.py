@@ -40,7 +40,7 @@ class Review:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenReviews:
     """What ``write_imdb`` wrote."""
 
     sizes: dict[str, int]
@@ -61,7 +61,7 @@ def write_imdb(
     seed: int = 0,
     overwrite: bool = False,
     on_progress: Callable[[int], None] = lambda size: None,
-) -> Written:
+) -> WrittenReviews:
     """Write IMDB as sequences of words.
 
     Args:
@@ -125,7 +125,7 @@ def write_imdb(
             attributes |= {"word2vec": Path(word2vec).name, "word2vec_sha256": file_digest(word2vec, "sha256")}
         writer.finish({"task": task.name, **task.parameters(), **attributes})
     total = sum(counts.values())
-    return Written(
+    return WrittenReviews(
         sizes={name: len(part) for name, part in splits.items()},
         vocabulary=len(words),
         covered_words=len(known) / len(words),

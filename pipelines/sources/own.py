@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -18,7 +17,9 @@ import numpy.typing as npt
 import torch
 
 from pipelines.data import doors
-from pipelines.data.doors import Hdf5, check_file, reading
+from pipelines.data.arrays import open_npz
+from pipelines.data.doors import check_file, reading
+from pipelines.data.hdf5 import Hdf5, open_hdf5
 from pipelines.data.memory import check_fits
 from pipelines.data.samples import csv_source
 from pipelines.data.sequences import SPLITS, Sequences, sequences_writer
@@ -35,7 +36,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenSequences:
     """What ``write_own`` wrote."""
 
     task: Task
@@ -65,7 +66,7 @@ def write_own(
     header: bool | None = None,
     allow_outside: bool = False,
     overwrite: bool = False,
-) -> Written:
+) -> WrittenSequences:
     """Write one's own sequences.
 
     Args:
@@ -102,7 +103,7 @@ def write_own(
             writer.write_split(split, len(part), iter([sequences]))
         attributes = {"seed": seed, "source": source.name, "version": version("skiprnn")}
         writer.finish({"task": task.name, **task.parameters(), **attributes})
-    return Written(task, {split: len(part) for split, part in rows.items()}, x.shape[1], raw.numeric_headers)
+    return WrittenSequences(task, {split: len(part) for split, part in rows.items()}, x.shape[1], raw.numeric_headers)
 
 
 def _folder(folder: Path, header: bool | None, allow_outside: bool) -> _Raw:
@@ -145,7 +146,7 @@ def _csv(path: Path, width: int | None, header: bool | None) -> tuple[Floats, bo
 
 
 def _file(path: Path) -> _Raw:
-    opened: Any = (doors.open_npz if path.suffix == ".npz" else doors.open_hdf5)(path, REMEDY)
+    opened: Any = (open_npz if path.suffix == ".npz" else open_hdf5)(path, REMEDY)
     with closing(opened):
         read = opened.array if isinstance(opened, Hdf5) else opened.__getitem__
         arrays: dict[str, Any] = {name: read(name) for name in PARTS if name in opened}
@@ -263,10 +264,10 @@ def _task(
     mean, std = steps.mean(0), steps.std(0)
     std[std < 1e-8] = 1
     features: dict[str, Any] = {
-        "features": steps.shape[1], "mean": json.dumps(mean.tolist()), "std": json.dumps(std.tolist())
+        "features": steps.shape[1], "mean": tuple(mean.tolist()), "std": tuple(std.tolist())
     }  # fmt: skip
     if kind == "classes":
-        return OwnClasses(**features, classes=json.dumps(names))
+        return OwnClasses(**features, classes=tuple(names))
     target = y[train].astype(np.float64)
     return OwnNumbers(**features, target_mean=float(target.mean()), target_std=float(target.std()) or 1.0)
 

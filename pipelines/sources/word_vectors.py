@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.data.doors import check_file, lines_of, open_npz, reading
+from pipelines.data.arrays import open_npz
+from pipelines.data.doors import check_file, lines_of, reading
 from pipelines.errors import SkipRNNError
 
 REMEDY = "name another file with --word2vec, or leave it out"

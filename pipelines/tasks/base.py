@@ -1,8 +1,12 @@
 """What a task is: its data, the head's size, loss, metric, and when it counts as solved."""
 
+import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy.typing as npt
 import torch
@@ -11,35 +15,40 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.data.doors import parse_json
 from pipelines.data.fields import check_fields
+from pipelines.data.samples import Source, open_sources
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pipelines.tasks.drawing import Usage
+
+FORMATS = (".png", ".pdf", ".svg")  # of figures
+PAGE = ".html"
 FINITE = 3e38  # float32's largest number is a little more
 LONGEST = 2**31  # steps of a sequence that is drawn
 
 
-def class_names(text: str) -> list[str]:
-    """The names of classes in a field that holds them as JSON.
-
-    Raises:
-        ValueError: they are not two different names or more.
-    """
-    names = parse_json(text, list)
-    if not all(isinstance(name, str) for name in names) or len(set(names)) < max(len(names), 2):
-        raise ValueError("classes must be two different names or more")
-    return names
+def check_classes(names: Sequence[str]) -> None:
+    """Refuse what are not the names of two different classes or more."""
+    if len(set(names)) < max(len(names), 2):
+        raise SkipRNNError("classes must be two different names or more")
 
 
-def finite_numbers(text: str) -> list[float]:
-    """The numbers in a field that holds them as JSON.
+@dataclass
+class Reading:
+    """How a trained run reads what it is asked about."""
 
-    Raises:
-        ValueError: they are not finite numbers.
-    """
-    numbers = parse_json(text, list)
-    if not all(type(number) in (int, float) and abs(number) < FINITE for number in numbers):
-        raise ValueError("mean and std must be finite numbers")
-    return numbers
+    run: Path
+    words: Callable[[], list[str]]  # its vocabulary
+    true_lengths: bool
+    device: torch.device
+    weights: str | None = None  # of the network that looks at frames; None: where they came from
+    dataset: str | None = None  # of a file that holds several
+    header: bool | None = None  # whether a CSV file begins with one; None: by the rule
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What takes long to make, kept by the task from one file to the next."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,15 @@ class Task(ABC):
     """The metric that counts as a solution, or that it must exceed; None where the paper has no such rule."""
     signal_name: ClassVar[str]
     """What ``signal`` shows, with its unit."""
+    as_json: ClassVar[tuple[str, ...]] = ()
+    """Fields that are tuples, stored as JSON: HDF5's attributes would not hold them."""
+    reads_text: ClassVar[bool] = False
+    """Whether a sequence is a text, not rows of numbers."""
+    shows_videos: ClassVar[bool] = False
+    """Whether the usage figure can show videos."""
+    usage_examples: ClassVar[int] = 10
+    """Sequences in the usage figure, unless one asks for others."""
+    usage_formats: ClassVar[tuple[str, ...]] = FORMATS
 
     @property
     @abstractmethod
@@ -99,12 +117,19 @@ class Task(ABC):
         if missing := [name for name in names if name not in attributes]:
             raise ValueError(f"it lacks {missing[0]}")
         values = {name: attributes[name] for name in names}
+        for name in cls.as_json:
+            if not isinstance(values[name], str):
+                raise ValueError(f"{name} must be a JSON list, got {values[name]!r:.60}")
+            values[name] = tuple(parse_json(values[name], list))
         check_fields(cls, values)
-        return cls(**values)
+        try:
+            return cls(**values)
+        except SkipRNNError as error:
+            raise ValueError(str(error)) from error
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of the data, as stored in the file's attributes."""
-        return asdict(self)
+        return {**asdict(self), **{name: json.dumps(getattr(self, name)) for name in self.as_json}}
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -144,9 +169,37 @@ class Task(ABC):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         """What a prediction says, by name: (output_size,) -> numbers, strings and lists of them."""
 
+    @contextmanager
+    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
+        """The sequences of a user's file.
+
+        Raises:
+            SkipRNNError: it cannot be read, or does not hold what the task takes.
+        """
+        with open_sources(path, self.stored_size, reading.dataset, reading.header) as sources:
+            yield sources
+
+    def text(self, text: str, name: str, reading: Reading) -> Source:
+        """A text as a sequence, of a task that ``reads_text``."""
+        raise NotImplementedError
+
     @abstractmethod
     def signal(self, x: Tensor) -> Tensor:
         """What the usage figure draws over time: (T, D) -> (T,)."""
+
+    def usage_rows(self, count: int, shown: int) -> Tensor:
+        """Which of ``count`` sequences the usage figure is made of; those ``shown`` come first."""
+        return torch.arange(min(shown, count))
+
+    def draw_usage(self, usage: "Usage") -> "Figure":
+        """The usage figure."""
+        from pipelines.tasks.drawing import signals
+
+        return signals(usage, self.signal, self.signal_name)
+
+    def usage_page(self, usage: "Usage") -> str:
+        """The same as a page of HTML, of a task whose ``usage_formats`` have that."""
+        raise NotImplementedError
 
 
 class SyntheticTask(Task):

@@ -2,18 +2,28 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from pipelines.data import doors
+from pipelines.data.samples import ARRAYS, Source, sequence_sources
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import ClassificationTask
+from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Reading
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pipelines.tasks.drawing import Text, Usage
 
 TOKENIZER = "words-1"
 PADDING, UNKNOWN = 0, 1  # numbers of words; the vocabulary starts after them
@@ -46,6 +56,8 @@ class Imdb(ClassificationTask):
     output_size = 2
     signal_name = "word"
     meaning = ("length", "vocabulary_sha256", "tokenizer")
+    reads_text = True
+    usage_formats = (*FORMATS, PAGE)
 
     def __post_init__(self) -> None:
         if min(self.length, self.dimensions) < 1 or not 2 <= self.vocabulary < 2**31:
@@ -99,3 +111,56 @@ class Imdb(ClassificationTask):
 
     def signal(self, x: Tensor) -> Tensor:
         return (x != PADDING).float()
+
+    @contextmanager
+    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
+        if path.suffix.lower() not in ARRAYS:
+            review = doors.read_bytes(path, "name a text file, or - for standard input").decode("utf-8", "replace")
+            yield [self.text(review, str(path), reading)]
+            return
+        with super().open(path, reading) as sources:
+            yield sources
+
+    def text(self, text: str, name: str, reading: Reading) -> Source:
+        """A text as the words the run was trained on, cropped, and padded if it was trained on padding."""
+        if "numbers" not in reading.kept:
+            vocabulary = reading.words()
+            if self.digest_of(vocabulary) != self.vocabulary_sha256:
+                raise SkipRNNError(
+                    f"{reading.run / 'words.txt'} was edited since the run was trained; `skiprnn train --resume "
+                    f"{reading.run}` restores it"
+                )
+            reading.kept["numbers"] = {word: number for number, word in enumerate(vocabulary) if word}
+        numbers, words = reading.kept["numbers"], tokenize(text)[: self.length]
+        if not words:
+            raise SkipRNNError(f"{name} holds no words")
+        x = torch.tensor([[numbers.get(word, UNKNOWN) for word in words]], dtype=torch.int32)
+        if not reading.true_lengths:
+            x = pad(x, (self.length - len(words), 0), value=PADDING)
+        return sequence_sources(Sequences(x, torch.zeros(1)), name)[0]
+
+    def draw_usage(self, usage: "Usage") -> "Figure":
+        from pipelines.tasks.drawing import texts
+
+        return texts(self._texts(usage), usage.title)
+
+    def usage_page(self, usage: "Usage") -> str:
+        from pipelines.tasks.drawing import page
+
+        return page(self._texts(usage), usage.title)
+
+    def _texts(self, usage: "Usage") -> list["Text"]:
+        words, found = usage.words(), []
+        columns = (usage.sequences.x.tolist(), usage.sequences.y.tolist(), usage.used.tolist())
+        for x, y, gate in zip(*columns, strict=True):
+            pairs = [
+                (words[number] if number != UNKNOWN else "⟨?⟩", on)
+                for number, on in zip(x, gate, strict=True)
+                if number != PADDING
+            ]
+            padding = [on for number, on in zip(x, gate, strict=True) if number == PADDING]
+            heading = f"{self.class_name(y)} review: {sum(on for _, on in pairs)} of {len(pairs)} words used"
+            if any(padding):
+                heading += f", and {sum(padding)} of {len(padding)} of padding"
+            found.append((heading, pairs))
+        return found

@@ -1,14 +1,25 @@
 """The MNIST task: classify a digit read pixel by pixel."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from pipelines.data.samples import IMAGES, Source, image_source
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import ClassificationTask
+from pipelines.tasks.base import ClassificationTask, Reading
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pipelines.tasks.drawing import Usage
+
+AVERAGED = 1_000  # digits over which the use of a pixel is averaged
 SIDE = 28  # pixels
 
 
@@ -57,3 +68,19 @@ class Mnist(ClassificationTask):
 
     def signal(self, x: Tensor) -> Tensor:
         return x[:, 0].float() / 255
+
+    @contextmanager
+    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
+        if path.suffix.lower() in IMAGES:
+            yield [image_source(path, SIDE)]
+            return
+        with super().open(path, reading) as sources:
+            yield sources
+
+    def usage_rows(self, count: int, shown: int) -> Tensor:
+        return torch.arange(min(max(shown, AVERAGED), count))
+
+    def draw_usage(self, usage: "Usage") -> "Figure":
+        from pipelines.tasks.drawing import images
+
+        return images(usage, SIDE)

@@ -1,14 +1,15 @@
 """A task from one's own sequences: classes or a number to each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import FINITE, ClassificationTask, RegressionTask, Task, class_names, finite_numbers
+from pipelines.tasks.base import FINITE, ClassificationTask, RegressionTask, Task, check_classes
 
 
 class Standardize(nn.Module):
@@ -17,7 +18,7 @@ class Standardize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: list[float], std: list[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
@@ -28,15 +29,16 @@ class Standardize(nn.Module):
 
 @dataclass(frozen=True)
 class _Own(Task):
-    """Fields are JSON texts where HDF5 attributes would not hold them."""
-
     features: int = 1
-    mean: str = "[0.0]"  # of each feature, over the training split
-    std: str = "[1.0]"
+    mean: tuple[float, ...] = (0.0,)  # of each feature, over the training split
+    std: tuple[float, ...] = (1.0,)
+
+    as_json: ClassVar[tuple[str, ...]] = ("mean", "std")
 
     def __post_init__(self) -> None:
-        mean, std = finite_numbers(self.mean), finite_numbers(self.std)
-        if not len(mean) == len(std) == self.features or not all(value > 0 for value in std):
+        if not all(abs(number) < FINITE for number in (*self.mean, *self.std)):
+            raise SkipRNNError("mean and std must be finite numbers")
+        if not len(self.mean) == len(self.std) == self.features or not all(value > 0 for value in self.std):
             raise SkipRNNError(f"mean and std, above 0, must have a number for each of the {self.features} features")
 
     @property
@@ -45,7 +47,7 @@ class _Own(Task):
         return self.features
 
     def embedding(self) -> nn.Module:
-        return Standardize(finite_numbers(self.mean), finite_numbers(self.std))
+        return Standardize(self.mean, self.std)
 
     def with_padding(self, sequences: Split) -> Split:
         return sequences  # one's own sequences end where they end
@@ -58,23 +60,24 @@ class _Own(Task):
 class OwnClasses(ClassificationTask, _Own):
     """Which class is a sequence of? Cross-entropy and accuracy."""
 
-    classes: str = '["0", "1"]'  # their names
+    classes: tuple[str, ...] = ("0", "1")  # their names
 
     name = "own-classes"
     signal_name = "feature 0"
+    as_json = ("mean", "std", "classes")
     meaning = ("features", "classes")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        class_names(self.classes)
+        check_classes(self.classes)
 
     @property
     def output_size(self) -> int:
         """Classes."""
-        return len(class_names(self.classes))
+        return len(self.classes)
 
     def class_name(self, index: int) -> str:
-        return class_names(self.classes)[index]
+        return self.classes[index]
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,27 @@
 """Tasks on videos, whose samples are features of their frames: UCF-101 and one's own."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.data.features import FlatSequences
+from pipelines.data.features import FlatSequences, read_entries
+from pipelines.data.samples import Source
+from pipelines.data.schema import read_attributes
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import ClassificationTask, class_names
+from pipelines.tasks.base import ClassificationTask, Reading, check_classes
+from pipelines.video.listing import SUFFIXES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pipelines.tasks.drawing import Usage
 
 LARGEST = 2**31  # of sizes
 
@@ -34,7 +45,7 @@ class Videos(ClassificationTask):
 
     features: int = 2048  # of a frame
     steps: int = 250
-    classes: str = '["0", "1"]'  # their names, JSON
+    classes: tuple[str, ...] = ("0", "1")  # their names
     fps: float = 25.0
     seconds: float = 10.0
     network: str = ""  # that computed the features; empty where they were made elsewhere
@@ -46,10 +57,13 @@ class Videos(ClassificationTask):
 
     name = "videos"
     signal_name = "change of features since the frame before"
+    as_json = ("classes",)
+    shows_videos = True
+    usage_examples = 3
     meaning: ClassVar[tuple[str, ...]] = ("features", "classes", "fps", "network", "weights_sha256", "resize")
 
     def __post_init__(self) -> None:
-        class_names(self.classes)
+        check_classes(self.classes)
         sizes = (self.features, self.steps, self.fps, self.seconds, self.resize)
         if not all(0 < size < LARGEST for size in sizes) or not 0 <= self.frame_cost < math.inf:
             raise SkipRNNError(
@@ -70,7 +84,7 @@ class Videos(ClassificationTask):
     @property
     def output_size(self) -> int:
         """Classes."""
-        return len(class_names(self.classes))
+        return len(self.classes)
 
     def embedding(self) -> nn.Module:
         return ToFloat()
@@ -84,11 +98,55 @@ class Videos(ClassificationTask):
             raise SkipRNNError(f"it must hold {self.features} features a frame of up to {self.steps} frames a video")
 
     def class_name(self, index: int) -> str:
-        return class_names(self.classes)[index]
+        return self.classes[index]
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         said = super().answer(prediction)
-        return {**said, "probabilities": dict(zip(class_names(self.classes), said["probabilities"], strict=True))}
+        return {**said, "probabilities": dict(zip(self.classes, said["probabilities"], strict=True))}
+
+    @contextmanager
+    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
+        if path.suffix.lower() not in SUFFIXES:
+            with super().open(path, reading) as sources:
+                yield sources
+            return
+        from pipelines.video.lookup import network_of, open_video
+
+        if reading.dataset is not None:
+            raise SkipRNNError(f"{path} is one video; drop --dataset")
+        if "network" not in reading.kept:
+            reading.kept["network"] = network_of(self, reading.weights, reading.device)
+        with open_video(path, self, reading.kept["network"], pads=not reading.true_lengths) as video:
+            yield [video]
+
+    def usage_rows(self, count: int, shown: int) -> Tensor:
+        return torch.linspace(0, count - 1, min(shown, count)).round().long()  # from all over the split
+
+    def draw_usage(self, usage: "Usage") -> "Figure":
+        """Videos frame by frame; of features that were made elsewhere, the change from frame to frame."""
+        from pipelines.tasks.drawing import SKIPPED, USED
+        from pipelines.video.contact_sheet import Sheet, contact_sheets
+        from pipelines.video.decode import Sampling
+        from pipelines.video.network import FRAME_COST
+
+        attributes = read_attributes(usage.data)
+        if self.network not in FRAME_COST and usage.videos is None:
+            return super().draw_usage(usage)
+        root = usage.videos or Path(attributes["source"])
+        if not root.is_dir():
+            raise SkipRNNError(f"the videos are no longer in {root}; name their folder with --videos")
+        entries = [entry for entry in read_entries(usage.data) if entry.split == usage.split]
+        assert isinstance(usage.whole, FlatSequences)
+        counts, sheets = usage.whole.counts.tolist(), []
+        for row, gate, output in zip(usage.rows, usage.used, usage.outputs, strict=True):
+            entry, said = entries[row], self.answer(output)
+            used = gate[: counts[row]].tolist()
+            heading = (
+                f"{entry.name}: {said['class']} ({said['probability']:.0%}), {sum(used)} of {len(used)} frames used"
+            )
+            sheets.append(Sheet(root / entry.name, heading, used))
+        sampling = Sampling(attributes["fps"], attributes["seconds"])
+        return contact_sheets(sheets, sampling, usage.title, USED, SKIPPED)
 
     def signal(self, x: Tensor) -> Tensor:
         change = x.float().diff(dim=0).norm(dim=1)

@@ -32,11 +32,10 @@ from pipelines.data.files import atomic_path, check_writable, write_text
 from pipelines.data.schema import FEATURES, read_attributes, schema_of
 from pipelines.data.sequences import SPLITS
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.videos import Videos as VideosTask
 from pipelines.video.decode import CROP, Sampling, printable
-from pipelines.video.listing import Video, Videos
-from pipelines.video.network import FrameNetwork
-from pipelines.video.workers import Engine, Extracted, Failed, Job, Recipe, Result
+from pipelines.video.listing import Video, VideoSet
+from pipelines.video.network import FrameNetwork, VideoTask
+from pipelines.video.workers import Executor, Extracted, Failed, Job, Recipe, Result
 
 WAYS = ("network", "weights_sha256", "resize", "precision", "fps", "seconds", "dtype")  # what decides the features
 POLL = 0.5  # s between looks at the videos that other processes are at
@@ -74,11 +73,11 @@ class _Done:
 
 
 def extract_features(
-    videos: Videos,
+    videos: VideoSet,
     path: Path,
-    task: VideosTask,
+    task: VideoTask,
     network: FrameNetwork,
-    engine: Engine,
+    executor: Executor,
     *,
     chosen: list[Video] | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -95,7 +94,7 @@ def extract_features(
         path: the HDF5 file to write.
         task: its parameters, among them what the network is.
         network: frames to features.
-        engine: where the work is done.
+        executor: where the work is done.
         chosen: which of the videos; by default all.
         shard: (i, n) does each n-th video from the i-th, counted from 0.
         batch_size: frames through the network at once.
@@ -124,7 +123,7 @@ def extract_features(
             later: list[Video] = []
             jobs = _claimed(store, videos.root, wanted, later, locks, on_progress)
             if (first := next(jobs, None)) is not None:
-                with closing(engine(chain([first], jobs), network, recipe)) as results:
+                with closing(executor(chain([first], jobs), network, recipe)) as results:
                     for job, result in results:
                         count = store.put(job, result)
                         locks.pop(job.name).release()

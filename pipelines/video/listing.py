@@ -34,7 +34,7 @@ class Video:
 
 
 @dataclass(frozen=True)
-class Videos:
+class VideoSet:
     """The videos of a data set."""
 
     root: Path
@@ -44,7 +44,7 @@ class Videos:
     unlisted: int = 0  # in the folder, but not named by the lists
 
 
-def ucf101(root: Path, lists: Path, *, split: int = 1, val: float = 0.15, seed: int = 0) -> Videos:
+def ucf101(root: Path, lists: Path, *, split: int = 1, val: float = 0.15, seed: int = 0) -> VideoSet:
     """The videos of UCF-101 that a folder holds, by one of the official splits.
 
     Args:
@@ -83,7 +83,7 @@ def ucf101(root: Path, lists: Path, *, split: int = 1, val: float = 0.15, seed: 
             f"{root} holds none of the videos in {lists}; it should have a folder for each class, such as "
             f"{classes[0]}/v_{classes[0]}_g01_c01.avi"
         )
-    return Videos(root, classes, hold_out(videos, val, seed), missing, len(found))
+    return VideoSet(root, classes, hold_out(videos, val, seed), missing, len(found))
 
 
 def ucf101_group(name: str) -> str:
@@ -98,7 +98,7 @@ def ucf101_group(name: str) -> str:
     return f"{Path(name).parent.as_posix()}/{match[1]}"
 
 
-def own_videos(source: Path, *, val: float = 0.15, test: float = 0.15, seed: int = 0) -> Videos:
+def own_videos(source: Path, *, val: float = 0.15, test: float = 0.15, seed: int = 0) -> VideoSet:
     """One's own videos.
 
     Args:
@@ -132,7 +132,7 @@ def own_videos(source: Path, *, val: float = 0.15, test: float = 0.15, seed: int
         raise SkipRNNError(
             f"{source}: the group {_short(torn[0])} stands in the splits {', '.join(sorted(sides[torn[0]]))}"
         )
-    return Videos(root, classes, videos)
+    return VideoSet(root, classes, videos)
 
 
 def hold_out(videos: list[Video], share: float, seed: int, into: str = "val") -> list[Video]:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipelines.data.samples import Source
 from pipelines.errors import SkipRNNError
-from pipelines.tasks import Videos
 from pipelines.video.decode import Frame, Sampling, VideoReader, prepare
-from pipelines.video.network import FRAME_COST, FrameNetwork, Origin, load_network
+from pipelines.video.network import FRAME_COST, FrameNetwork, Origin, VideoTask, load_network
 
 AHEAD = 32  # frames that are decoded while the network works
 EVERY_FRAME_BATCH = 8  # frames
@@ -22,7 +22,7 @@ EVERY_FRAME_BATCH = 8  # frames
 Floats = npt.NDArray[np.float32]
 
 
-def network_of(task: Videos, weights: str | None, device: torch.device) -> FrameNetwork:
+def network_of(task: VideoTask, weights: str | None, device: torch.device) -> FrameNetwork:
     """The network that computed the features of a task, ready to compute more.
 
     Args:
@@ -53,58 +53,51 @@ def network_of(task: Videos, weights: str | None, device: torch.device) -> Frame
     return network
 
 
-class VideoSource:
-    """Features of single frames, computed when they are asked for, in rising order; decoding goes on meanwhile."""
-
-    def __init__(self, path: Path, task: Videos, network: FrameNetwork, *, pads: bool) -> None:
-        self._task, self._network, self._pads = task, network, pads
-        self._reader = VideoReader(path, Sampling(task.fps, task.seconds))
-        self._frames = _Ahead(self._reader)
-        self._next: tuple[int, Frame] | None = None
-        self.frames_used = 0
-
-    def read(self, step: int) -> Floats | None:
-        """The features of the frame at a step, (D,); of one that is absent, zeros or None."""
-        if step >= self._task.steps:
-            return None
-        while (self._next is None or self._next[0] < step) and (ahead := self._frames.get()) is not None:
-            self._next = ahead
-        if self._next is None or self._next[0] < step:
-            return np.zeros(self._task.features, dtype=np.float32) if self._pads else None
-        self.frames_used += 1
-        features: Floats = self._network(prepare(self._next[1], self._task.resize)[None])[0].cpu().numpy()
-        return features
-
-    def count(self) -> int:
-        """Steps of the sequence."""
-        return self._task.steps if self._pads else self.frames()
-
-    def frames(self) -> int:
-        """Frames there are, those that nobody asked for too."""
-        while (ahead := self._frames.get()) is not None:
-            self._next = ahead
-        return 0 if self._next is None else self._next[0] + 1
-
-    def close(self) -> None:
-        """Stop decoding."""
-        self._frames.close()
-
-
 @contextmanager
-def open_video(path: Path, task: Videos, network: FrameNetwork, *, pads: bool) -> Iterator[VideoSource]:
-    """A video as a source of features.
+def open_video(path: Path, task: VideoTask, network: FrameNetwork, *, pads: bool) -> Iterator[Source]:
+    """A video as a source of features, computed for the frames that are asked for; decoding goes on meanwhile.
+
+    Args:
+        path: the video.
+        task: which of its frames, and how they are prepared.
+        network: frames to features.
+        pads: frames that are absent are zeros; without it the sequence ends there.
 
     Raises:
         SkipRNNError: when it is read, it holds no video.
     """
-    source = VideoSource(path, task, network, pads=pads)
+    ahead = _Ahead(VideoReader(path, Sampling(task.fps, task.seconds)))
+    at: tuple[int, Frame] | None = None
+    used = 0
+
+    def read(step: int) -> Floats | None:
+        nonlocal at, used
+        if step >= task.steps:
+            return None
+        while (at is None or at[0] < step) and (item := ahead.get()) is not None:
+            at = item
+        if at is None or at[0] < step:
+            return np.zeros(task.features, dtype=np.float32) if pads else None
+        used += 1
+        features: Floats = network(prepare(at[1], task.resize)[None])[0].cpu().numpy()
+        return features
+
+    def frames() -> tuple[int, int]:
+        nonlocal at
+        while (item := ahead.get()) is not None:  # those that nobody asked for too
+            at = item
+        return used, 0 if at is None else at[0] + 1
+
+    def every() -> Floats:
+        return _every_frame(path, task, network, pads=pads)
+
     try:
-        yield source
+        yield Source(read, lambda: task.steps if pads else frames()[1], str(path), frames=frames, every=every)
     finally:
-        source.close()
+        ahead.close()
 
 
-def every_frame(path: Path, task: Videos, network: FrameNetwork, *, pads: bool) -> Floats:
+def _every_frame(path: Path, task: VideoTask, network: FrameNetwork, *, pads: bool) -> Floats:
     """The features of all frames of a video, (T, D), computed in batches while decoding goes on."""
     ahead = _Ahead(VideoReader(path, Sampling(task.fps, task.seconds)))
     features, batch = [], []

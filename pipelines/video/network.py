@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import load_file
@@ -27,6 +27,36 @@ _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-
 RESIZE = 256  # pixels, unless the weights say otherwise
 DIGITS = 18  # of a seed, which is to fit into int64
 REMEDY = "name imagenet1k_v1, imagenet1k_v2, random, or a .pth or .safetensors file of a network's tensors"
+
+
+class VideoTask(Protocol):
+    """What a task on videos says of their frames and features."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fps(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def features(self) -> int:
+        """Of a frame."""
+
+    @property
+    def network(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def weights_sha256(self) -> str: ...
+    @property
+    def resize(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+
+    def parameters(self) -> dict[str, Any]:
+        """All of this, and what else the data file is to say."""
 
 
 @dataclass(frozen=True)

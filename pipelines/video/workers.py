@@ -6,20 +6,20 @@ that whoever makes them may decide late.
 """
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipelines.errors import SkipRNNError
-from pipelines.parallel.cluster import connected, require_ray
+from pipelines.parallel.cluster import connected, map_on_actors, require_ray
 from pipelines.parallel.processes import Died, pool
 from pipelines.video.decode import Clip, Sampling, read_clip
 from pipelines.video.network import FrameNetwork
 
 AHEAD = 2  # jobs a worker has in hand
+RETRIES = 2  # of a video whose actor died
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Recipe:
 
 Result = Extracted | Failed
 Results = Generator[tuple[Job, Result], None, None]
-Engine = Callable[[Iterator[Job], FrameNetwork, Recipe], Results]
+Executor = Callable[[Iterator[Job], FrameNetwork, Recipe], Results]
 
 
 def extract(job: Job, network: FrameNetwork, recipe: Recipe) -> Result:
@@ -80,7 +80,7 @@ def features_of(clip: Clip, network: FrameNetwork, recipe: Recipe) -> Extracted:
     return Extracted(network.of_clip(clip, recipe.batch_size), clip.without_frames())
 
 
-def local(workers: int) -> Engine:
+def local(workers: int) -> Executor:
     """Processes of this machine."""
 
     def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
@@ -102,16 +102,16 @@ _network: FrameNetwork | None
 _recipe: Recipe
 
 
-def _begin(network: FrameNetwork | None, recipe: Recipe) -> None:
+def _begin(network: FrameNetwork | None, recipe: Recipe, on_gpu: bool = False) -> None:
     global _network, _recipe
-    _network, _recipe = network, recipe
+    _network, _recipe = network.cuda() if network is not None and on_gpu else network, recipe
 
 
 def _work(job: Job) -> Result | Clip:
     return decode(job, _recipe) if _network is None else extract(job, _network, _recipe)
 
 
-def on_ray(workers: int | None, address: str | None) -> Engine:
+def on_ray(workers: int | None, address: str | None) -> Executor:
     """Actors of a Ray cluster, or of one started here; ``workers`` of them, or as many as there are GPUs or CPUs.
 
     Raises:
@@ -121,56 +121,28 @@ def on_ray(workers: int | None, address: str | None) -> Engine:
 
     def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
         with connected(address) as ray:
-            yield from _map_on_ray(ray, jobs, network, recipe, workers)
+            there = ray.cluster_resources()
+            gpus = int(there.get("GPU", 0))
+            given = (network.cpu(), recipe, bool(gpus))
+            count = workers or gpus or max(int(there.get("CPU", 1)), 1)
+            found = map_on_actors(
+                ray,
+                count,
+                _work,
+                jobs,
+                ahead=AHEAD,
+                retries=RETRIES,
+                begin=_begin,
+                arguments=given,
+                num_gpus=min(gpus, 1),
+            )
+            with closing(found):
+                for job, result in found:
+                    if isinstance(result, Exception):
+                        reason = " ".join(str(result).split())[:200]
+                        yield job, Failed(f"the actor that read it died three times ({reason})")
+                    else:
+                        assert not isinstance(result, Clip)
+                        yield job, result
 
     return run
-
-
-def _map_on_ray(ray: Any, jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe, workers: int | None) -> Results:
-    there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0))
-    share = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
-    count = workers or gpus or max(int(there.get("CPU", 1)), 1)
-    actor = ray.remote(max_restarts=-1, max_task_retries=2, **share)(_Actor)
-    shared = ray.put(network.cpu())
-    actors = [actor.remote(shared, recipe, bool(gpus)) for _ in range(count)]
-    starting = {one.ready.remote(): index for index, one in enumerate(actors)}  # some may wait for room for ever
-    running: dict[Any, tuple[Job, int]] = {}
-    free: list[int] = []
-    upcoming = next(jobs, None)
-    try:
-        while upcoming is not None or running:
-            while free and upcoming is not None:
-                index = free.pop()
-                running[actors[index].extract.remote(upcoming)] = upcoming, index
-                upcoming = next(jobs, None)
-            (reference, *_), _ = ray.wait([*running, *starting])
-            if reference in starting:
-                free += [starting.pop(reference)] * AHEAD
-                continue
-            job, index = running.pop(reference)
-            free.append(index)
-            try:
-                yield job, ray.get(reference)
-            except ray.exceptions.RayTaskError:
-                raise
-            except ray.exceptions.RayError as error:
-                reason = " ".join(str(error).split())[:200]
-                yield job, Failed(f"the actor that read it died three times ({reason})")
-    finally:
-        for one in actors:
-            ray.kill(one)
-
-
-class _Actor:
-    """What runs on a node of the cluster; it sees videos under the same path as whoever sends them."""
-
-    def __init__(self, network: FrameNetwork, recipe: Recipe, on_gpu: bool) -> None:
-        torch.set_num_threads(1)
-        self._network, self._recipe = (network.cuda() if on_gpu else network), recipe
-
-    def ready(self) -> None:
-        """Answer once there is room for this actor."""
-
-    def extract(self, job: Job) -> Result:
-        return extract(job, self._network, self._recipe)

@@ -429,7 +429,7 @@ def test_what_nobody_thought_of_names_the_file_and_debug_shows_where(skiprnn, ad
     def fail(*arguments, **options):
         raise ZeroDivisionError("by nought")
 
-    monkeypatch.setattr("pipelines.runs.evaluation.load_config", fail)
+    monkeypatch.setattr("pipelines.runs.load.load_config", fail)
     done = skiprnn("evaluate", adding_file)
     assert done.exit_code == 1
     assert done.stderr.startswith(f"Error: unforeseen ZeroDivisionError while working on {adding_file}: by nought.")

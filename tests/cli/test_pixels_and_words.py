@@ -11,8 +11,9 @@ from pipelines.data.sequences import SPLITS, Sequences, read_sequences, sequence
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import configure
 from pipelines.runs.directory import create_run, load_words
-from pipelines.runs.evaluation import evaluate_run, load_run
+from pipelines.runs.evaluation import evaluate_run
 from pipelines.runs.figures import plot_usage
+from pipelines.runs.load import load_run
 from pipelines.runs.prediction import Predictor
 from pipelines.runs.training import train
 from pipelines.tasks import Imdb, Mnist
@@ -141,9 +142,9 @@ def test_imdb(make, imdb_file, tmp_path, true_lengths):
     with torch.no_grad():
         expected = trained.model(x).output.softmax(1)[0]
     assert prediction.answer["probabilities"] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert predictor.read_text("good film isn't unheard", "text").answer == prediction.answer
+    assert predictor.text("good film isn't unheard", "text").answer == prediction.answer
     with pytest.raises(SkipRNNError, match="text holds no words"):
-        predictor.read_text(" ... ", "text")
+        predictor.text(" ... ", "text")
 
     plot_usage(run, tmp_path / "usage.png", examples=4)
     assert (tmp_path / "usage.png").read_bytes().startswith(b"\x89PNG")

@@ -11,14 +11,15 @@ from PIL import Image
 
 from pipelines.data.features import read_entries
 from pipelines.errors import SkipRNNError
-from pipelines.runs.evaluation import load_run
-from pipelines.runs.figures import SKIPPED, USED, plot_usage
+from pipelines.runs.figures import plot_usage
+from pipelines.runs.load import load_run
 from pipelines.runs.prediction import Predictor
+from pipelines.tasks.drawing import SKIPPED, USED
 from pipelines.video import contact_sheet
 from pipelines.video import lookup as video_source
 from pipelines.video.contact_sheet import COLUMNS, Sheet, contact_sheets
 from pipelines.video.decode import Sampling
-from tests.videos import write_folder, write_video
+from tests.videos import COUNTS, STEPS, WIDTH, entries_of, features_of, write_folder, write_video
 
 WAY = ("--network", "resnet18", "--weights", "random", "--fps", "10", "--seconds", "2", "--dtype", "float32")
 
@@ -108,8 +109,10 @@ def test_broken_videos_are_refused(run, tmp_path):
         next(predictor.file(tmp_path / "text.avi"))
     with pytest.raises(SkipRNNError, match="No such file"):
         next(predictor.file(tmp_path / "missing.avi"))
-    with pytest.raises(SkipRNNError, match="drop --dataset and --index"):
+    with pytest.raises(SkipRNNError, match="holds one sequence; drop --index"):
         next(predictor.file(write_video(tmp_path / "one.avi", 3), index=1))
+    with pytest.raises(SkipRNNError, match="is one video; drop --dataset"):
+        next(predictor.file(tmp_path / "one.avi", dataset="x"))
 
 
 def test_only_videos_are_compared(run, features):
@@ -130,9 +133,8 @@ def test_the_command_says_classes_frames_and_times(run, videos, skiprnn):
 def test_features_made_elsewhere_have_no_videos(tmp_path, make_run, videos):
     from pipelines.data.features import write_features
     from pipelines.tasks import Ucf101
-    from tests.data.test_features import COUNTS, STEPS, WIDTH, entries_of, features_of
 
-    task = Ucf101(WIDTH, STEPS, json.dumps(["a", "b"]), 3.0, 2.0)
+    task = Ucf101(WIDTH, STEPS, ("a", "b"), 3.0, 2.0)
     path = write_features(
         tmp_path / "f.h5", entries_of(COUNTS), features_of, {"task": task.name, **task.parameters(), "source": ""}
     )

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from pipelines.data import doors, memory
-from pipelines.data.doors import map_npy, open_hdf5, open_npz, read_json, reading
+from pipelines.data.arrays import map_npy, open_npz
+from pipelines.data.doors import read_json, reading
+from pipelines.data.hdf5 import HEAP, open_hdf5
 from pipelines.errors import SkipRNNError
 
 REMEDY = "mend it"
@@ -155,33 +157,33 @@ def test_texts_that_the_library_would_read_for_ever(tmp_path, monkeypatch):
     with h5py.File(path, "w") as file:
         file.attrs["cell"] = "lstm"
         file["names"] = ["a", "bc" * 50, "é"]
-        file["numbers"] = np.frombuffer(doors.HEAP * 9, np.uint8)  # no heap, only its signature
+        file["numbers"] = np.frombuffer(HEAP * 9, np.uint8)  # no heap, only its signature
     with closing(open_hdf5(path, REMEDY)) as opened:
         assert opened.attributes() == {"cell": "lstm"}
         assert opened.array("names").tolist() == ["a", "bc" * 50, "é"]
     content = path.read_bytes()
-    start = content.index(doors.HEAP)
+    start = content.index(HEAP)
     size = int.from_bytes(content[start + 8 : start + 16], "little")
     damaged.write_bytes(content[: start + 16] + bytes(size - 16) + content[start + size :])
     refused(lambda: open_hdf5(damaged, REMEDY), "texts at byte", "overwritten", REMEDY)
-    monkeypatch.setattr(doors, "LARGE", 0)  # as in files in which arrays are passed over
+    monkeypatch.setattr("pipelines.data.hdf5.LARGE", 0)  # as in files in which arrays are passed over
     refused(lambda: open_hdf5(damaged, REMEDY), "texts at byte", "overwritten", REMEDY)
     open_hdf5(path, REMEDY).close()
 
 
 def test_numbers_that_look_like_texts_cost_no_time(tmp_path, monkeypatch):
-    unit = struct.pack("<HHIQ", 1, 1, 0, 16) + doors.HEAP + struct.pack("<Q", 2**40)  # each leads through all after it
+    unit = struct.pack("<HHIQ", 1, 1, 0, 16) + HEAP + struct.pack("<Q", 2**40)  # each leads through all after it
     path = tmp_path / "numbers.h5"
     with h5py.File(path, "w") as file:
         file["x"] = np.frombuffer(unit * 20_000, np.uint8)
         file.create_dataset("y", data=np.frombuffer(unit * 9, np.uint8), chunks=(24,))
-    monkeypatch.setattr(doors, "TEXTS", 70_000)
+    monkeypatch.setattr("pipelines.data.hdf5.TEXTS", 70_000)
     with closing(open_hdf5(path, REMEDY)) as opened:  # as many places as there are units, and not their square
         assert opened.names() == ["x", "y"]
-    monkeypatch.setattr(doors, "TEXTS", 10_000)
+    monkeypatch.setattr("pipelines.data.hdf5.TEXTS", 10_000)
     refused(lambda: open_hdf5(path, REMEDY), "more than 10,000 texts")
-    monkeypatch.setattr(doors, "LARGE", 0)  # of large files arrays are left out
-    monkeypatch.setattr(doors, "TEXTS", 0)
+    monkeypatch.setattr("pipelines.data.hdf5.LARGE", 0)  # of large files arrays are left out
+    monkeypatch.setattr("pipelines.data.hdf5.TEXTS", 0)
     open_hdf5(path, REMEDY).close()
 
 

@@ -15,34 +15,21 @@ import torch
 
 from pipelines.data import checked, memory
 from pipelines.data import features as feature_file
-from pipelines.data.features import Entry, read_features, write_features
+from pipelines.data.features import read_features, write_features
 from pipelines.data.stored_rows import StoredRows
 from pipelines.errors import SkipRNNError
 from pipelines.runs.checkpoints import load_checkpoint
-from pipelines.runs.evaluation import evaluate_run, load_run
+from pipelines.runs.evaluation import evaluate_run
+from pipelines.runs.load import load_run
 from pipelines.runs.prediction import Predictor
 from pipelines.runs.training import train
 from pipelines.tasks import Ucf101, load_data
-
-WIDTH, STEPS = 4, 6
-COUNTS = [3, 6, 9, 1, 5, 6, 2, 4, 8, 7]
-
-
-def entries_of(counts):
-    splits = ["train", "train", "train", "val", "test"]
-    return [
-        Entry(f"v{n}.avi", splits[n % 5], n % 2, f"g{n}", "ok", count, 1, 2, "a", "b") for n, count in enumerate(counts)
-    ]
-
-
-def features_of(entry, rng=None):
-    draws = np.random.default_rng(int(entry.name[1:-4]))
-    return (draws.standard_normal((entry.frames, WIDTH)) + entry.label).astype(np.float16)
+from tests.videos import COUNTS, STEPS, WIDTH, entries_of, features_of
 
 
 @pytest.fixture
 def path(tmp_path):
-    task = Ucf101(WIDTH, STEPS, json.dumps(["a", "b"]), 3.0, 2.0)
+    task = Ucf101(WIDTH, STEPS, ("a", "b"), 3.0, 2.0)
     attributes = {"task": task.name, **task.parameters()}
     return write_features(tmp_path / "f.h5", entries_of(COUNTS), features_of, attributes)
 
@@ -227,7 +214,7 @@ def test_true_lengths_end_videos_where_they_end(path, make_run):
 
 
 def test_the_cost_counts_the_network_that_looks_at_frames(path, make_run, tmp_path):
-    task = Ucf101(WIDTH, STEPS, json.dumps(["a", "b"]), 3.0, 2.0, network="resnet50", frame_cost=3.8e9)
+    task = Ucf101(WIDTH, STEPS, ("a", "b"), 3.0, 2.0, network="resnet50", frame_cost=3.8e9)
     dear = write_features(
         tmp_path / "dear.h5", entries_of(COUNTS), features_of, {"task": task.name, **task.parameters()}
     )
@@ -382,8 +369,11 @@ def test_a_full_disk_says_so(path, tmp_path):
 import resource
 from pathlib import Path
 from pipelines.data.features import write_features
-from tests.data.test_features import *
-task = Ucf101(WIDTH, STEPS, json.dumps(["a", "b"]), 3.0, 2.0)
+import pytest
+from pipelines.errors import SkipRNNError
+from pipelines.tasks import Ucf101
+from tests.videos import STEPS, WIDTH, entries_of, features_of
+task = Ucf101(WIDTH, STEPS, ("a", "b"), 3.0, 2.0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 write = lambda: write_features(
     Path({str(tmp_path / "full.h5")!r}), entries_of([300] * 10), features_of, {{"task": task.name, **task.parameters()}}
@@ -398,7 +388,7 @@ with pytest.raises(SkipRNNError, match="cannot write .*full.h5: File too large; 
 
 def test_data_of_another_network_is_refused_by_a_run(path, make_run, tmp_path):
     run = make_run(task="ucf101", data=str(path), steps=2)
-    task = Ucf101(WIDTH, STEPS, json.dumps(["a", "b"]), 3.0, 2.0, network="resnet50")
+    task = Ucf101(WIDTH, STEPS, ("a", "b"), 3.0, 2.0, network="resnet50")
     other = write_features(
         tmp_path / "other.h5", entries_of(COUNTS), features_of, {"task": task.name, **task.parameters()}
     )

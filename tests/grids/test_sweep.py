@@ -24,12 +24,7 @@ from pipelines.runs.directory import load_config, load_outcome, read_metrics
 from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding
-
-
-def inline(runs):
-    """An engine without processes."""
-    for run in runs:
-        yield run, train_one(run)
+from tests.runs import inline
 
 
 @pytest.fixture
@@ -58,7 +53,7 @@ def test_published_numbers_are_the_paper_s():
     assert adding["lstm", None, 0.5].solved is False
     mnist = {(row.cell, row.lam, row.p_skip): row for row in table("mnist")}
     assert (mnist["gru", 1e-4, None].metric, mnist["gru", 1e-4, None].used) == (0.976, 392.62)
-    imdb = {(row.data, row.cell, row.lam): row for row in table("imdb")}
+    imdb = {(row.data.name, row.cell, row.lam): row for row in table("imdb")}
     assert (imdb["imdb-400", "gru", 1e-3].metric, imdb["imdb-400", "gru", 1e-3].used) == (0.814, 99.12)
     ucf = {(row.cell, row.lam): row for row in table("ucf101")}
     assert (ucf["lstm", 1e-4].metric, ucf["lstm", 1e-4].used, ucf["lstm", 1e-4].cost) == (0.790, 7.6, 2.89e10)
@@ -223,7 +218,7 @@ def test_ray_goes_on_where_a_worker_was_killed(configs, tmp_path):
             for process in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError):
                     ours = parent(parent(process.name)) == os.getpid()  # by way of the raylet
-                    if started and ours and (process / "cmdline").read_bytes().startswith(b"ray::_train_one_on_ray"):
+                    if started and ours and (process / "cmdline").read_bytes().startswith(b"ray::_Actor.work"):
                         os.kill(int(process.name), signal.SIGKILL)
                         killed.append(process.name)
                         break
@@ -430,7 +425,7 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
         (("--seeds", "3-1"), 2, "'3-1' holds nothing"),
         (("--set", "lr"), 2, "'lr' is not NAME=VALUE"),
         (("--set", "engine=triton", "--set", "layers=2"), 1, "cannot train this: it runs one layer, not 2"),
-        (("--engine", "ray", "--ray-address", "127.0.0.1:1"), 1, "no Ray cluster answers at 127.0.0.1:1"),
+        (("--executor", "ray", "--ray-address", "127.0.0.1:1"), 1, "no Ray cluster answers at 127.0.0.1:1"),
         (("--out", "/proc/none"), 1, "cannot write /proc/none/runs"),
         (("--data", "."), 1, "is a folder; `skiprnn gen-data own .`"),
         (("--cell", "rnn"), 1, "unknown cell 'rnn'"),

@@ -11,7 +11,7 @@ from pipelines.grids.results import write_results
 from pipelines.grids.sweep import evaluate_all, plan, train_all
 from pipelines.grids.tradeoff import plot_tradeoff
 from pipelines.runs.config import configure
-from tests.grids.test_sweep import inline
+from tests.runs import inline
 
 
 @pytest.fixture

@@ -8,12 +8,8 @@ import torch
 
 from skiprnn import SkipGRU, SkipLSTM, budget_loss, events, native
 from skiprnn.events import _Update as update
+from tests.problems import BIASES, MODULES, assert_same, build, compiled, run
 
-MODULES = {
-    "lstm": SkipLSTM,
-    "gru": SkipGRU,
-    "gru_reset_before": lambda *sizes, **options: SkipGRU(*sizes, reset_after=False, **options),
-}
 SHAPES = {  # T, B, D, H, layers
     "paper": (40, 6, 2, 11, 1),
     "one_step": (1, 4, 3, 5, 1),
@@ -23,42 +19,6 @@ SHAPES = {  # T, B, D, H, layers
     "two_layers": (30, 5, 3, 7, 2),
     "three_layers": (25, 4, 2, 6, 3),
 }
-BIASES = {"all": 100.0, "most": 0.0, "some": -1.5, "few": -4.0, "first_only": -50.0}
-compiled = pytest.mark.skipif(native.LIBRARY is None, reason="the compiled path was not built")
-
-
-def build(name, shape, bias, engine, dtype, seed=1):
-    torch.manual_seed(seed)
-    _, _, D, H, layers = shape
-    rnn = MODULES[name](D, H, layers, update_bias=bias, engine=engine, dtype=torch.float64)
-    with torch.no_grad():
-        rnn.update_weight.mul_(3)  # probabilities that differ
-    return rnn.to(dtype)
-
-
-def run(rnn, x, *, lengths=None, per_step=True, state=None, seed=2):
-    """Everything forward returns, and the gradient of a loss on all of it by every input and parameter."""
-    draws = torch.Generator().manual_seed(seed)
-    x = x.to(rnn.update_weight).requires_grad_()
-    start = rnn.initial_state(x.shape[1]) if state is None else state
-    start = type(start)(*(s.detach().to(x).requires_grad_() for s in start))
-    out = rnn(x, start, lengths)
-    weights = [torch.randn(t.shape, generator=draws, dtype=torch.float64).to(x) for t in (out.output, *out.state)]
-    shown = [out.output, *out.state] if per_step else list(out.state)
-    loss = sum((t * w).sum() for t, w in zip(shown, weights if per_step else weights[1:], strict=True))
-    gate_weight = torch.rand(out.update_gate.shape, generator=draws, dtype=torch.float64).to(x)
-    loss = loss + (out.update_gate * gate_weight).sum() if per_step else loss + budget_loss(out.update_gate, 0.1)
-    parameters = [p for n, p in rnn.named_parameters() if not n.startswith("initial")]
-    return out, torch.autograd.grad(loss, [x, *start, *parameters])
-
-
-def assert_same(ours, theirs, tolerance):
-    assert torch.equal(ours[0].update_gate.double(), theirs[0].update_gate.double())
-    values = [(ours[0].output, theirs[0].output), *zip(ours[0].state, theirs[0].state, strict=True)]
-    for mine, other in (*values, *zip(ours[1], theirs[1], strict=True)):
-        scale = other.abs().max().clamp(min=1e-3) if other.numel() else 1.0
-        assert mine.shape == other.shape
-        assert ((mine.double() - other.double()).abs().max() if other.numel() else 0.0) <= tolerance * scale
 
 
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])

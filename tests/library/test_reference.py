@@ -3,16 +3,12 @@
 import pytest
 import torch
 
-from skiprnn import SkipGRU, SkipLSTM, budget_loss
+from skiprnn import budget_loss
 from skiprnn.cells import GRU
 from skiprnn.modules import ENGINES
 from skiprnn.reference import binarize
+from tests.problems import MODULES
 
-MODULES = {
-    "lstm": SkipLSTM,
-    "gru": SkipGRU,
-    "gru_reset_before": lambda *sizes, **options: SkipGRU(*sizes, reset_after=False, **options),
-}
 pytestmark = pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "triton"])  # has no float64
 
 

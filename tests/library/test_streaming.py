@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from skiprnn import RandomSkipLSTM, SkipGRU, SkipLSTM, Stream, clock, native
-from tests.library.test_events import BIASES, MODULES, build, compiled
-from tests.library.test_golden import FILES, load
+from tests.problems import BIASES, GOLDEN, MODULES, build, compiled, load_golden
 
 SHAPES = {  # T, B, D, H, layers
     "paper": (60, 1, 2, 110, 1),
@@ -56,11 +55,11 @@ def test_a_stream_equals_the_reference(name, shape, bias, dtype, either_path):
     assert_states_close(stream.state, state, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_a_stream_equals_the_authors_cells(path, either_path):
     with np.load(path) as arrays:
         golden = dict(arrays)
-    rnn, _ = load(golden, "auto", torch.float32)
+    rnn, _ = load_golden(golden, "auto", torch.float32)
     stream = Stream(rnn)
     for b, x in enumerate(torch.from_numpy(golden["x"])):
         wanted = set(np.flatnonzero(golden["update_gate"][b]).tolist())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from skiprnn import SkipGRU, SkipLSTM
-from tests.library.test_events import assert_same, build, run
+from tests.problems import assert_same, build, run
 
 triton_events = pytest.importorskip("skiprnn.triton_events", reason="triton is not installed")
 triton = pytest.importorskip("triton")

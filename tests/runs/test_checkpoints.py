@@ -24,7 +24,7 @@ from pipelines.runs.directory import (
     read_metrics,
     rewind_metrics,
 )
-from pipelines.runs.evaluation import load_model
+from pipelines.runs.load import load_model
 from pipelines.runs.training import train
 
 PROGRESS = Progress(step=1, seconds=0.1)

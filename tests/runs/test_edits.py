@@ -11,7 +11,8 @@ from pipelines.runs import checkpoints, edits
 from pipelines.runs.checkpoints import load_checkpoint
 from pipelines.runs.directory import append_metrics, extend_run, load_config, read_metrics
 from pipelines.runs.edits import accept_edits
-from pipelines.runs.evaluation import evaluate_run, load_model
+from pipelines.runs.evaluation import evaluate_run
+from pipelines.runs.load import load_model
 from pipelines.runs.training import change_run, train
 
 EDITS = {"lr": 0.5, "seed": 7, "lam": 0.25, "batch_size": 16, "eval_every": 2, "dropout": 0.5, "cell": "gru"}

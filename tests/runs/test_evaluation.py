@@ -5,7 +5,8 @@ import torch
 
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
-from pipelines.runs.evaluation import evaluate, evaluate_run, load_run
+from pipelines.runs.evaluation import evaluate, evaluate_run
+from pipelines.runs.load import load_run
 from pipelines.runs.model import build_model, without_skipping
 from pipelines.tasks import Adding, Sine
 

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from pipelines.errors import SkipRNNError
 from pipelines.runs import figures
-from pipelines.runs.evaluation import load_run
 from pipelines.runs.figures import plot_curves, plot_usage
+from pipelines.runs.load import load_run
+from pipelines.tasks.drawing import SKIPPED, USED
 
 
 def pixels_of(path, color):
@@ -45,13 +46,13 @@ def test_dots_are_the_gate(make_run, tmp_path, drawn):
     assert len(axes) == 5
     for axis, used, x in zip(axes, gate, trained.sequences.x, strict=False):
         skipped_dots, used_dots = axis.lines[:2]
-        assert used_dots.get_color() == figures.USED
+        assert used_dots.get_color() == USED
         assert used_dots.get_xdata().tolist() == [t + 1 for t in range(12) if used[t]]
         assert skipped_dots.get_xdata().tolist() == [t + 1 for t in range(12) if not used[t]]
         assert used_dots.get_ydata().tolist() == x[used, 1].tolist()
         assert f"{int(used.sum())} of 12" in axis.get_title(loc="right")
-    assert pixels_of(path, figures.USED) > 100
-    assert pixels_of(path, figures.SKIPPED) > 100
+    assert pixels_of(path, USED) > 100
+    assert pixels_of(path, SKIPPED) > 100
 
 
 def test_sine_shows_the_amplitude(make_run, sine_file, tmp_path, drawn):

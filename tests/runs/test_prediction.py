@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipelines.data.samples import csv_source, open_sources
-from pipelines.data.sequences import SPLITS, sequences_writer
+from pipelines.data.sequences import SPLITS, Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
-from pipelines.runs.evaluation import load_run
+from pipelines.runs.load import load_run
 from pipelines.runs.model import build_model, stream, with_gate
 from pipelines.runs.prediction import Answer, Prediction, Predictor
 from pipelines.runs.training import train

@@ -21,7 +21,7 @@ from pipelines.runs.batches import batches_after
 from pipelines.runs.checkpoints import load_checkpoint
 from pipelines.runs.config import PRESETS, TrainConfig, configure
 from pipelines.runs.directory import create_run, extend_run, lock_run, read_metrics
-from pipelines.runs.evaluation import load_run
+from pipelines.runs.load import load_run
 from pipelines.runs.model import build_model
 from pipelines.runs.training import change_run, train
 from pipelines.tasks import TASKS

@@ -1,0 +1,155 @@
+"""Usage figures: which samples of some sequences a model used, red, and which it skipped, blue."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from pipelines.data.sequences import Sequences, Split
+
+USED, SKIPPED = "#d62728", "#1f77b4"
+INK, PAPER = (USED, SKIPPED), ("#fbd5d1", "#d6e6f4")  # of used and of skipped pixels
+LINE = 110  # characters
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a model made of some sequences of a split."""
+
+    title: str  # what the model is
+    whole: Split  # the split
+    rows: list[int]  # which of its sequences
+    sequences: Sequences  # these
+    used: Tensor  # (N, T) bool, on the CPU
+    outputs: Tensor  # (N, output_size), on the CPU
+    shown: int  # how many of them are to be drawn, the first ones
+    data: Path  # the data file
+    split: str  # its name
+    words: Callable[[], list[str]]  # the run's vocabulary
+    videos: Path | None  # where the user says that they are
+
+    def lengths(self) -> list[int]:
+        """Of the sequences that are to be drawn, (shown,)."""
+        x, lengths = self.sequences.x, self.sequences.lengths
+        count = min(self.shown, len(x))
+        return [x.shape[1]] * count if lengths is None else lengths[:count].tolist()
+
+
+def signals(usage: Usage, signal: Callable[[Tensor], Tensor], name: str) -> Figure:
+    """A dot a sample over time; ``signal`` says how high, (T, D) -> (T,)."""
+    lengths = usage.lengths()
+    count = len(lengths)
+    columns = 1 if count <= 3 else 2
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(5.2 * columns, 1.35 * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for index, axis in enumerate(axes.flat):
+        if index >= count:
+            axis.set_axis_off()
+            continue
+        length = lengths[index]
+        gate = usage.used[index, :length]
+        _dots(axis, signal(usage.sequences.x[index, :length].cpu()), gate)
+        axis.set_title(f"{int(gate.sum())} of {length} samples used", fontsize=8, loc="right", pad=3)
+        if index + columns >= count:
+            axis.set_xlabel("time step")
+            axis.tick_params(labelbottom=True)
+    figure.supylabel(name, fontsize=10)
+    handles = [
+        axes[0, 0].plot([], [], ".", color=USED, markersize=8, label="used")[0],
+        axes[0, 0].plot([], [], ".", color=SKIPPED, markersize=6, label="skipped")[0],
+    ]
+    _legend(figure, handles, usage.title)
+    return figure
+
+
+def images(usage: Usage, side: int) -> Figure:
+    """Images of side² pixels, the used ones red and the skipped ones blue, and how often each is used."""
+    count = min(usage.shown, len(usage.used))
+    columns = min(count, 5)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(1.7 * columns + 3.4, max(1.9 * rows, 3.2) + 0.6), layout="constrained")
+    grid = figure.add_gridspec(rows, columns + 2)
+    ink = usage.sequences.x.cpu().float().reshape(-1, side, side, 1).numpy() / 255
+    gates = usage.used.reshape(-1, side, side, 1).numpy()
+    light, dark = (np.where(gates, *(to_rgb(color) for color in pair)) for pair in (PAPER, INK))
+    pictures = light * (1 - ink) + dark * ink
+    for index in range(count):
+        axis = figure.add_subplot(grid[divmod(index, columns)])
+        axis.imshow(pictures[index], interpolation="nearest")
+        axis.set_title(f"{int(usage.used[index].sum())} of {side * side} used", fontsize=8, pad=3)
+        axis.set_axis_off()
+    axis = figure.add_subplot(grid[:, columns:])
+    share = axis.imshow(usage.used.float().mean(0).reshape(side, side).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
+    axis.set_title(f"share of {len(usage.used):,} digits\nthat use a pixel", fontsize=8)
+    axis.set_axis_off()
+    figure.colorbar(share, ax=axis, shrink=0.8)
+    _legend(figure, [Patch(color=INK[0], label="used"), Patch(color=INK[1], label="skipped")], usage.title)
+    return figure
+
+
+Text = tuple[str, list[tuple[str, bool]]]  # a heading, and each word with whether it was used
+
+
+def texts(found: list[Text], title: str) -> Figure:
+    """Texts word by word."""
+    lines: list[list[tuple[str, str]]] = []  # words and their colours
+    for heading, pairs in found:
+        lines += [[(heading, "black")], []]
+        for word, on in pairs:
+            if sum(len(w) + 1 for w, _ in lines[-1]) + len(word) > LINE:
+                lines.append([])
+            lines[-1].append((word, USED if on else SKIPPED))
+        lines.append([])
+    height = 0.17 * len(lines) + 0.7
+    figure = Figure(figsize=(0.0675 * LINE + 0.2, height))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    axis.set(xlim=(-1, LINE + 1), ylim=(0, height))
+    for number, line in enumerate(lines):
+        column, y = 0, height - 0.6 - 0.17 * number
+        for word, color in line:
+            axis.text(column, y, word, color=color, fontsize=8, family="monospace", va="center", parse_math=False)
+            column += len(word) + 1
+    handles = [Patch(color=USED, label="used"), Patch(color=SKIPPED, label="skipped")]
+    figure.legend(handles=handles, title=title, loc="upper center", ncols=2, frameon=False)
+    return figure
+
+
+def page(found: list[Text], title: str) -> str:
+    """Texts as a page of HTML that needs nothing else."""
+    parts = [
+        "<!DOCTYPE html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>',
+        "body{font:16px/1.6 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}",
+        f".u{{color:{USED};font-weight:600}}.s{{color:{SKIPPED}}}",
+        f'</style></head><body><h1>{escape(title)}</h1><p><span class="u">used</span> '
+        '<span class="s">skipped</span></p>',
+    ]
+    for heading, pairs in found:
+        words = " ".join(f'<span class="{"u" if on else "s"}">{escape(word)}</span>' for word, on in pairs)
+        parts.append(f"<h2>{escape(heading)}</h2><p>{words}</p>")
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _dots(axis: Axes, signal: Tensor, used: Tensor) -> None:
+    step = torch.arange(1, len(signal) + 1)
+    axis.plot(step[~used], signal[~used], ".", color=SKIPPED, markersize=4)
+    axis.plot(step[used], signal[used], ".", color=USED, markersize=6)
+    axis.margins(x=0.02, y=0.15)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+def _legend(figure: Figure, handles: list[Any], title: str) -> None:
+    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=2, frameon=False)
