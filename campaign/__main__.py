@@ -101,8 +101,10 @@ def campaign(attacks: list[Attack], folder: Path, options: argparse.Namespace) -
     for (number, case), verdicts in in_lanes(try_case, cases, options.jobs):
         attack = attacks[number]
         results[attack.name] += [(case, verdict) for verdict in verdicts]
-        for verdict in verdicts if options.case is not None else ():
-            say(f"{verdict.what}\n    skiprnn {' '.join(verdict.command)}\n    {verdict.kind}: {verdict.detail}")
+        for verdict in verdicts:
+            if options.case is not None or verdict.kind not in FINE:
+                told = f"{verdict.what}\n    skiprnn {' '.join(verdict.command)}\n    {verdict.kind}: {verdict.detail}"
+                say(f"{attack.name}, case {case}: {told:.2000}")
         done[number] += 1
         if done[number] == len(chosen(attack)):
             failed = sum(verdict.kind not in FINE for _, verdict in results[attack.name])
