@@ -166,13 +166,17 @@ def test_texts_that_the_library_would_read_for_ever(tmp_path, monkeypatch):
     size = int.from_bytes(content[start + 8 : start + 16], "little")
     damaged.write_bytes(content[: start + 16] + bytes(size - 16) + content[start + size :])
     refused(lambda: open_hdf5(damaged, REMEDY), "texts at byte", "overwritten", REMEDY)
+    for length in (2**64 - 16, 2**64 - 64, 2**63, size):  # of the first text: the library would stay there, or go back
+        wrong = content[: start + 24] + struct.pack("<Q", length) + content[start + 32 :]
+        damaged.write_bytes(wrong)
+        refused(lambda: open_hdf5(damaged, REMEDY), "texts at byte", "overwritten", REMEDY)
     monkeypatch.setattr("pipelines.data.hdf5.LARGE", 0)  # as in files in which arrays are passed over
     refused(lambda: open_hdf5(damaged, REMEDY), "texts at byte", "overwritten", REMEDY)
     open_hdf5(path, REMEDY).close()
 
 
 def test_numbers_that_look_like_texts_cost_no_time(tmp_path, monkeypatch):
-    unit = struct.pack("<HHIQ", 1, 1, 0, 16) + HEAP + struct.pack("<Q", 2**40)  # each leads through all after it
+    unit = struct.pack("<HHIQ", 1, 1, 0, 16) + HEAP + struct.pack("<Q", 2**18 + 16)  # leads through many
     path = tmp_path / "numbers.h5"
     with h5py.File(path, "w") as file:
         file["x"] = np.frombuffer(unit * 20_000, np.uint8)
