@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml setup.py skiprnn/native.cpp $(CONSTRAINTS)
+$(VENV)/installed: pyproject.toml setup.py skiprnn/engines/native.cpp $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[dev]'
 	touch $@

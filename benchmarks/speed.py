@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from skiprnn import SkipGRU, SkipLSTM, budget_loss, native
-from skiprnn.modules import ENGINES
+from skiprnn import SkipGRU, SkipLSTM, budget_loss, compiled
+from skiprnn.engines import ENGINES
 
 SHAPES = {  # steps, features, units, layers
     "adding": (50, 2, 110, 1),
@@ -205,7 +205,7 @@ def machine(device):
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
-        "compiled_cpu_path": native.LIBRARY is not None,
+        "compiled_cpu_path": compiled.LIBRARY is not None,
         "torch": torch.__version__,
     }
 

@@ -2,8 +2,9 @@
 
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
 from skiprnn.budget import budget_loss, growing_budget_loss, target_budget_loss, used_samples
-from skiprnn.modules import SkipGRU, SkipLSTM, StepOutput
-from skiprnn.stack import GRUState, LSTMState, SkipRNNOutput
+from skiprnn.cells import GRUState, LSTMState
+from skiprnn.modules import SkipGRU, SkipLSTM, SkipRNN, StepOutput
+from skiprnn.stack import SkipRNNOutput
 from skiprnn.streaming import Stream
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "RandomSkipLSTM",
     "SkipGRU",
     "SkipLSTM",
+    "SkipRNN",
     "SkipRNNOutput",
     "StepOutput",
     "Stream",

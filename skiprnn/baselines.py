@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from skiprnn.cells import GRU, LSTM, LayerState
-from skiprnn.reference import GateState
+from skiprnn.gate import GateState
 from skiprnn.stack import RecurrentStack
 
 

@@ -1,84 +1,153 @@
-"""The candidate step of each cell, what the state becomes if the gate opens, and its backward.
+"""Cells: the step that leads from a layer's state to its candidate state, what the state becomes if the gate opens.
 
-A cell maps the input's and the hidden state's shares of its gates, and a layer's state, to the candidate state. States
-are tuples whose last entry feeds the update gate: ``(h, c)`` for the LSTM, ``(h,)`` for the GRU.
+A cell says what its parameters are and how they begin, what a state consists of, and its candidate step. It may bring a
+backward pass of its own; otherwise it is autograd's. States are tuples of (B, H) tensors: the first is the layer's
+output, h, and the last layer's last feeds the update gate: c for the LSTM, h for the GRU.
 """
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, sigmoid, tanh
+from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import linear
 
 LayerState = tuple[Tensor, ...]
 
 
+class LSTMState(NamedTuple):
+    """All that an LSTM stack carries from one step to the next."""
+
+    h: Tensor  # (num_layers, B, H)
+    c: Tensor  # (num_layers, B, H)
+    update_prob: Tensor  # (B,)
+    cum_update_prob: Tensor  # (B,)
+
+
+class GRUState(NamedTuple):
+    """All that a GRU stack carries from one step to the next."""
+
+    h: Tensor  # (num_layers, B, H)
+    update_prob: Tensor  # (B,)
+    cum_update_prob: Tensor  # (B,)
+
+
 class LayerWeights(NamedTuple):
     """One layer's parameters, named and shaped as in ``torch.nn.LSTM`` and ``torch.nn.GRU`` (G gates)."""
 
-    weight_ih: Tensor  # (G*H, D)
-    weight_hh: Tensor  # (G*H, H)
-    bias_ih: Tensor  # (G*H,)
-    bias_hh: Tensor  # (G*H,)
-
-    def input_gates(self, x: Tensor) -> Tensor:
-        """The input's share of the gates, ``(..., D) -> (..., G*H)``."""
-        return linear(x, self.weight_ih, self.bias_ih)
+    weight_ih: Any  # (G*H, D)
+    weight_hh: Any  # (G*H, H)
+    bias_ih: Any  # (G*H,)
+    bias_hh: Any  # (G*H,)
 
 
-class Backward(NamedTuple):
+class Gradients(NamedTuple):
     """Gradients that leave a cell's step."""
 
-    input_gates: Tensor  # (B, G*H), with respect to the input's share of the gates
+    below: Tensor  # (B, D), by the layer's input
     state: LayerState
-    weight_hh: Tensor  # (G*H, H)
-    bias_hh: Tensor  # (G*H,)
+    weights: tuple[Tensor, ...]
 
 
 class Cell:
-    """A candidate step; ``hidden_gates`` does not depend on the input, so that skipped steps can share it."""
+    """A kind of recurrent layer.
 
-    num_gates: int
-    num_states: int  # tensors in a layer's state
+    The candidate is computed from a share of the input and a share of the state: steps that start from one state, as
+    skipped ones do, have the latter in common.
+    """
 
-    def step(self, input_gates: Tensor, state: LayerState, weights: LayerWeights) -> LayerState:
-        """The candidate state, (B, G*H) and (B, H) -> (B, H)."""
-        return self.candidate(input_gates, self.hidden_gates(state[0], weights), state, weights)[0]
+    State: ClassVar[Any]
+    """A named tuple of a stack's state: the tensors of a layer's, then ``update_prob`` and ``cum_update_prob``."""
+    Weights: ClassVar[Any] = LayerWeights
+    """A named tuple of a layer's parameters."""
 
-    def hidden_gates(self, h: Tensor, weights: LayerWeights) -> Tensor:
-        """The part of the gates that follows from h alone."""
-        return linear(h, weights.weight_hh, weights.bias_hh)
+    @property
+    def num_states(self) -> int:
+        """Tensors in a layer's state."""
+        return len(self.State._fields) - 2
+
+    def shapes(self, input_size: int, hidden_size: int) -> Any:
+        """``Weights`` of the parameters' shapes."""
+        raise NotImplementedError
+
+    def initialize(self, weights: Any) -> None:
+        """Give a layer's parameters their initial values, in place."""
+        raise NotImplementedError
+
+    def input_share(self, below: Tensor, weights: Any) -> Tensor:
+        """What the candidate needs of the layer's input, (..., D) -> (..., K)."""
+        return below
+
+    def state_share(self, state: LayerState, weights: Any) -> Tensor:
+        """What the candidate needs of the state alone, (B, H) -> (B, K)."""
+        return state[0]
 
     def candidate(
-        self, input_gates: Tensor, hidden_gates: Tensor, state: LayerState, weights: LayerWeights
+        self, input_share: Tensor, state_share: Tensor, state: LayerState, weights: Any
     ) -> tuple[LayerState, tuple[Tensor, ...]]:
         """The candidate state, and what ``backward`` needs besides."""
         raise NotImplementedError
 
+    def step(self, below: Tensor, state: LayerState, weights: Any) -> LayerState:
+        """The candidate state, from the layer's input, (B, D), and its state."""
+        shares = self.input_share(below, weights), self.state_share(state, weights)
+        return self.candidate(*shares, state, weights)[0]
+
     def backward(
-        self, grad: LayerState, saved: tuple[Tensor, ...], state: LayerState, weights: LayerWeights
-    ) -> Backward:
-        """Gradients of the step that led from ``state`` to a state with gradient ``grad``."""
-        raise NotImplementedError
+        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState, weights: Any
+    ) -> Gradients:
+        """Gradients of the step that led from ``state`` to a candidate with gradient ``grad``: autograd's."""
+        with torch.enable_grad():
+            given = [tensor.detach().requires_grad_() for tensor in (below, *state, *weights)]
+            inner = given[0], tuple(given[1 : 1 + len(state)]), type(weights)(*given[1 + len(state) :])
+            below_, *others = torch.autograd.grad(self.step(*inner), given, grad, materialize_grads=True)
+        return Gradients(below_, tuple(others[: len(state)]), tuple(others[len(state) :]))
 
 
-class LSTMCell(Cell):
+class GatedCell(Cell):
+    """A cell whose gates are sums of a product with the input and one with h, parameters as in ``torch.nn``."""
+
+    num_gates: ClassVar[int]
+    opened: ClassVar[tuple[int, int]] = (0, 0)
+    """The gates, from the first to before the second, whose bias begins at 1."""
+
+    def shapes(self, input_size: int, hidden_size: int) -> LayerWeights:
+        size = self.num_gates * hidden_size
+        return LayerWeights((size, input_size), (size, hidden_size), (size,), (size,))
+
+    def initialize(self, weights: LayerWeights) -> None:
+        """Xavier uniform weights; biases 1 where a gate should be open at first, else 0."""
+        first, last = (gate * weights.weight_hh.shape[1] for gate in self.opened)
+        nn.init.xavier_uniform_(weights.weight_ih)
+        nn.init.xavier_uniform_(weights.weight_hh)
+        nn.init.zeros_(weights.bias_hh)
+        nn.init.zeros_(weights.bias_ih)
+        nn.init.ones_(weights.bias_ih[first:last])
+
+    def input_share(self, below: Tensor, weights: LayerWeights) -> Tensor:
+        return linear(below, weights.weight_ih, weights.bias_ih)
+
+    def state_share(self, state: LayerState, weights: LayerWeights) -> Tensor:
+        return linear(state[0], weights.weight_hh, weights.bias_hh)
+
+
+class LSTMCell(GatedCell):
+    State = LSTMState
     num_gates = 4
-    num_states = 2
+    opened = (1, 2)
 
     def candidate(
-        self, input_gates: Tensor, hidden_gates: Tensor, state: LayerState, weights: LayerWeights
+        self, input_share: Tensor, state_share: Tensor, state: LayerState, weights: LayerWeights
     ) -> tuple[LayerState, tuple[Tensor, ...]]:
         c = state[1]
-        i, f, g, o = (input_gates.to(c.dtype) + hidden_gates.to(c.dtype)).chunk(4, dim=-1)
+        i, f, g, o = (input_share.to(c.dtype) + state_share.to(c.dtype)).chunk(4, dim=-1)
         i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
         c = f * c + i * g
         tanh_c = tanh(c)
         return (o * tanh_c, c), (i, f, g, o, tanh_c)
 
     def backward(
-        self, grad: LayerState, saved: tuple[Tensor, ...], state: LayerState, weights: LayerWeights
-    ) -> Backward:
+        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState, weights: LayerWeights
+    ) -> Gradients:
         grad_h, grad_c = grad
         i, f, g, o, tanh_c = saved
         h, c = state
@@ -92,62 +161,63 @@ class LSTMCell(Cell):
             ],
             dim=-1,
         )
-        return Backward(gates, (gates @ weights.weight_hh, grad_c * f), gates.T @ h, gates.sum(0))
+        return _gradients(gates, (gates @ weights.weight_hh, grad_c * f), gates.T @ h, gates, below, weights)
 
 
-class GRUCell(Cell):
+class GRUCell(GatedCell):
     """n = tanh(W x + b + r⊙(U h + b_h)), h = (1 - z)⊙n + z⊙h: ``torch.nn.GRU``, Keras's ``reset_after=True``."""
 
+    State = GRUState
     num_gates = 3
-    num_states = 1
+    opened = (0, 2)
 
     def candidate(
-        self, input_gates: Tensor, hidden_gates: Tensor, state: LayerState, weights: LayerWeights
+        self, input_share: Tensor, state_share: Tensor, state: LayerState, weights: LayerWeights
     ) -> tuple[LayerState, tuple[Tensor, ...]]:
         (h,) = state
-        input_r, input_z, input_n = input_gates.to(h.dtype).chunk(3, dim=-1)
-        hidden_r, hidden_z, hidden_n = hidden_gates.to(h.dtype).chunk(3, dim=-1)
+        input_r, input_z, input_n = input_share.to(h.dtype).chunk(3, dim=-1)
+        hidden_r, hidden_z, hidden_n = state_share.to(h.dtype).chunk(3, dim=-1)
         r = sigmoid(input_r + hidden_r)
         z = sigmoid(input_z + hidden_z)
         n = tanh(input_n + r * hidden_n)
         return ((1 - z) * n + z * h,), (r, z, n, hidden_n)
 
     def backward(
-        self, grad: LayerState, saved: tuple[Tensor, ...], state: LayerState, weights: LayerWeights
-    ) -> Backward:
+        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState, weights: LayerWeights
+    ) -> Gradients:
         (grad_h,), (h,) = grad, state
         r, z, n, hidden_n = saved
         grad_n = grad_h * (1 - z) * (1 - n * n)
         grad_r = grad_n * hidden_n * r * (1 - r)
         grad_z = grad_h * (h - n) * z * (1 - z)
-        hidden = torch.cat([grad_r, grad_z, grad_n * r], dim=-1)
-        grad_state = grad_h * z + hidden @ weights.weight_hh
-        return Backward(torch.cat([grad_r, grad_z, grad_n], dim=-1), (grad_state,), hidden.T @ h, hidden.sum(0))
+        gates, hidden = (torch.cat([grad_r, grad_z, last], dim=-1) for last in (grad_n, grad_n * r))
+        return _gradients(gates, (grad_h * z + hidden @ weights.weight_hh,), hidden.T @ h, hidden, below, weights)
 
 
-class GRUResetBeforeCell(Cell):
+class GRUResetBeforeCell(GatedCell):
     """n = tanh(W x + b + U (r⊙h) + b_h): the authors' GRU, Keras's ``reset_after=False``."""
 
+    State = GRUState
     num_gates = 3
-    num_states = 1
+    opened = (0, 2)
 
-    def hidden_gates(self, h: Tensor, weights: LayerWeights) -> Tensor:
-        rz = 2 * h.shape[-1]
-        return linear(h, weights.weight_hh[:rz], weights.bias_hh[:rz])
+    def state_share(self, state: LayerState, weights: LayerWeights) -> Tensor:
+        rz = 2 * state[0].shape[-1]
+        return linear(state[0], weights.weight_hh[:rz], weights.bias_hh[:rz])
 
     def candidate(
-        self, input_gates: Tensor, hidden_gates: Tensor, state: LayerState, weights: LayerWeights
+        self, input_share: Tensor, state_share: Tensor, state: LayerState, weights: LayerWeights
     ) -> tuple[LayerState, tuple[Tensor, ...]]:
         (h,) = state
-        rz = hidden_gates.shape[-1]
-        input_rz, input_n = input_gates.to(h.dtype).tensor_split([rz], dim=-1)
-        r, z = sigmoid(input_rz + hidden_gates.to(h.dtype)).chunk(2, dim=-1)
+        rz = state_share.shape[-1]
+        input_rz, input_n = input_share.to(h.dtype).tensor_split([rz], dim=-1)
+        r, z = sigmoid(input_rz + state_share.to(h.dtype)).chunk(2, dim=-1)
         n = tanh(input_n + linear(r * h, weights.weight_hh[rz:], weights.bias_hh[rz:]).to(h.dtype))
         return ((1 - z) * n + z * h,), (r, z, n)
 
     def backward(
-        self, grad: LayerState, saved: tuple[Tensor, ...], state: LayerState, weights: LayerWeights
-    ) -> Backward:
+        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState, weights: LayerWeights
+    ) -> Gradients:
         (grad_h,), (h,) = grad, state
         r, z, n = saved
         weight_rz, weight_n = weights.weight_hh.tensor_split([2 * h.shape[-1]])
@@ -157,8 +227,16 @@ class GRUResetBeforeCell(Cell):
         grad_z = grad_h * (h - n) * z * (1 - z)
         grad_rz = torch.cat([grad_r, grad_z], dim=-1)
         gates = torch.cat([grad_rz, grad_n], dim=-1)
-        grad_state = grad_h * z + grad_reset * r + grad_rz @ weight_rz
-        return Backward(gates, (grad_state,), torch.cat([grad_rz.T @ h, grad_n.T @ (r * h)]), gates.sum(0))
+        weight_hh = torch.cat([grad_rz.T @ h, grad_n.T @ (r * h)])
+        return _gradients(gates, (grad_h * z + grad_reset * r + grad_rz @ weight_rz,), weight_hh, gates, below, weights)
+
+
+def _gradients(
+    gates: Tensor, state: LayerState, weight_hh: Tensor, hidden: Tensor, below: Tensor, weights: LayerWeights
+) -> Gradients:
+    """From those by the input's share of the gates and by the state's, (B, G*H) each."""
+    own = LayerWeights(gates.T @ below, weight_hh, gates.sum(0), hidden.sum(0))
+    return Gradients(gates @ weights.weight_ih, state, own)
 
 
 LSTM = LSTMCell()

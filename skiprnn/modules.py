@@ -7,52 +7,55 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skiprnn import clock, events, reference
+from skiprnn import gate
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerState
-from skiprnn.reference import GateState
+from skiprnn.engines import ENGINES, solve
+from skiprnn.gate import GateState
+from skiprnn.problem import Problem
 from skiprnn.stack import RecurrentStack, State
-
-
-def _triton(*arguments: Any) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
-    try:
-        from skiprnn import triton_events
-    except ImportError as error:
-        raise RuntimeError(f"engine='triton' needs the package triton ({error}); use engine='auto'") from error
-    return triton_events.skip_rnn(*arguments)
-
-
-ENGINES = {"reference": reference.skip_rnn, "events": events.skip_rnn, "triton": _triton}
 
 
 class StepOutput(NamedTuple):
     """What ``step`` returns."""
 
     output: Tensor  # (B, H)
-    state: Any  # LSTMState or GRUState
-    skip_next: Tensor  # (B,) int64; skiprnn.clock.NEVER where no sample will be used any more
+    state: Any  # LSTMState, GRUState, or what the cell has
+    skip_next: Tensor  # (B,) int64; skiprnn.gate.NEVER where no sample will be used any more
 
 
-class _SkipRNN(RecurrentStack):
+class SkipRNN(RecurrentStack):
+    """A stack of any cell, behind a gate that learns at which steps to update its state, and copies it at all others.
+
+    Args:
+        cell: one of ``skiprnn.cells``, or one's own.
+        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, gate_grad_clip, engine,
+            device, dtype: as for ``SkipLSTM``; the gate is computed from the last tensor of the last layer's candidate.
+
+    Raises:
+        ValueError: a size below 1, a bound of 0 or less, or an unknown engine.
+    """
+
     def __init__(
         self,
         cell: Cell,
         input_size: int,
         hidden_size: int,
-        num_layers: int,
-        batch_first: bool,
-        update_bias: float,
-        learn_initial_state: bool,
-        gate_grad_clip: float | None,
-        engine: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        num_layers: int = 1,
+        *,
+        batch_first: bool = False,
+        update_bias: float = 1.0,
+        learn_initial_state: bool = True,
+        gate_grad_clip: float | None = None,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        if engine != "auto" and engine not in ENGINES:
-            raise ValueError(f"unknown engine {engine!r}; choose auto, {' or '.join(ENGINES)}")
+        if engine not in ENGINES:
+            raise ValueError(f"unknown engine {engine!r}; choose {' or '.join(ENGINES)}")
         self.cell = cell
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -65,12 +68,9 @@ class _SkipRNN(RecurrentStack):
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        gates = cell.num_gates * hidden_size
         for k in range(num_layers):
-            self.register_parameter(f"weight_ih_l{k}", parameter(gates, input_size if k == 0 else hidden_size))
-            self.register_parameter(f"weight_hh_l{k}", parameter(gates, hidden_size))
-            self.register_parameter(f"bias_ih_l{k}", parameter(gates))
-            self.register_parameter(f"bias_hh_l{k}", parameter(gates))
+            for name, shape in cell.shapes(hidden_size if k else input_size, hidden_size)._asdict().items():
+                self.register_parameter(f"{name}_l{k}", parameter(*shape))
         self.update_weight = parameter(hidden_size)
         self.update_bias = parameter(1)
         self._register_initial_state(learn_initial_state)
@@ -83,17 +83,13 @@ class _SkipRNN(RecurrentStack):
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
     ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
         self._check_bound()
-        return ENGINES[self._choose_engine()](
-            self.cell,
-            x,
-            self.layers(),
-            self.update_weight,
-            self.update_bias,
-            states,
-            gate,
-            lengths,
-            self.gate_grad_clip,
-        )
+        return solve(
+            self.engine,
+            Problem(
+                self.cell, self.layers(), self.update_weight, self.update_bias, x, states, gate, lengths,
+                self.gate_grad_clip,
+            ),
+        )  # fmt: skip
 
     def _check_bound(self) -> None:
         if self.gate_grad_clip is not None and not self.gate_grad_clip > 0:
@@ -117,7 +113,7 @@ class _SkipRNN(RecurrentStack):
         if x.dim() != 2:
             raise ValueError(f"x must be (B, D) with D = {self.input_size}, got shape {tuple(x.shape)}")
         output, state, _ = self(x[:, None] if self.batch_first else x[None], state)
-        skip_next = clock.skipped_steps(state.update_prob, state.cum_update_prob)
+        skip_next = gate.skipped_steps(state.update_prob, state.cum_update_prob)
         return StepOutput(output.squeeze(1 if self.batch_first else 0), state, skip_next)
 
     def advance(self, state: State, n: int) -> State:
@@ -128,24 +124,18 @@ class _SkipRNN(RecurrentStack):
         """
         n = operator.index(n)
         self._check_state(state, len(state.update_prob))
-        skips = clock.skipped_steps(state.update_prob, state.cum_update_prob)
+        skips = gate.skipped_steps(state.update_prob, state.cum_update_prob)
         most = int(skips.min()) if len(skips) else n
         if not 0 <= n <= most:
             raise ValueError(f"cannot advance by {n} steps: the samples of the next {most} are all that is skipped")
-        return state._replace(cum_update_prob=clock.advance(state.update_prob, state.cum_update_prob, n))
-
-    def _choose_engine(self) -> str:
-        """ "auto" is events, but for ``torch.export`` and ``torch.compile``, which cannot trace its clocks."""
-        if self.engine != "auto":
-            return self.engine
-        return "reference" if torch.compiler.is_compiling() else "events"
+        return state._replace(cum_update_prob=gate.advance(state.update_prob, state.cum_update_prob, n))
 
     def extra_repr(self) -> str:
         bound = "" if self.gate_grad_clip is None else f", gate_grad_clip={self.gate_grad_clip:g}"
         return f"{super().extra_repr()}{bound}, engine={self.engine!r}"
 
 
-class SkipLSTM(_SkipRNN):
+class SkipLSTM(SkipRNN):
     """An LSTM that learns at which steps to update its state, and copies it at all others.
 
     Parameters are named as in ``torch.nn.LSTM``, whose state_dict loads with ``strict=False``; added are
@@ -189,11 +179,14 @@ class SkipLSTM(_SkipRNN):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options = (batch_first, update_bias, learn_initial_state, gate_grad_clip, engine, device, dtype)
-        super().__init__(LSTM, input_size, hidden_size, num_layers, *options)
+        super().__init__(
+            LSTM, input_size, hidden_size, num_layers, batch_first=batch_first, update_bias=update_bias,
+            learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip, engine=engine, device=device,
+            dtype=dtype,
+        )  # fmt: skip
 
 
-class SkipGRU(_SkipRNN):
+class SkipGRU(SkipRNN):
     """A GRU that learns at which steps to update its state, and copies it at all others.
 
     Parameters are named as in ``torch.nn.GRU``, whose state_dict loads with ``strict=False``; added are
@@ -227,5 +220,8 @@ class SkipGRU(_SkipRNN):
         dtype: torch.dtype | None = None,
     ) -> None:
         cell = GRU if reset_after else GRU_RESET_BEFORE
-        options = (batch_first, update_bias, learn_initial_state, gate_grad_clip, engine, device, dtype)
-        super().__init__(cell, input_size, hidden_size, num_layers, *options)
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, batch_first=batch_first, update_bias=update_bias,
+            learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip, engine=engine, device=device,
+            dtype=dtype,
+        )  # fmt: skip

@@ -6,35 +6,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skiprnn.cells import Cell, LayerState, LayerWeights
-from skiprnn.reference import GateState
+from skiprnn.cells import Cell, GRUState, LayerState, LSTMState
+from skiprnn.gate import GateState
 
-
-class LSTMState(NamedTuple):
-    """All that an LSTM stack carries from one step to the next."""
-
-    h: Tensor  # (num_layers, B, H)
-    c: Tensor  # (num_layers, B, H)
-    update_prob: Tensor  # (B,)
-    cum_update_prob: Tensor  # (B,)
-
-
-class GRUState(NamedTuple):
-    """All that a GRU stack carries from one step to the next."""
-
-    h: Tensor  # (num_layers, B, H)
-    update_prob: Tensor  # (B,)
-    cum_update_prob: Tensor  # (B,)
-
-
-State = LSTMState | GRUState
+State = LSTMState | GRUState | Any  # the named tuple of a cell
 
 
 class SkipRNNOutput(NamedTuple):
     """What ``forward`` returns."""
 
     output: Tensor  # (T, B, H) or (B, T, H)
-    state: Any  # LSTMState or GRUState
+    state: Any  # LSTMState, GRUState, or what the cell has
     update_gate: Tensor  # (T, B) or (B, T): 1 where the sample was used, 0 where it was skipped
 
 
@@ -46,8 +28,6 @@ class RecurrentStack(nn.Module):
     hidden_size: int
     num_layers: int
     batch_first: bool
-    initial_h: nn.Parameter | None
-    initial_c: nn.Parameter | None
 
     def forward(
         self, input: Tensor, state: State | None = None, lengths: Tensor | Sequence[int] | None = None
@@ -84,21 +64,22 @@ class RecurrentStack(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first step, for ``batch_size`` sequences: the first sample is always used."""
-        weight = self.layer(0).weight_hh
+        weight = self.layer(0)[0]
         tensors = [
             weight.new_zeros(self.num_layers, batch_size, self.hidden_size)
             if initial is None
             else initial[:, None].expand(-1, batch_size, -1)
-            for initial in (self.initial_h, self.initial_c)[: self.cell.num_states]
+            for initial in self._initial_states()
         ]
         ones = weight.new_ones(batch_size, dtype=torch.promote_types(weight.dtype, torch.float32))
         return self._state(tensors, GateState(ones, torch.zeros_like(ones)))
 
-    def layer(self, k: int) -> LayerWeights:
-        """The parameters of layer ``k``."""
-        return LayerWeights(*(getattr(self, f"{name}_l{k}") for name in LayerWeights._fields))
+    def layer(self, k: int) -> Any:
+        """The parameters of layer ``k``, as ``cell.Weights``."""
+        kind = self.cell.Weights
+        return kind(*(getattr(self, f"{name}_l{k}") for name in kind._fields))
 
-    def layers(self) -> list[LayerWeights]:
+    def layers(self) -> list[Any]:
         """The parameters of all layers."""
         return [self.layer(k) for k in range(self.num_layers)]
 
@@ -108,23 +89,19 @@ class RecurrentStack(nn.Module):
         raise NotImplementedError
 
     def _register_initial_state(self, learned: bool) -> None:
-        shape = (self.num_layers, self.hidden_size)
-        for name in ("initial_h", "initial_c"):
-            present = learned and (name == "initial_h" or self.cell.num_states == 2)
-            self.register_parameter(name, nn.Parameter(self.layer(0).weight_hh.new_empty(shape)) if present else None)
+        for name in self.cell.State._fields[: self.cell.num_states]:
+            initial = self.layer(0)[0].new_empty(self.num_layers, self.hidden_size)
+            self.register_parameter(f"initial_{name}", nn.Parameter(initial) if learned else None)
+
+    def _initial_states(self) -> list[nn.Parameter | None]:
+        return [getattr(self, f"initial_{name}") for name in self.cell.State._fields[: self.cell.num_states]]
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Xavier uniform weights; forget bias (LSTM) or gate biases (GRU) 1, others 0; initial state from N(0, 1)."""
-        H = self.hidden_size
+        """Initial values: the weights' are the cell's, those of the state from N(0, 1)."""
         for weights in self.layers():
-            nn.init.xavier_uniform_(weights.weight_ih)
-            nn.init.xavier_uniform_(weights.weight_hh)
-            nn.init.zeros_(weights.bias_hh)
-            nn.init.zeros_(weights.bias_ih)
-            opening = slice(H, 2 * H) if self.cell.num_states == 2 else slice(0, 2 * H)
-            weights.bias_ih[opening] = 1
-        for initial in (self.initial_h, self.initial_c):
+            self.cell.initialize(weights)
+        for initial in self._initial_states():
             if initial is not None:
                 nn.init.normal_(initial)
 
@@ -137,7 +114,7 @@ class RecurrentStack(nn.Module):
         return input.transpose(0, 1) if self.batch_first else input
 
     def _state(self, tensors: Sequence[Tensor], gate: GateState) -> State:
-        return (LSTMState if self.cell.num_states == 2 else GRUState)._make((*tensors, *gate))
+        return self.cell.State._make((*tensors, *gate))
 
     def _unpack(self, state: State) -> tuple[list[LayerState], GateState]:
         tensors, gate = state[: self.cell.num_states], GateState(*state[self.cell.num_states :])

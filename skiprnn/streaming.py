@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skiprnn import clock, native
-from skiprnn.modules import SkipGRU, SkipLSTM
-from skiprnn.reference import GateState
+from skiprnn import gate
+from skiprnn.engines import native
+from skiprnn.gate import GateState
+from skiprnn.modules import SkipRNN
 from skiprnn.stack import State
 
 
@@ -24,7 +25,7 @@ class Stream:
     other threads run.
 
     Args:
-        rnn: a ``SkipLSTM`` or ``SkipGRU``, of any number of layers.
+        rnn: a ``SkipLSTM``, ``SkipGRU`` or other ``SkipRNN``, of any number of layers.
         head: maps the last layer's h, (1, H), to a prediction, (1, ...); None predicts h itself.
         embed: maps a sample, whatever it is, to (D,) numbers; called for used samples only. None: samples are numbers.
         state: a state of batch size 1 to go on from; None is the initial state.
@@ -36,19 +37,19 @@ class Stream:
 
     def __init__(
         self,
-        rnn: SkipLSTM | SkipGRU,
+        rnn: SkipRNN,
         head: Callable[[Tensor], Tensor] | None = None,
         embed: Callable[[Any], Any] | None = None,
         state: State | None = None,
     ) -> None:
-        if not isinstance(rnn, SkipLSTM | SkipGRU):
+        if not isinstance(rnn, SkipRNN):
             raise TypeError(f"a stream needs a SkipLSTM or SkipGRU, got {type(rnn).__name__}")
         self.rnn = rnn
         self.head = head
         self.embed = embed
         self._stack = (
             native.PackedStack(rnn.cell, rnn.layers(), rnn.update_weight, rnn.update_bias)
-            if native.streams(rnn.cell, tuple(rnn.parameters()))
+            if native.unfit(rnn.cell, tuple(rnn.parameters())) is None
             else None
         )
         with torch.inference_mode(False), torch.no_grad():  # tensors that may be written to anywhere
@@ -58,7 +59,7 @@ class Stream:
             self._states = [s.new_zeros(rnn.num_layers, units) for s in tensors[:-2]]
             self._p, self._zero = torch.ones_like(tensors[-2]), torch.zeros_like(tensors[-1])
         self._start: State = type(initial)(*tensors)
-        self._start_skips = int(clock.skipped_steps(self._start.update_prob, self._start.cum_update_prob))
+        self._start_skips = int(gate.skipped_steps(self._start.update_prob, self._start.cum_update_prob))
         self._follower = None if self._stack is None else native.Follower(self._stack, self._states, self._p)
         self.reset(state)
 
@@ -76,7 +77,7 @@ class Stream:
         self._p.copy_(given.update_prob)
         self._acc = given.cum_update_prob.detach().to(self._zero, copy=True)
         self._since = 0  # samples that passed since the sum was _acc
-        self._skips = self._start_skips if state is None else int(clock.skipped_steps(self._p, self._acc))
+        self._skips = self._start_skips if state is None else int(gate.skipped_steps(self._p, self._acc))
         self._position = self._used = 0
 
     @property
@@ -91,7 +92,7 @@ class Stream:
 
     @property
     def skip_next(self) -> int:
-        """How many of the next samples will be skipped; ``skiprnn.clock.NEVER`` if all will."""
+        """How many of the next samples will be skipped; ``skiprnn.gate.NEVER`` if all will."""
         return self._skips
 
     @property
@@ -109,7 +110,7 @@ class Stream:
     def state(self) -> State:
         """The state to go on from, as ``rnn(...)`` returns it for a batch of one."""
         states = [s[:, None, : self.rnn.hidden_size].clone() for s in self._states]
-        acc = clock.advance(self._p, self._acc, self._since)  # brought up to date only where it is asked for
+        acc = gate.advance(self._p, self._acc, self._since)  # brought up to date only where it is asked for
         return self.rnn._state(states, GateState(self._p.clone(), acc))
 
     def advance(self, n: int) -> None:
@@ -176,7 +177,7 @@ class Stream:
         return self.prediction
 
     def _used_samples(self, read: Callable[[int], Any], length: int | None) -> Iterator[int]:
-        while self._skips != clock.NEVER and (length is None or self._position + self._skips < length):
+        while self._skips != gate.NEVER and (length is None or self._position + self._skips < length):
             t = self._position + self._skips
             sample = read(t)
             if sample is None:
@@ -190,7 +191,7 @@ class Stream:
     def _pass(self, n: int) -> None:
         self._position += n
         self._since += n
-        if self._skips != clock.NEVER:
+        if self._skips != gate.NEVER:
             self._skips -= n
 
     def _go_on(self, samples: Tensor) -> None:
@@ -201,13 +202,13 @@ class Stream:
         else:
             with torch.no_grad():
                 states = [tuple(s[k : k + 1] for s in self._states) for k in range(self.rnn.num_layers)]
-                gate = GateState(self._p, clock.advance(self._p, self._acc, self._since))
-                _, after, gate, update_gate = self.rnn._run(samples[:, None], states, gate, None)
+                before = GateState(self._p, gate.advance(self._p, self._acc, self._since))
+                _, after, now, update_gate = self.rnn._run(samples[:, None], states, before, None)
             for mine, tensors in zip(self._states, zip(*after, strict=True), strict=True):
                 mine.copy_(torch.cat(tensors))
-            self._p.copy_(gate.update_prob)
-            self._acc, self._since = gate.cum_update_prob, 0
-            used, self._skips = int(update_gate.sum()), int(clock.skipped_steps(self._p, self._acc))
+            self._p.copy_(now.update_prob)
+            self._acc, self._since = now.cum_update_prob, 0
+            used, self._skips = int(update_gate.sum()), int(gate.skipped_steps(self._p, self._acc))
         self._position += len(samples)
         self._used += used
 

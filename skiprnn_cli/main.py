@@ -28,6 +28,14 @@ COMMANDS = {
     "plot-tradeoff": "Draw metric against used samples for sweeps.",
 }
 
+NEEDED = {  # what commands import, and what it is called where it is installed from
+    **{
+        name: name
+        for name in ("filelock", "h5py", "matplotlib", "numpy", "rich", "safetensors", "torch", "torchvision")
+    },
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+}
 AS_IT_CAME = "skiprnn-as-it-came"  # how characters are encoded that are none
 MESSAGE = 1_500  # characters, besides those of what was typed
 
@@ -89,6 +97,14 @@ class LazyGroup(click.Group):
             sys.exit(128 + signal.SIGINT)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if ctx.params["debug"] or package not in NEEDED:
+                raise
+            name = NEEDED[package]
+            raise click.ClickException(
+                f"this needs {name}, which is not installed here; `pip install {name}`, or install skiprnn again"
+            ) from error
         except Exception as error:
             files = [word for word in words if os.path.lexists(word)]
             if ctx.params["debug"] or _is_of_output(error):

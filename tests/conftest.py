@@ -23,7 +23,7 @@ from pipelines.runs.directory import create_run
 from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding, Sine
-from skiprnn import native
+from skiprnn import compiled
 from skiprnn_cli.main import cli
 
 SIZES = {"train": 96, "val": 16, "test": 16}
@@ -94,8 +94,8 @@ def skiprnn(monkeypatch, tmp_path):
 def either_path(request, monkeypatch):
     """Once with the compiled path, once without."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "LIBRARY", None)
-    elif native.LIBRARY is None:
+        monkeypatch.setattr("skiprnn.compiled.LIBRARY", None)
+    elif compiled.LIBRARY is None:
         pytest.skip("the compiled path was not built")
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from skiprnn import SkipGRU, SkipLSTM, budget_loss, native
+from skiprnn import SkipGRU, SkipLSTM, budget_loss, compiled
+from skiprnn.gate import GateState
+from skiprnn.problem import Problem
 
 MODULES = {
     "lstm": SkipLSTM,
@@ -14,7 +16,7 @@ MODULES = {
     "gru_reset_before": lambda *sizes, **options: SkipGRU(*sizes, reset_after=False, **options),
 }
 BIASES = {"all": 100.0, "most": 0.0, "some": -1.5, "few": -4.0, "first_only": -50.0}
-compiled = pytest.mark.skipif(native.LIBRARY is None, reason="the compiled path was not built")
+needs_compiled = pytest.mark.skipif(compiled.LIBRARY is None, reason="the compiled path was not built")
 GOLDEN = sorted((Path(__file__).parent / "library" / "golden").glob("*.npz"))  # what the authors' own cells computed
 
 
@@ -25,6 +27,13 @@ def build(name, shape, bias, engine, dtype, seed=1):
     with torch.no_grad():
         rnn.update_weight.mul_(3)  # probabilities that differ
     return rnn.to(dtype)
+
+
+def problem(rnn, x):
+    """What an engine is given when the module is called."""
+    state = rnn.initial_state(x.shape[1])
+    states = [tuple(tensor[k] for tensor in state[:-2]) for k in range(rnn.num_layers)]
+    return Problem(rnn.cell, rnn.layers(), rnn.update_weight, rnn.update_bias, x, states, GateState(*state[-2:]))
 
 
 def run(rnn, x, *, lengths=None, per_step=True, state=None, seed=2):

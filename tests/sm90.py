@@ -18,8 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from skiprnn import triton_events, triton_kernels
 from skiprnn.cells import GRU, LSTM
+from skiprnn.engines import triton as triton_events
+from skiprnn.engines import triton_kernels
 
 CELLS = {"lstm": LSTM, "gru": GRU}
 

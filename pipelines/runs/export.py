@@ -21,7 +21,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.runs.load import load_run
 from pipelines.runs.model import SequenceModel, with_gate
 from pipelines.tasks import Task
-from skiprnn import GRUState, LSTMState, SkipGRU, SkipLSTM
+from skiprnn import SkipGRU, SkipLSTM
 
 OPSET = 20
 CHECK_BATCH = 256  # sequences a call
@@ -60,8 +60,7 @@ class Step(nn.Module):
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """(B, D) and the fields of the state -> output (B, output_size), the fields again, and skip_next (B,)."""
-        kind = LSTMState if self.rnn.cell.num_states == 2 else GRUState
-        _, after, skip_next = self.rnn.step(x, kind(*state))
+        _, after, skip_next = self.rnn.step(x, self.rnn.cell.State(*state))
         return self.head(after.h[-1]).float(), *after, skip_next
 
 
@@ -78,7 +77,7 @@ def trace(model: SequenceModel) -> Traced:
     """Trace a model's step."""
     step = Step(model).cpu().eval()
     state = [tensor.detach() for tensor in step.rnn.initial_state(2)]
-    fields = (LSTMState if step.rnn.cell.num_states == 2 else GRUState)._fields
+    fields = step.rnn.cell.State._fields
     initial = {
         name: (tensor[:, 0] if tensor.dim() == 3 else tensor[0]).tolist()
         for name, tensor in zip(fields, state, strict=True)

@@ -10,7 +10,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
 from pipelines.tasks import Task
 from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, Stream
-from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM
+from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, GRUResetBeforeCell, LSTMCell
 from skiprnn.stack import RecurrentStack
 
 OPEN = 100.0  # bias of a gate that opens at every step
@@ -88,11 +88,11 @@ def check_engine(config: TrainConfig, device: torch.device) -> None:
     if config.engine != "triton" or not config.skip:
         return
     try:
-        from skiprnn import triton_events
+        from skiprnn.engines import triton
     except ImportError as error:
         raise SkipRNNError("--engine triton needs the package triton; install it, or use auto") from error
     cell = LSTM if config.cell == "lstm" else GRU if config.reset_after else GRU_RESET_BEFORE
-    reason = triton_events.why_not(cell, config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
+    reason = triton.unfit(cell, config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
     if reason:
         raise SkipRNNError(f"--engine triton cannot train this: {reason}; use auto or events")
 
@@ -104,9 +104,9 @@ def without_skipping(model: SequenceModel) -> SequenceModel:
     """
     rnn = model.rnn
     sizes = (rnn.input_size, rnn.hidden_size, rnn.num_layers)
-    if rnn.cell is GRU_RESET_BEFORE:
+    if isinstance(rnn.cell, GRUResetBeforeCell):
         return _with_open_gate(model, SkipGRU(*sizes, reset_after=False, batch_first=True))
-    cell = RandomSkipLSTM if rnn.cell.num_states == 2 else RandomSkipGRU
+    cell = RandomSkipLSTM if isinstance(rnn.cell, LSTMCell) else RandomSkipGRU
     return model.with_rnn(cell(*sizes, batch_first=True))
 
 
@@ -121,7 +121,7 @@ def with_gate(model: SequenceModel) -> SequenceModel:
         return model
     if getattr(rnn, "p_skip", 0):
         raise SkipRNNError("this model skips at random, so nobody can say which samples it needs; use another run")
-    cell = SkipLSTM if rnn.cell.num_states == 2 else SkipGRU
+    cell = SkipLSTM if isinstance(rnn.cell, LSTMCell) else SkipGRU
     return _with_open_gate(model, cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True))
 
 

@@ -470,3 +470,28 @@ def test_what_a_file_says_makes_no_message_that_cannot_be_shown(skiprnn, make_ru
         assert done.exit_code == 1
         assert done.stderr.startswith(f"Error: {run}/task.json ")
         assert len(done.stderr) < 2_000 + 3 * len(str(run))
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "command"),
+    [
+        ("click", "click", ["--help"]),
+        ("h5py", "h5py", ["gen-data", "adding"]),
+        ("matplotlib", "matplotlib", ["plot-curves", "run"]),
+        ("cv2", "opencv-python", ["extract-features", "videos", "clips"]),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named(package, name, command, tmp_path):
+    for label in "ab":
+        (tmp_path / "clips" / label).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / "clips" / label / f"{number}.avi").touch()
+    code = f"import sys; sys.modules[{package!r}] = None; from skiprnn_cli.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert f"{name}, which is not installed here; `pip install {name}`" in done.stderr
+    assert done.stderr.count("\n") == 1

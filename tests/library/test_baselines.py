@@ -67,7 +67,7 @@ def test_random_skipping_equals_the_cell_step_by_step(baseline, skip, lengths):
     states = [tuple(s[k] for s in start[: rnn.cell.num_states]) for k in range(2)]
     expected = []
     for x_t, u in zip(x, gate, strict=True):
-        new = candidate_states(rnn.cell, rnn.layer(0).input_gates(x_t), states, rnn.layers())
+        new = candidate_states(rnn.cell, rnn.cell.input_share(x_t, rnn.layer(0)), states, rnn.layers())
         states = [
             tuple(torch.where(u[:, None] > 0, n, o) for n, o in zip(fresh, old, strict=True))
             for fresh, old in zip(new, states, strict=True)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from skiprnn import GRUState, LSTMState, SkipGRU, SkipLSTM
-from skiprnn.modules import ENGINES
+from skiprnn.engines import ENGINES
 
 PAIRS = [(SkipLSTM, nn.LSTM), (SkipGRU, nn.GRU)]
 
@@ -142,7 +142,7 @@ def test_bad_arguments(arguments, message):
         SkipLSTM(3, 5)(**{"input": torch.randn(4, 2, 3), **arguments})
 
 
-@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("field", ["update_prob", "cum_update_prob"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, -0.1, 1.5])
 def test_a_state_whose_gate_cannot_be_is_refused(engine, field, value):

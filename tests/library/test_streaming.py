@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from skiprnn import RandomSkipLSTM, SkipGRU, SkipLSTM, Stream, clock, native
-from tests.problems import BIASES, GOLDEN, MODULES, build, compiled, load_golden
+from skiprnn import RandomSkipLSTM, SkipGRU, SkipLSTM, Stream, gate
+from skiprnn.engines import native
+from tests.problems import BIASES, GOLDEN, MODULES, build, load_golden, needs_compiled, problem
 
 SHAPES = {  # T, B, D, H, layers
     "paper": (60, 1, 2, 110, 1),
@@ -127,7 +128,7 @@ def test_steps_have_the_gradients_of_forward(name):
         torch.testing.assert_close(mine, other)
 
 
-@compiled
+@needs_compiled
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
@@ -142,8 +143,8 @@ def test_inference_equals_the_reference(name, shape, bias, batch):
     expected = reference(x, state, lengths)
     rnn = build(name, shape, bias, "auto", torch.float32)
     start = type(state)(*(s.detach().float() for s in state))
-    assert native.infers(rnn.cell, shape[4], (x.float(), *rnn.parameters())) or batch > 3
     with torch.inference_mode():
+        assert native.why_not(problem(rnn, x.float())) is None or batch > 3
         ours = rnn(x.float(), start, lengths)
     assert torch.equal(ours.update_gate.double(), expected.update_gate)
     torch.testing.assert_close(ours.output.double(), expected.output.detach(), rtol=0, atol=1e-5)
@@ -151,13 +152,13 @@ def test_inference_equals_the_reference(name, shape, bias, batch):
     assert all(torch.equal(a, b.detach().float()) for a, b in zip(start, state, strict=True))  # left as it was
 
 
-@compiled
+@needs_compiled
 @pytest.mark.usefixtures("two_threads")
 def test_inference_reads_any_layout(monkeypatch):
     rnn = build("gru", (30, 3, 4, 12, 2), -1.0, "auto", torch.float32)
     x = torch.randn(3, 4, 30).permute(2, 0, 1)
-    calls, infer = [], native.infer
-    monkeypatch.setattr(native, "infer", lambda *a: calls.append(1) or infer(*a))
+    calls, infer = [], native._infer
+    monkeypatch.setattr(native, "_infer", lambda *a: calls.append(1) or infer(*a))
     with torch.no_grad():
         expected = rnn(x.contiguous()).output
         assert torch.equal(rnn(x).output, expected)
@@ -247,14 +248,14 @@ def test_a_gate_that_opens_no_more(either_path):
     rnn = build("lstm", (5, 1, 1, 4, 1), -60.0, "auto", torch.float32)
     stream = Stream(rnn)
     assert stream.push(1.0)
-    assert stream.skip_next == clock.NEVER
+    assert stream.skip_next == gate.NEVER
     stream.advance(10**12)
     assert not stream.push(None)
-    assert (stream.position, stream.used, stream.skip_next) == (10**12 + 2, 1, clock.NEVER)
+    assert (stream.position, stream.used, stream.skip_next) == (10**12 + 2, 1, gate.NEVER)
     assert list(stream.pull(lambda t: pytest.fail("not to be read"))) == []
 
 
-@compiled
+@needs_compiled
 def test_streams_run_in_threads():
     rnn = build("lstm", (3000, 1, 2, 32, 1), -1.0, "auto", torch.float32)
     x = torch.randn(4, 3000, 2)
@@ -268,7 +269,7 @@ def test_streams_run_in_threads():
     torch.testing.assert_close(torch.stack([s.output for s in streams]), expected.detach(), rtol=0, atol=1e-5)
 
 
-@compiled
+@needs_compiled
 def test_a_stream_keeps_the_weights_it_was_made_with():
     rnn = build("lstm", (20, 1, 2, 8, 1), 0.0, "auto", torch.float32)
     x = torch.randn(20, 2)
@@ -313,7 +314,7 @@ def test_a_stream_takes_a_state_of_any_kind(either_path):
         assert_states_close(stream.state, expected, 1e-5)
 
 
-@compiled
+@needs_compiled
 def test_a_stream_does_not_follow_its_module():
     rnn = build("lstm", (40, 1, 2, 16, 1), -1.0, "auto", torch.float32)
     x = torch.randn(40, 2)

@@ -146,7 +146,7 @@ def test_tables_say_which_gru(make_run):
 
 
 def test_the_gpu_engine_does_not_reset_before():
-    pytest.importorskip("skiprnn.triton_events")
+    pytest.importorskip("skiprnn.engines.triton")
     config = TrainConfig(cell="gru", reset_after=False, steps=1, engine="triton")
     with pytest.raises(SkipRNNError, match="no cell that resets before"):
         check_engine(config, models.choose_device("auto"))

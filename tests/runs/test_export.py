@@ -9,7 +9,7 @@ import torch
 from pipelines.errors import SkipRNNError
 from pipelines.runs.export import Step, _write, export_run, initial_state, replay, trace
 from pipelines.runs.model import SequenceModel
-from skiprnn import SkipGRU, SkipLSTM, clock
+from skiprnn import SkipGRU, SkipLSTM, gate
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -99,7 +99,7 @@ def test_a_gate_that_opens_no_more():
     step, program = Step(model), trace(model).program.module()
     state = [s.detach() for s in step.rnn.initial_state(1)]
     with torch.no_grad():
-        assert program(torch.randn(1, 3), *state)[-1].item() == clock.NEVER
+        assert program(torch.randn(1, 3), *state)[-1].item() == gate.NEVER
 
 
 def test_export_of_a_run(make_run, tmp_path):

@@ -193,7 +193,7 @@ def test_bfloat16_trains_as_float32_does(make_run):
 
 
 def test_the_gpu_engine_trains_and_is_evaluated_anywhere(make_run, monkeypatch):
-    triton_events = pytest.importorskip("skiprnn.triton_events")
+    triton_events = pytest.importorskip("skiprnn.engines.triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     short = {"steps": 4, "eval_every": 2, "batch_size": 16}  # a GPU's kernels take their time in the interpreter
     run, plain = make_run(engine="triton", device=device, **short), make_run("events", **short)
@@ -213,7 +213,7 @@ def test_the_gpu_engine_trains_and_is_evaluated_anywhere(make_run, monkeypatch):
     ],
 )
 def test_the_gpu_engine_refuses_what_it_cannot_train(make_run, monkeypatch, options, message):
-    triton_events = pytest.importorskip("skiprnn.triton_events")
+    triton_events = pytest.importorskip("skiprnn.engines.triton")
     if "device" in options:
         monkeypatch.setattr(triton_events.knobs.runtime, "interpret", False)
     device = "cuda" if torch.cuda.is_available() else "cpu"

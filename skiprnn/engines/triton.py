@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn.functional import linear
 from triton import knobs
 
-from skiprnn import reference, triton_kernels
-from skiprnn.cells import GRU, LSTM, Cell, LayerState, LayerWeights
-from skiprnn.native_events import refuse_double_backward, saturated
-from skiprnn.reference import GateState
+from skiprnn import reference
+from skiprnn.cells import Cell, GRUCell, LayerWeights, LSTMCell
+from skiprnn.engines import triton_kernels
+from skiprnn.gate import GateState, saturated
+from skiprnn.problem import Problem, Solution, refuse_double_backward
 
 LARGEST = 128  # units whose recurrent weights one program can own
 FUSED = 8  # features up to which the kernels multiply the inputs themselves, instead of one product before
@@ -28,10 +29,17 @@ PLACES = 8  # skipped steps that it takes at a time, over all its sequences
 WARPS = 8
 
 
-def why_not(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
+def why_not(problem: Problem) -> str | None:
     """Why this engine cannot run a problem; None if it can."""
-    if cell is not LSTM and cell is not GRU:
-        return "it has no cell that resets before the product (reset_after=False)"
+    if torch.compiler.is_compiling():
+        return "it cannot be traced"
+    return unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
+
+
+def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
+    """Why this engine cannot run a stack on such tensors; None if it can."""
+    if type(cell) not in (LSTMCell, GRUCell):
+        return f"it has no {type(cell).__name__}, only LSTM and GRU with reset_after=True"
     if num_layers != 1:
         return f"it runs one layer, not {num_layers}"
     if hidden_size > LARGEST:
@@ -43,33 +51,12 @@ def why_not(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Ten
     return None
 
 
-def skip_rnn(
-    cell: Cell,
-    x: Tensor,
-    layers: Sequence[LayerWeights],
-    update_weight: Tensor,
-    update_bias: Tensor,
-    states: Sequence[LayerState],
-    gate: GateState,
-    lengths: Tensor | None = None,
-    gate_grad_clip: float | None = None,
-) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
-    """The same function as ``reference.skip_rnn``, with the same arguments and results.
-
-    Raises:
-        RuntimeError: the engine cannot run this problem, or is being traced.
-    """
-    tensors = [tensor for group in (*states, *layers) for tensor in group]
-    arguments = (x, update_weight, update_bias, *gate, *tensors)
-    if torch.compiler.is_compiling():
-        raise RuntimeError("the triton engine cannot be traced; make the module with engine='reference' for that")
-    if reason := why_not(cell, len(layers), len(update_weight), arguments):
-        raise RuntimeError(f"engine='triton' cannot run this: {reason}; use engine='auto' or 'events'")
-    if not x.shape[0] or not x.shape[1]:
-        return reference.skip_rnn(cell, x, layers, update_weight, update_bias, states, gate, lengths, gate_grad_clip)
-    saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments)
-    output, update_gate, p, acc, *last = _TritonEvents.apply(cell, lengths, gate_grad_clip, saves, *arguments)
-    return output, [tuple(last)], GateState(p, acc), update_gate
+def run(problem: Problem) -> Solution:
+    """The same function as ``reference.run``."""
+    if not problem.x.shape[0] or not problem.x.shape[1]:
+        return reference.run(problem)
+    given = problem.bare(), problem.lengths, problem.differentiable
+    return Solution.of_tensors(problem, _TritonEvents.apply(*given, *problem.tensors()))
 
 
 class _Rows(NamedTuple):
@@ -96,28 +83,21 @@ class _Rows(NamedTuple):
 class _TritonEvents(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        cell: Cell,
-        lengths: Tensor | None,
-        gate_grad_clip: float | None,
-        saves: bool,
-        x: Tensor,
-        update_weight: Tensor,
-        update_bias: Tensor,
-        p: Tensor,
-        acc: Tensor,
-        *tensors: Tensor,
+        ctx: Any, problem: Problem, lengths: Tensor | None, saves: bool, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
+        problem = problem.with_tensors(tensors)._replace(lengths=lengths)
+        cell, x, update_bias, (start,) = problem.cell, problem.x, problem.update_bias, problem.states
         T, B, _ = x.shape
         x = x if x.stride(2) == 1 else x.contiguous()
-        ends = x.new_full((B,), T, dtype=torch.int64) if lengths is None else lengths.long().clamp(0, T)
-        states = [state.contiguous().clone() for state in tensors[: cell.num_states]]
-        weights = LayerWeights(*(weight.contiguous() for weight in tensors[cell.num_states :]))
-        update_weight, acc = update_weight.contiguous(), acc.contiguous()
-        p_now, sums = p.contiguous().clone(), acc.clone()
+        ends = problem.ends()
+        states = [state.contiguous().clone() for state in start]
+        weights = LayerWeights(*(weight.contiguous() for weight in problem.layers[0]))
+        update_weight = problem.update_weight.contiguous()
+        p, acc = (tensor.contiguous() for tensor in problem.gate)
+        p_now, sums = p.clone(), acc.clone()
         output = x.new_empty(T, B, len(update_weight))
         update_gate, p_at, a_at = x.new_zeros(T, B), x.new_empty(T, B), x.new_empty(T, B)
-        c_at = torch.empty_like(output) if saves and cell is LSTM else output
+        c_at = torch.empty_like(output) if saves and isinstance(cell, LSTMCell) else output
         shares, recurrent, steps, launch = _inputs(cell, x, weights)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             triton_kernels.forward[(triton.cdiv(B, launch["ROWS"]),)](
@@ -128,12 +108,10 @@ class _TritonEvents(torch.autograd.Function):
         if saves:
             rows = _Rows.of(update_gate)
             kept = [rows.take(p, p_at), rows.take(acc, a_at)]
-            if cell is LSTM:
-                kept.append(rows.take(tensors[1], c_at))
-            ctx.save_for_backward(
-                x, update_weight, update_bias, p, acc, ends, output, tensors[0], *weights, *rows, *kept
-            )
-            ctx.cell, ctx.padded, ctx.gate_grad_clip = cell, lengths is not None, gate_grad_clip
+            if isinstance(cell, LSTMCell):
+                kept.append(rows.take(start[1], c_at))
+            ctx.save_for_backward(x, update_weight, update_bias, p, acc, ends, output, start[0], *weights, *rows, *kept)
+            ctx.cell, ctx.padded, ctx.gate_grad_clip = cell, lengths is not None, problem.gate_grad_clip
             ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
             ctx.set_materialize_grads(False)
         return output, update_gate, p_now, sums, *states
@@ -174,19 +152,19 @@ class _TritonEvents(torch.autograd.Function):
                 HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None, **launch,
             )  # fmt: skip
 
-            count = cell.num_gates
+            count = len(weights.bias_ih) // H
             inputs = grad_gates[:, :count].flatten(1)  # with respect to the input's share of the gates
-            states_share = inputs if cell is LSTM else grad_gates[:, [0, 1, 3]].flatten(1)
+            states_share = inputs if isinstance(cell, LSTMCell) else grad_gates[:, [0, 1, 3]].flatten(1)
             x_rows = rows.take(torch.zeros_like(x[0]), x)
             grad_x = None
-            if ctx.needs_input_grad[4]:
+            if ctx.needs_input_grad[3]:
                 grad_x = torch.zeros_like(x)
                 is_update = rows.t >= 0
                 grad_x[rows.t[is_update], rows.b[is_update]] = (inputs[is_update] @ weights.weight_ih).to(x.dtype)
             grad_weight_ih, grad_weight_hh = inputs.T @ x_rows, states_share[1:].T @ h_rows[:-1]
-        shut = saturated(p, acc, ends)
+        shut = saturated(GateState(p, acc), ends)
         return (
-            None, None, None, None, grad_x, grad_logit @ top, grad_logit.sum()[None],
+            None, None, None, grad_x, grad_logit @ top, grad_logit.sum()[None],
             gp.masked_fill(shut, 0), ga.masked_fill(shut, 0), *states,
             grad_weight_ih, grad_weight_hh, inputs.sum(0), states_share.sum(0),
         )  # fmt: skip
@@ -198,16 +176,16 @@ def options(
     """How a kernel is launched for a problem, on a GPU of so many multiprocessors."""
     padded = max(triton.next_power_of_2(hidden_size), 16)
     rows = min(triton.next_power_of_2(triton.cdiv(batch, processors)), MOST_ROWS)
-    held = cell.num_gates  # fewer where registers would be spilled
+    held = 4 if isinstance(cell, LSTMCell) else 3  # gates, fewer where registers would be spilled
     if padded == LARGEST:
-        held = 0 if precision != "bf16" else 2 if backward and cell is LSTM else held
+        held = 0 if precision != "bf16" else 2 if backward and isinstance(cell, LSTMCell) else held
     elif padded == LARGEST // 2 and precision == "tf32x3":
         held = 0
     chosen = {
         "H": hidden_size,
         "HP": padded,
         "D": input_size if input_size <= FUSED else 0,
-        "GRU": cell is GRU,
+        "GRU": isinstance(cell, GRUCell),
         "HELD": held,
         "PRECISION": precision,
         "ROWS": rows,
@@ -227,7 +205,7 @@ def _inputs(
     B, D = x.shape[1:]
     recurrent, precision = weights.weight_hh, _precision(x.device)
     if D > FUSED:
-        x = weights.input_gates(x)
+        x = cell.input_share(x, weights)
     if precision == "bf16" and backward:  # which need not be kept in registers, that forward has to spare
         recurrent = recurrent.bfloat16()
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2

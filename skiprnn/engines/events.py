@@ -14,47 +14,29 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from skiprnn import native, native_events
-from skiprnn.cells import Cell, LayerState, LayerWeights
-from skiprnn.clock import Clock, next_update
-from skiprnn.reference import GateState, update_probability
+from skiprnn.cells import LayerState
+from skiprnn.gate import count, saturated, update_probability
+from skiprnn.problem import Problem, Solution, grouped, refuse_double_backward
 
 CHUNK = 32_768  # skipped steps whose candidates are in memory at a time
 BLOCK = 16  # skipped steps whose effect on the gate's gradient is composed before it is applied
 
+Clock = npt.NDArray[np.int64]
 
-def skip_rnn(
-    cell: Cell,
-    x: Tensor,
-    layers: Sequence[LayerWeights],
-    update_weight: Tensor,
-    update_bias: Tensor,
-    states: Sequence[LayerState],
-    gate: GateState,
-    lengths: Tensor | None = None,
-    gate_grad_clip: float | None = None,
-) -> tuple[Tensor, list[LayerState], GateState, Tensor]:
-    """The same function as ``reference.skip_rnn``, with the same arguments and results."""
-    if torch.compiler.is_compiling():
-        raise RuntimeError("the event-driven engine cannot be traced; make the module with engine='reference' for that")
-    tensors = [tensor for group in (*states, *layers) for tensor in group]
-    arguments = (x, update_weight, update_bias, *gate, *tensors)
-    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments)
-    if not differentiable and native.infers(cell, len(layers), arguments):
-        state_tensors = [tensor for state in states for tensor in state]
-        output, update_gate, p, acc, last = native.infer(
-            cell, layers, lengths, x, update_weight, update_bias, *gate, state_tensors
-        )
-    elif native.trains(cell, len(layers), arguments):
-        output, update_gate, p, acc, *last = native_events.NativeEvents.apply(cell, lengths, gate_grad_clip, *arguments)
-    else:
-        output, update_gate, p, acc, *last = _Events.apply(
-            cell, len(layers), lengths, gate_grad_clip, differentiable, *arguments
-        )
-    return output, _grouped(last, cell.num_states), GateState(p, acc), update_gate
+
+def why_not(problem: Problem) -> str | None:
+    """Why this engine cannot run a problem; None if it can."""
+    return "it cannot be traced" if torch.compiler.is_compiling() else None
+
+
+def run(problem: Problem) -> Solution:
+    """The same function as ``reference.run``."""
+    given = problem.bare(), problem.lengths, problem.differentiable
+    return Solution.of_tensors(problem, _Events.apply(*given, *problem.tensors()))
 
 
 class _Update(NamedTuple):
@@ -75,53 +57,40 @@ class _Update(NamedTuple):
 class _Events(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        cell: Cell,
-        num_layers: int,
-        lengths: Tensor | None,
-        gate_grad_clip: float | None,
-        differentiable: bool,
-        x: Tensor,
-        update_weight: Tensor,
-        update_bias: Tensor,
-        p: Tensor,
-        acc: Tensor,
-        *tensors: Tensor,
+        ctx: Any, problem: Problem, lengths: Tensor | None, differentiable: bool, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
+        problem = problem.with_tensors(tensors)._replace(lengths=lengths)
+        x, cell, layers, states, (p, acc) = problem.x, problem.cell, problem.layers, problem.states, problem.gate
         T, B, _ = x.shape
-        states = _grouped(tensors[: num_layers * cell.num_states], cell.num_states)
-        layers = [LayerWeights(*weights) for weights in _grouped(tensors[num_layers * cell.num_states :], 4)]
-        ends = torch.full((B,), T, device=x.device) if lengths is None else lengths.long().clamp(0, T)
-        ctx.save_for_backward(x, update_weight, update_bias, p, acc, ends, *tensors)
-
+        ends = problem.ends()
         lasts = ends.cpu().numpy()
-        t, a, sums = next_update(p.cpu().numpy(), acc.cpu().numpy(), np.full_like(lasts, -1), lasts)
+        t, a, sums = _next_update(p.cpu(), acc.cpu(), np.full_like(lasts, -1), lasts)
         first, updates = np.minimum(t, lasts), []
         update_gate = torch.zeros(T, B, device=x.device, dtype=p.dtype)
-        shown, count = [states[-1][0]], B  # what output shows: the initial states, then those after each update
+        shown, counted = [states[-1][0]], B  # what output shows: the initial states, then those after each update
         shown_at = torch.arange(B, device=x.device).repeat(T, 1)  # (T, B), rows of it
         while len(active := np.flatnonzero(t < lasts)):
             rows, at, opened = (torch.from_numpy(v).to(x.device) for v in (active, t[active], a[active]))
             before, p_before = [tuple(s[rows] for s in state) for state in states], p[rows]
             after, saved, below = [], [], x[at, rows]
             for weights, state in zip(layers, before, strict=True):
-                hidden_gates = cell.hidden_gates(state[0], weights)
-                new, kept = cell.candidate(weights.input_gates(below), hidden_gates, state, weights)
+                shares = cell.input_share(below, weights), cell.state_share(state, weights)
+                new, kept = cell.candidate(*shares, state, weights)
                 after.append(new)
                 saved.append(kept)
                 below = new[0]
-            p_after = update_probability(after[-1][-1], update_weight, update_bias)
-            p_host = p_after.cpu().numpy()
+            p_after = update_probability(after[-1][-1], problem.update_weight, problem.update_bias)
+            p_host = p_after.cpu()
             went = t[active]
-            t[active], a[active], sums[active] = next_update(p_host, np.zeros_like(p_host), went, lasts[active])
+            t[active], a[active], sums[active] = _next_update(p_host, torch.zeros_like(p_host), went, lasts[active])
 
             if differentiable:
                 end = np.minimum(t, lasts)[active]
                 updates.append(_Update(rows, at, went, end, before, after, saved, p_before, p_after, opened))
             update_gate[at, rows] = 1
-            shown_at[at, rows] = count + torch.arange(len(rows), device=x.device)
+            shown_at[at, rows] = counted + torch.arange(len(rows), device=x.device)
             shown.append(after[-1][0])
-            count += len(rows)
+            counted += len(rows)
             states = [
                 tuple(s.index_copy(0, rows, new) for s, new in zip(*pair, strict=True))
                 for pair in zip(states, after, strict=True)
@@ -129,54 +98,62 @@ class _Events(torch.autograd.Function):
             p = p.index_copy(0, rows, p_after)
 
         output = torch.cat(shown)[shown_at.cummax(0).values] if T else states[-1][0].new_zeros(0, *states[-1][0].shape)
-        ctx.cell, ctx.num_layers, ctx.first, ctx.updates = cell, num_layers, first, updates
-        ctx.gate_grad_clip = gate_grad_clip
+        ctx.problem, ctx.first, ctx.updates = problem.bare(), first, updates
+        ctx.save_for_backward(ends, *tensors)
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
         ctx.set_materialize_grads(False)
         return output, update_gate, p, torch.from_numpy(sums).to(p), *(s for state in states for s in state)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        native_events.refuse_double_backward()
-        x, *_, p, acc, ends = ctx.saved_tensors[:6]
-        enabled, dtype = ctx.autocast
-        with torch.autocast(x.device.type, dtype, enabled=enabled):
-            walk = _BackwardWalk(ctx, grads)
+        refuse_double_backward()
+        ends, *tensors = ctx.saved_tensors
+        problem, (enabled, dtype) = ctx.problem.with_tensors(tensors), ctx.autocast
+        device, (p, acc) = problem.x.device, problem.gate
+        with torch.autocast(device.type, dtype, enabled=enabled):
+            walk = _BackwardWalk(problem, ends, grads, needs_x=ctx.needs_input_grad[3])
             for update in reversed(ctx.updates):
                 walk.skip(update.rows, update.t, update.end, update.after, update.p, torch.zeros_like(update.p))
                 walk.update(update)
-            everyone = torch.arange(x.shape[1], device=x.device)
-            walk.skip(everyone, np.full_like(ctx.first, -1), ctx.first, walk.start, p, acc)
-            walk.stop_at(native_events.saturated(p, acc, ends))
-            return None, None, None, None, None, *walk.gradients()
+            everyone = torch.arange(problem.x.shape[1], device=device)
+            walk.skip(everyone, np.full_like(ctx.first, -1), ctx.first, problem.states, p, acc)
+            walk.stop_at(saturated(problem.gate, ends))
+            return None, None, None, *walk.gradients()
+
+
+def _next_update(p: Tensor, acc: Tensor, t: Clock, end: Clock) -> tuple[Clock, npt.NDArray[Any], npt.NDArray[Any]]:
+    """When the gate opens next, of sequences that are at step t: at ``end``, their lengths, or after if it does not.
+
+    Returns:
+        That step; the sum that opens it; and the sum after the sequence's last step if it does not open, else 0.
+    """
+    room = torch.from_numpy(end - t - 1)
+    steps, sums = count(p, acc, room)
+    opens = steps < room
+    return t + 1 + steps.numpy(), torch.where(opens, sums, 0).numpy(), torch.where(opens, 0, sums).numpy()
 
 
 class _BackwardWalk:
     """Gradients with respect to each sequence's state and gate, walked from its end to its beginning."""
 
-    def __init__(self, ctx: Any, grads: Sequence[Tensor | None]) -> None:
-        self.x, self.w_p, self.b_p, p, acc, ends, *tensors = ctx.saved_tensors
-        self.cell, self.gate_grad_clip = ctx.cell, ctx.gate_grad_clip
-        self.start = _grouped(tensors[: ctx.num_layers * self.cell.num_states], self.cell.num_states)
-        self.layers = [
-            LayerWeights(*weights) for weights in _grouped(tensors[len(self.start) * self.cell.num_states :], 4)
-        ]
-        self.grad_output, self.grad_gate, grad_p, grad_acc, *grad_states = grads
-        self.gp = torch.zeros_like(p) if grad_p is None else grad_p.clone()  # dL/dp, (B,)
-        self.ga = torch.zeros_like(acc) if grad_acc is None else grad_acc.clone()  # dL/dacc, (B,)
-        self.G = _grouped(  # dL/ds, (B, H) each
-            [torch.zeros_like(s) if g is None else g.clone() for s, g in zip(tensors, grad_states, strict=False)],
-            self.cell.num_states,
+    def __init__(self, problem: Problem, ends: Tensor, grads: Sequence[Tensor | None], *, needs_x: bool) -> None:
+        self.x, self.w_p, self.b_p = problem.x, problem.update_weight, problem.update_bias
+        self.cell, self.layers, self.gate_grad_clip = problem.cell, problem.layers, problem.gate_grad_clip
+        self.grad_output, self.grad_gate, *given = grads
+        start = [*problem.gate, *(tensor for state in problem.states for tensor in state)]
+        self.gp, self.ga, *states = (  # dL/dp and dL/dacc, (B,), and dL/ds, (B, H) each
+            torch.zeros_like(s) if g is None else g.clone() for s, g in zip(start, given, strict=True)
         )
+        self.G = grouped(states, self.cell.num_states)
         if self.grad_output is not None:  # past its end a sequence's output repeats its last state
             past = torch.arange(len(self.x), device=self.x.device)[:, None] >= ends
             self.G[-1][0].add_(torch.where(past[..., None], self.grad_output, 0).sum(0))
-        self.grad_x = torch.zeros_like(self.x) if ctx.needs_input_grad[5] else None
+        self.grad_x = torch.zeros_like(self.x) if needs_x else None
         self.grad_w_p, self.grad_b_p = torch.zeros_like(self.w_p), torch.zeros_like(self.b_p)
-        self.grad_weights = [LayerWeights(*map(torch.zeros_like, weights)) for weights in self.layers]
+        self.grad_weights = [tuple(map(torch.zeros_like, weights)) for weights in self.layers]
 
     def gradients(self) -> list[Tensor | None]:
-        """In the order of the forward pass's arguments from x on."""
+        """In the order of ``Problem.tensors``."""
         groups = [tensor for group in (*self.G, *self.grad_weights) for tensor in group]
         return [self.grad_x, self.grad_w_p, self.grad_b_p, self.gp, self.ga, *groups]
 
@@ -207,17 +184,14 @@ class _BackwardWalk:
         G[-1][-1] = G[-1][-1] + grad_logit[:, None] * self.w_p
 
         for k in reversed(range(len(self.layers))):
-            weights, sums = self.layers[k], self.grad_weights[k]
-            step = self.cell.backward(tuple(G[k]), update.saved[k], update.before[k], weights)
             below = update.after[k - 1][0] if k else self.x[t, rows]
-            sums.weight_ih.add_(step.input_gates.T @ below)
-            sums.bias_ih.add_(step.input_gates.sum(0))
-            sums.weight_hh.add_(step.weight_hh)
-            sums.bias_hh.add_(step.bias_hh)
+            step = self.cell.backward(tuple(G[k]), update.saved[k], below, update.before[k], self.layers[k])
+            for total, g in zip(self.grad_weights[k], step.weights, strict=True):
+                total.add_(g)
             if k:
-                G[k - 1][0] = G[k - 1][0] + step.input_gates @ weights.weight_ih
+                G[k - 1][0] = G[k - 1][0] + step.below
             elif self.grad_x is not None:
-                self.grad_x[t, rows] = (step.input_gates @ weights.weight_ih).to(self.grad_x.dtype)
+                self.grad_x[t, rows] = step.below.to(self.grad_x.dtype)
             for g, new in zip(self.G[k], step.state, strict=True):
                 g[rows] = new.to(g.dtype)
         self.gp[rows] = gu
@@ -266,8 +240,8 @@ class _BackwardWalk:
         gain, below = torch.zeros_like(p[:1]), self.x[at, batch]  # gain: what opening the gate would have changed
         for state, grad, weights in zip(states, G, self.layers, strict=True):
             own = tuple(s[i] for s in state)
-            hidden_gates = self.cell.hidden_gates(state[0], weights)[i]
-            candidate, _ = self.cell.candidate(weights.input_gates(below), hidden_gates, own, weights)
+            shares = self.cell.input_share(below, weights), self.cell.state_share(state, weights)[i]
+            candidate, _ = self.cell.candidate(*shares, own, weights)
             for g, new, old in zip(grad, candidate, own, strict=True):
                 gain = gain + ((new - old) * g).sum(-1)
             below = candidate[0]
@@ -314,7 +288,3 @@ def _walk_gate(
     for m1, m2, m3, m4, m5, m6 in maps[:, :, 0].unbind(1):
         ga, gp = m1 * ga + m2 * gp + m3, m4 * ga + m5 * gp + m6
     return ga, gp
-
-
-def _grouped(tensors: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:
-    return [tuple(tensors[start : start + size]) for start in range(0, len(tensors), size)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from skiprnn import clock
+from skiprnn import gate
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -32,7 +32,7 @@ def add_step_by_step(p, acc):
 def test_skipped_steps(either_path, dtype):
     p, acc = problems(dtype)
     expected = [add_step_by_step(*pair) for pair in zip(p.numpy(), acc.numpy(), strict=True)]
-    assert clock.skipped_steps(p, acc).tolist() == expected
+    assert gate.skipped_steps(p, acc).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -47,19 +47,19 @@ def test_millions_of_additions(either_path, dtype, start):
         sums[0] = start
         expected.append(int((np.add.accumulate(sums) > 0.5).argmax()) - 1)
     assert min(expected) > 0
-    assert clock.skipped_steps(p, torch.full_like(p, start)).tolist() == expected
+    assert gate.skipped_steps(p, torch.full_like(p, start)).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_some_gates_open_no_more(either_path, dtype):
     eps = torch.finfo(dtype).eps
     p = torch.tensor([0.0, 1e-30, eps / 64, 0.25, torch.nan], dtype=dtype)
-    steps = clock.skipped_steps(p, torch.tensor([0.0, 0.3, 0.4, 0.0, 0.2], dtype=dtype))
-    assert steps.tolist() == [clock.NEVER] * 3 + [2, 0]
+    steps = gate.skipped_steps(p, torch.tensor([0.0, 0.3, 0.4, 0.0, 0.2], dtype=dtype))
+    assert steps.tolist() == [gate.NEVER] * 3 + [2, 0]
 
 
 def test_a_saturated_sum_opens_the_gate_whatever_p(either_path):
-    assert clock.skipped_steps(torch.tensor([0.0, 1e-9, 0.3]), torch.tensor([0.9, 0.6, 0.51])).tolist() == [0, 0, 0]
+    assert gate.skipped_steps(torch.tensor([0.0, 1e-9, 0.3]), torch.tensor([0.9, 0.6, 0.51])).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,17 +67,17 @@ def test_advance_adds_step_by_step(either_path, dtype):
     p, acc = problems(dtype)
     p = p / 64
     expected = acc.clone()
-    for _ in range(int(clock.skipped_steps(p, acc).min())):
+    for _ in range(int(gate.skipped_steps(p, acc).min())):
         expected = expected + p
-    steps = int(clock.skipped_steps(p, acc).min())
-    assert torch.equal(clock.advance(p, acc, steps), expected)
-    assert torch.equal(clock.advance(p, acc, 0), acc)
+    steps = int(gate.skipped_steps(p, acc).min())
+    assert torch.equal(gate.advance(p, acc, steps), expected)
+    assert torch.equal(gate.advance(p, acc, 0), acc)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_advance_ends_for_any_number_of_steps(either_path, dtype):
     p, acc = torch.tensor([1e-30, 1e-9, 0.0, 1e-44], dtype=dtype), torch.tensor([0.25, 0.0, 0.4, 0.0], dtype=dtype)
-    sums = clock.advance(p, acc, 10**8)
+    sums = gate.advance(p, acc, 10**8)
     assert sums[0] == 0.25
     assert sums[1] == pytest.approx(0.1, rel=1e-6) if dtype == torch.float64 else sums[1] <= 0.25
     assert sums[2] == acc[2]
@@ -90,10 +90,24 @@ def test_the_clock_ends_for_values_that_no_sum_can_have(either_path, dtype):
     odd = [torch.nan, torch.inf, -torch.inf, -1e30, -1.0, 0.0, 0.4, 0.9, 1.5]
     p, acc = torch.cartesian_prod(*[torch.tensor(odd, dtype=dtype)] * 2).unbind(1)
     after = acc + torch.where(p <= 1 - acc, p, 1 - acc)
-    steps = clock.skipped_steps(p, acc)
+    steps = gate.skipped_steps(p, acc)
     assert torch.equal(steps == 0, after > 0.5)
-    assert set(steps[after.isnan()].tolist()) == {clock.NEVER}
-    assert clock.advance(p, acc, 10**12).shape == acc.shape
-    with np.errstate(invalid="ignore"):
-        t, *_ = clock.next_update(p.numpy(), acc.numpy(), np.full(len(p), -1), np.full(len(p), 100))
-    assert torch.equal(torch.from_numpy(t) == 0, after > 0.5)
+    assert set(steps[after.isnan()].tolist()) == {gate.NEVER}
+    assert gate.advance(p, acc, 10**12).shape == acc.shape
+    steps, sums = gate.count(p, acc, torch.full((len(p),), 100))
+    assert torch.equal(steps == 0, after > 0.5)
+    assert steps.max() <= 100
+    assert torch.equal(sums[after > 0.5], after[after > 0.5])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_counting_to_limits_says_what_opens_or_is_left(either_path, dtype):
+    p, acc = problems(dtype)
+    limits = torch.arange(len(p)) % 7
+    steps, sums = gate.count(p, acc, limits)
+    for now, start, limit, counted, total in zip(p, acc, limits.tolist(), steps.tolist(), sums, strict=True):
+        a, shut = start.clone(), 0
+        while shut < limit and (after := gate.added(a, now)) <= 0.5:
+            a, shut = after, shut + 1
+        assert counted == shut
+        assert total == (gate.added(a, now) if shut < limit else a)

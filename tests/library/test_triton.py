@@ -14,7 +14,7 @@ import torch
 from skiprnn import SkipGRU, SkipLSTM
 from tests.problems import assert_same, build, run
 
-triton_events = pytest.importorskip("skiprnn.triton_events", reason="triton is not installed")
+triton_events = pytest.importorskip("skiprnn.engines.triton", reason="triton is not installed")
 triton = pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = {  # T, B, D, H, layers

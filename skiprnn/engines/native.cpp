@@ -1,5 +1,5 @@
 // The event-driven engine on the CPU in float32: forward and backward of one layer, a few sequences at a time (see
-// native_events.py), and at the end of the file inference of a stack, one sequence at a time (see native.py).
+// native.py), and at the end of the file inference of a stack, one sequence at a time.
 //
 // A block of sequences runs its whole event loop here, so that weights stay in the cache and nothing but products and
 // gates is left to do. Gates are padded to a multiple of 16 units; padded units stay zero. The tape of a sequence holds
@@ -17,7 +17,12 @@ typedef float u16 __attribute__((vector_size(64), aligned(4)));  // unaligned vi
 
 #define INLINE static inline __attribute__((always_inline))
 
-struct Problem {
+// Structures that Python fills, which reads here what their fields are (see compiled.py).
+#define STRUCTURE(name, ...)     \
+    struct name { __VA_ARGS__ }; \
+    static const char name##_text[] = #name " {" #__VA_ARGS__ "}";
+
+STRUCTURE(Problem,
     int64_t T, B, D, H, gru;                       // sizes; gru: 0 LSTM, 1 GRU (reset after)
     int64_t x_t, x_b, go_t, go_b, gg_t, gg_b;      // strides of x, grad_output and grad_gate over time and batch
     const float *x;                                // (T, B, D)
@@ -37,27 +42,27 @@ struct Problem {
     const float *w_h_back, *w_x_back;              // packed [HP/16 or DP/16][GP][16]
     float *grad_h, *grad_c, *grad_p, *grad_acc;    // (B, H), (B,): of the final states in, of the initial ones out
     float *grad_x;                                 // (T, B, D), or null
-};
+);
 
-struct Sums {                                      // one worker's gradients of the weights
+STRUCTURE(Sums,                                    // one worker's gradients of the weights
     float *w_x, *w_h;                              // (GP, DP), (GP, HP)
     float *bias_x, *bias_h;                        // (GP,)
     float *w_p, *b_p;                              // (HP,), (1,)
-};
+);
 
-struct Layer {                                     // weights and biases as in Problem
+STRUCTURE(Layer,                                   // weights and biases as in Problem
     int64_t D;
     const float *w_x, *w_h, *bias_x, *bias_h;
-};
+);
 
-struct Stack {
+STRUCTURE(Stack,
     int64_t kind, layers, H;                       // kind: 0 LSTM, 1 GRU (reset after), 2 GRU (reset before)
     const Layer *layer;
     const float *w_p;                              // (HP,)
     float b_p;
-};
+);
 
-struct Inference {
+STRUCTURE(Inference,
     const Stack *stack;
     int64_t T, B, x_t, x_b;
     const float *x;                                // (T, B, D), strided
@@ -65,15 +70,15 @@ struct Inference {
     float *h, *c;                                  // (layers, B, H): initial states in, final states out
     float *p, *acc;                                // (B,): likewise
     float *output, *update_gate;                   // (T, B, H), (T, B)
-};
+);
 
-struct Follower {                                  // one sequence, whose samples come bit by bit
+STRUCTURE(Follower,                                // one sequence, whose samples come bit by bit
     const Stack *stack;
     float *h, *c;                                  // (layers, HP)
     float *p;
     int64_t skips;                                 // of the next samples, not read; INT64_MAX: all
     int64_t used, last;                            // of the samples just taken: how many were, and which was the last
-};
+);
 
 namespace {
 
@@ -707,15 +712,9 @@ void skiprnn_infer(const Inference *q, int64_t workers) {
 
 void skiprnn_follow(Follower *q, const float *x, int64_t x_t, int64_t T) { CALL(follow, *q, x, x_t, T); }
 
-void skiprnn_advance(const float *p, float *acc, int64_t B, int64_t steps) {
-    for (int64_t b = 0; b < B; b++) next_update(p[b], acc[b], -1, steps);
-}
-
-void skiprnn_skipped_steps(const float *p, const float *acc, int64_t B, int64_t *steps) {
-    for (int64_t b = 0; b < B; b++) {
-        float sum = acc[b];
-        steps[b] = next_update(p[b], sum, -1, INT64_MAX);
-    }
+// How many of the next limit steps do not open the gate; acc becomes the sum that then does, or that after them.
+void skiprnn_count(const float *p, float *acc, const int64_t *limit, int64_t B, int64_t *steps) {
+    for (int64_t b = 0; b < B; b++) steps[b] = next_update(p[b], acc[b], -1, limit[b]);
 }
 
 void skiprnn_pack(const float *w, int64_t gates, int64_t H, int64_t K, float *out) {
@@ -741,10 +740,19 @@ void skiprnn_pack_stack(const Stack *raw, Stack *packed, float *memory) {
 }
 
 int64_t skiprnn_block() { return ROWS; }
-int64_t skiprnn_layout() {  // for Python to compare with its own
-    int64_t layout = 0;
-    for (size_t size : {sizeof(Problem), sizeof(Sums), sizeof(Layer), sizeof(Stack), sizeof(Inference), sizeof(Follower)})
-        layout = layout * 1009 + size;
-    return layout;
+const char *skiprnn_source() { return SOURCE; }
+const char *skiprnn_structure(int64_t number) {
+    const char *const texts[] = {Problem_text, Sums_text, Layer_text, Stack_text, Inference_text, Follower_text};
+    return number < 6 ? texts[number] : nullptr;
+}
+int64_t skiprnn_size(const char *name) {  // for a test
+    const auto is = [name](const char *other) { return strcmp(name, other) == 0; };
+    return is("Problem")     ? sizeof(Problem)
+           : is("Sums")      ? sizeof(Sums)
+           : is("Layer")     ? sizeof(Layer)
+           : is("Stack")     ? sizeof(Stack)
+           : is("Inference") ? sizeof(Inference)
+           : is("Follower")  ? sizeof(Follower)
+                             : 0;
 }
 }

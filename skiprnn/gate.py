@@ -1,0 +1,138 @@
+"""The update gate: when it opens, how it is differentiated, and how long it stays shut.
+
+    a = acc + min(p, 1 - acc)   u = binarize(a)   p̃ = sigmoid(w_p · top + b_p)
+
+The sum is made step by step, to the last bit, however many steps are counted at once.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, sigmoid
+
+from skiprnn import compiled
+
+NEVER = torch.iinfo(torch.int64).max  # steps to an update that does not come
+
+
+class GateState(NamedTuple):
+    """What the update gate carries from step to step."""
+
+    update_prob: Tensor  # (B,)
+    cum_update_prob: Tensor  # (B,)
+
+
+def added(acc: Tensor, p: Tensor) -> Tensor:
+    """The next step's sum."""
+    return acc + torch.where(p <= 1 - acc, p, 1 - acc)
+
+
+def binarize(a: Tensor, gate_grad_clip: float | None = None) -> Tensor:
+    """1 where a > 0.5, else 0 (a tie rounds to even), with the straight-through gradient, du/da = 1, clamped or not."""
+    hard = (a > 0.5).to(a.dtype)
+    u = a + (hard - a).detach()  # exactly 0 or 1: 1 - a is exact for a in (0.5, 1]
+    if gate_grad_clip is None or not torch.is_grad_enabled():
+        return u
+    return _ClampedGradient.apply(u, gate_grad_clip)  # type: ignore[no-any-return]
+
+
+def update_probability(top: Tensor, update_weight: Tensor, update_bias: Tensor) -> Tensor:
+    """sigmoid(w_p · top + b_p), (B, H) -> (B,); a sum, since autocast would run a matmul in half precision."""
+    dtype = torch.promote_types(top.dtype, torch.float32)
+    return sigmoid((top.to(dtype) * update_weight.to(dtype)).sum(-1) + update_bias.to(dtype))
+
+
+def saturated(gate: GateState, ends: Tensor) -> Tensor:
+    """Whether the first sum is 1 whatever p and acc, so that they get no gradient: only states made by hand are so."""
+    return (gate.update_prob > 1 - gate.cum_update_prob) & (ends > 0)
+
+
+def skipped_steps(p: Tensor, acc: Tensor) -> Tensor:
+    """How many of the following steps do not open the gate, (B,), (B,) -> (B,) int64; ``NEVER`` if none will."""
+    return count(p.detach(), acc.detach(), NEVER)[0]
+
+
+def advance(p: Tensor, acc: Tensor, steps: int) -> Tensor:
+    """The sum after ``steps`` more steps in all of which the gate is shut, (B,), (B,) -> (B,)."""
+    return count(p.detach(), acc.detach(), steps)[1]
+
+
+def count(p: Tensor, acc: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
+    """How long the gate stays shut.
+
+    Args:
+        p, acc: (B,), constant probability and the sum so far.
+        limit: how many steps to look at, one number or (B,) int64.
+
+    Returns:
+        How many of them do not open it, (B,) int64; and the sum which then opens it, or where none of them does that
+        after the last, (B,).
+    """
+    if not torch.compiler.is_compiling() and compiled.counts(p, acc):
+        return compiled.count(p, acc, limit)
+    steps, sums = _shut(p, acc, limit)
+    return steps, torch.where(steps < limit, added(sums, p), sums)
+
+
+def _shut(p: Tensor, acc: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
+    """How many steps do not open the gate, at most ``limit``, and the sum after them.
+
+    A loop of torch operations that ``torch.export`` can trace. While the sum stays between two powers of 2, every
+    addition of p adds the same, after one in which a tie may have been rounded. So most of the additions up to the next
+    power are done at once, and a few rounds for each power are enough for any p.
+    """
+    finfo = torch.finfo(p.dtype)
+    powers = p.new_tensor([2.0**k for k in range(round(math.log2(finfo.tiny)), 1)])
+
+    def shut(steps: Tensor, acc: Tensor, p: Tensor) -> Tensor:
+        return ~(added(acc, p) > 0.5) & (steps < limit)
+
+    def any_shut(steps: Tensor, acc: Tensor, p: Tensor, powers: Tensor) -> Tensor:
+        return shut(steps, acc, p).any()
+
+    def add(steps: Tensor, acc: Tensor, p: Tensor, powers: Tensor) -> tuple[Tensor, ...]:
+        first = added(acc, p)
+        gain = added(first, p) - first
+        before, after = ((v[:, None] >= powers).sum(-1) for v in (acc, first))  # between which powers
+        room = powers[after.clamp(max=len(powers) - 1)].clamp(max=0.5) - first
+        more = torch.where((before == after) & (gain > 0), (room / gain).floor() - 1, 0).clamp(min=0).long()
+        # p is too small to be added any more; or the sum is of no use, as NaN is, and the loop has to end all the same
+        more = torch.where(~(gain > 0) | (p < finfo.tiny), limit, more)
+        more = torch.minimum(more, limit - steps - 1)
+        going = shut(steps, acc, p)
+        acc = torch.where(going, first + more * gain, acc)
+        return steps + torch.where(going, 1 + more, 0), acc, p.clone(), powers.clone()
+
+    start = (torch.zeros_like(p, dtype=torch.int64), acc.clone(), p.clone(), powers)
+    loop = torch.while_loop if torch.compiler.is_compiling() else _while_loop
+    steps, acc, *_ = loop(any_shut, add, start)
+    return steps, acc
+
+
+def _while_loop(go_on: Any, body: Any, carried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    while go_on(*carried):
+        carried = body(*carried)
+    return carried
+
+
+class _ClampedGradient(torch.autograd.Function):
+    """The identity, whose gradient is clamped, going back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor, bound: float) -> Tensor:
+        return u.view_as(u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.bound = inputs[1]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent.view_as(tangent)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.clamp(-ctx.bound, ctx.bound), None

@@ -1,0 +1,93 @@
+"""What an engine is given and what it returns."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from skiprnn.cells import Cell, LayerState
+from skiprnn.gate import GateState
+
+
+class Problem(NamedTuple):
+    """A batch of sequences to run through a stack of cells behind one update gate."""
+
+    cell: Cell
+    layers: Sequence[Any]
+    """A ``cell.Weights`` a layer; layer l reads layer l-1's candidate h̃ of the same step."""
+    update_weight: Tensor  # (H,), w_p
+    update_bias: Tensor  # (1,), b_p
+    x: Tensor  # (T, B, D)
+    states: Sequence[LayerState]
+    """A tuple a layer of (B, H) tensors."""
+    gate: GateState
+    """(B,) tensors p and acc, at least float32."""
+    lengths: Tensor | None = None
+    """(B,) integers; from step ``lengths[b]`` on, sequence b keeps its state and its gate is 0."""
+    gate_grad_clip: float | None = None
+    """dL/du_t, of each sequence and step, used or skipped, is clamped to ± this; None: the paper's."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that may be differentiated by: x, update_weight, update_bias, p, acc, the states, the weights."""
+        groups = (self.gate, *self.states, *self.layers)
+        return (self.x, self.update_weight, self.update_bias, *(tensor for group in groups for tensor in group))
+
+    def with_tensors(self, tensors: Sequence[Any]) -> Self:
+        """The same problem with other ``tensors``."""
+        x, update_weight, update_bias, p, acc, *others = tensors
+        split = len(self.states) * self.cell.num_states
+        states = grouped(others[:split], self.cell.num_states)
+        layers = [self.cell.Weights(*weights) for weights in grouped(others[split:], len(self.cell.Weights._fields))]
+        return self._replace(
+            x=x,
+            update_weight=update_weight,
+            update_bias=update_bias,
+            gate=GateState(p, acc),
+            states=states,
+            layers=layers,
+        )
+
+    def bare(self) -> Self:
+        """The same problem without its tensors, for a function of autograd to keep."""
+        return self.with_tensors([None] * len(self.tensors()))
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether anything will be differentiated."""
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors())
+
+    def ends(self) -> Tensor:
+        """The length of each sequence, (B,) int64."""
+        steps, batch, _ = self.x.shape
+        if self.lengths is None:
+            return torch.full((batch,), steps, device=self.x.device)
+        return self.lengths.long().clamp(0, steps)
+
+
+class Solution(NamedTuple):
+    """What comes of a problem."""
+
+    output: Tensor  # (T, B, H), the last layer's h after each step
+    states: Sequence[LayerState]
+    gate: GateState
+    update_gate: Tensor  # (T, B)
+
+    @classmethod
+    def of_tensors(cls, problem: Problem, tensors: Sequence[Tensor]) -> Self:
+        """From what the engines' functions of autograd return: output, update_gate, p, acc and the states."""
+        output, update_gate, p, acc, *states = tensors
+        return cls(output, grouped(states, problem.cell.num_states), GateState(p, acc), update_gate)
+
+
+def grouped(tensors: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
+    """So many at a time."""
+    return [tuple(tensors[start : start + size]) for start in range(0, len(tensors), size)]
+
+
+def refuse_double_backward() -> None:
+    """Raise where autograd wants to differentiate a hand-written backward pass, by ``create_graph=True``."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the event-driven engine cannot be differentiated twice; make the module with engine='reference' for that"
+        )

@@ -1,0 +1,76 @@
+"""Cells that others write: the plain RNN of examples/own_cell.py."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from examples.own_cell import RNNCell, RNNState
+from skiprnn import SkipLSTM, SkipRNN, Stream
+from skiprnn.cells import LSTM, Cell
+from tests.problems import assert_same, run
+
+
+def rnn(engine="auto", layers=1, bias=-1.2, seed=1, **options):
+    torch.manual_seed(seed)
+    module = SkipRNN(RNNCell(), 3, 7, layers, update_bias=bias, engine=engine, dtype=torch.float64, **options)
+    with torch.no_grad():
+        module.update_weight.mul_(3)  # probabilities that differ
+    return module
+
+
+def sequences(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_events_equal_the_reference(layers, clip):
+    x, lengths = sequences(40, 5, 3), torch.tensor([40, 0, 1, 33, 7])
+    results = [run(rnn(engine, layers, gate_grad_clip=clip), x, lengths=lengths) for engine in ("events", "reference")]
+    assert 0 < results[0][0].update_gate.mean() < 1
+    assert_same(*results, tolerance=1e-12)
+
+
+def test_with_the_gate_open_it_is_torch_s(engine="auto"):
+    ours, theirs = rnn(bias=100.0, layers=2, learn_initial_state=False), torch.nn.RNN(3, 7, 2).double()
+    theirs.load_state_dict({name: ours.state_dict()[name] for name in theirs.state_dict()})
+    x = sequences(20, 4, 3)
+    torch.testing.assert_close(ours(x).output, theirs(x)[0])
+
+
+def test_it_has_its_own_state_and_initial_values():
+    module = rnn(layers=2)
+    assert isinstance(module(sequences(5, 2, 3)).state, RNNState)
+    names = {name for name, _ in module.named_parameters()}
+    assert names == {
+        "update_weight", "update_bias", "initial_h",
+        *(f"{kind}_{part}_l{k}" for kind in ("weight", "bias") for part in ("ih", "hh") for k in (0, 1)),
+    }  # fmt: skip
+    assert not any(module.get_parameter(name).any() for name in names if name.startswith("bias"))
+    assert module.weight_ih_l0.shape == (7, 3)
+    assert module.weight_ih_l1.shape == (7, 7)
+
+
+def test_it_is_streamed_and_copied():
+    module, x = rnn(), sequences(30, 1, 3)
+    expected = module(x)
+    for copied in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        stream = Stream(copied)
+        assert stream.feed(x[:, 0]) == expected.update_gate.sum()
+        torch.testing.assert_close(stream.output, expected.output[-1, 0].detach())
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_cell_s_own_backward_is_autograd_s(layers):
+    class Plain(type(LSTM)):
+        backward = Cell.backward
+
+    results = []
+    for cell in (LSTM, Plain()):
+        torch.manual_seed(0)
+        module = SkipLSTM(3, 5, layers, update_bias=-1.0, engine="events", dtype=torch.float64)
+        module.cell = cell
+        results.append(run(module, sequences(20, 3, 3)))
+    assert_same(*results, tolerance=1e-12)
