@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,3 +75,11 @@ def test_a_cell_s_own_backward_is_autograd_s(layers):
         module.cell = cell
         results.append(run(module, sequences(20, 3, 3)))
     assert_same(*results, tolerance=1e-12)
+
+
+def test_the_architecture_page_shows_the_example():
+    root = Path(__file__).parents[2]
+    page = "\n".join(line.strip() for line in (root / "docs" / "architecture.md").read_text().splitlines())
+    example = (root / "examples" / "own_cell.py").read_text()
+    cell = example[example.index("class RNNCell") : example.index("if __name__")].strip()
+    assert "\n".join(line.strip() for line in cell.splitlines()) in page
