@@ -34,7 +34,7 @@ def test_events_equal_the_reference(layers, clip):
     assert_same(*results, tolerance=1e-12)
 
 
-def test_with_the_gate_open_it_is_torch_s(engine="auto"):
+def test_with_the_gate_open_it_is_torch_s():
     ours, theirs = rnn(bias=100.0, layers=2, learn_initial_state=False), torch.nn.RNN(3, 7, 2).double()
     theirs.load_state_dict({name: ours.state_dict()[name] for name in theirs.state_dict()})
     x = sequences(20, 4, 3)
