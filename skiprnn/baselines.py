@@ -14,8 +14,22 @@ from skiprnn.stack import RecurrentStack
 
 class _RandomSkip(RecurrentStack):
     p_skip: float
+    _torch: Any  # nn.LSTM or nn.GRU
 
-    def _setup(self, p_skip: float, learn_initial_state: bool) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        p_skip: float = 0.0,
+        batch_first: bool = False,
+        learn_initial_state: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = (input_size, hidden_size, num_layers)
+        self._torch.__init__(self, *sizes, batch_first=batch_first, device=device, dtype=dtype)
         if not 0 <= p_skip <= 1:
             raise ValueError(f"p_skip must lie in 0..1, got {p_skip}")
         self.p_skip = p_skip
@@ -77,22 +91,7 @@ class RandomSkipLSTM(_RandomSkip, nn.LSTM):  # type: ignore[misc]  # forward tak
         ValueError: ``p_skip`` outside 0..1.
     """
 
-    cell = LSTM
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        p_skip: float = 0.0,
-        batch_first: bool = False,
-        learn_initial_state: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        nn.LSTM.__init__(self, input_size, hidden_size, num_layers, batch_first=batch_first, device=device, dtype=dtype)
-        self._setup(p_skip, learn_initial_state)
+    cell, _torch = LSTM, nn.LSTM
 
     def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
         return nn.LSTM.forward(self, x, (start[0], start[1]))
@@ -112,22 +111,7 @@ class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes
         ValueError: ``p_skip`` outside 0..1.
     """
 
-    cell = GRU
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        p_skip: float = 0.0,
-        batch_first: bool = False,
-        learn_initial_state: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        nn.GRU.__init__(self, input_size, hidden_size, num_layers, batch_first=batch_first, device=device, dtype=dtype)
-        self._setup(p_skip, learn_initial_state)
+    cell, _torch = GRU, nn.GRU
 
     def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
         output, last = nn.GRU.forward(self, x, start[0])

@@ -38,7 +38,7 @@ def batches_after(
             joint = task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
             yield joint if team.size == 1 else joint.take(team.part(config.batch_size))
     split = splits["train"]
-    rows = _Rows(len(split), config, step, team)
+    rows = _BatchRows(len(split), config, step, team)
     if isinstance(split, FlatSequences) and split.streams:  # from the file, ahead of the step that needs them
         loader: DataLoader[Sequences] = DataLoader(
             replace(split, target=torch.device("cpu")),  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def batches_after(
         yield from (split.take(chosen.to(device)) for chosen in rows)
 
 
-class _Rows(Sampler[Tensor]):
+class _BatchRows(Sampler[Tensor]):
     """The row numbers of the batches that follow a step, without end."""
 
     def __init__(self, size: int, config: TrainConfig, step: int, team: Team) -> None:

@@ -16,32 +16,11 @@ from pipelines.data.sequences import DataFile, Sequences, Split
 from pipelines.errors import SkipRNNError
 from pipelines.parallel.devices import choose_device
 from pipelines.parallel.team import ALONE, Team
-from pipelines.runs import collapse
+from pipelines.runs import checkpoints, collapse, directory
 from pipelines.runs.batches import batches_after
-from pipelines.runs.checkpoints import (
-    MEASURED,
-    Checkpoint,
-    Progress,
-    check_tensors,
-    has_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from pipelines.runs.checkpoints import MEASURED, Checkpoint, Progress, check_tensors, load_checkpoint, save_checkpoint
 from pipelines.runs.config import TrainConfig
-from pipelines.runs.directory import (
-    append_metrics,
-    extend_run,
-    forget_outcome,
-    load_config,
-    lock_run,
-    metrics_digest,
-    record_environment,
-    record_outcome,
-    record_task,
-    record_words,
-    remove_leftovers,
-    rewind_metrics,
-)
+from pipelines.runs.directory import load_config, lock_run
 from pipelines.runs.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.runs.evaluation import Evaluation, evaluate
 from pipelines.runs.model import SequenceModel, autocast, build_model, check_engine
@@ -103,7 +82,7 @@ def train(
     """
     with lock_run(run) if team.is_first else nullcontext():
         if team.is_first:
-            remove_leftovers(run)
+            directory.remove_leftovers(run)
         config = load_config(run)
         device = team.device(config.device)
         check_engine(config, device)
@@ -120,7 +99,7 @@ def train(
         edits: Edits = {}
         if not team.is_first:
             team.wait()  # for the first to have a checkpoint
-        if has_checkpoint(run, "last"):
+        if checkpoints.has_checkpoint(run, "last"):
             saved = load_checkpoint(run, "last")
             progress = saved.progress
             if progress.data_digest != data.attributes["digest"]:
@@ -132,20 +111,20 @@ def train(
             if not accept:
                 refuse_edits(run, edits)
             _restore(run, "last", saved, model, optimizer)
-        elif has_checkpoint(run, "best"):
+        elif checkpoints.has_checkpoint(run, "best"):
             raise SkipRNNError(f"{run} has lost its checkpoint last.json; train the run again")
         else:
             save_checkpoint(run, ("last",), _checkpoint(progress, config, model, optimizer))
         if team.is_first:
-            record_task(run, described)
+            directory.record_task(run, described)
             if "words" in data.extra:
-                record_words(run, data.extra["words"])
-            forget_outcome(run)
-            record_environment(run, config, progress.step, edits)
+                directory.record_words(run, data.extra["words"])
+            directory.forget_outcome(run)
+            directory.record_environment(run, config, progress.step, edits)
             if accept:
                 accept_edits(run, config)
-            rewind_metrics(run, progress.step)
-            progress.metrics_digest = metrics_digest(run, progress.step)
+            directory.rewind_metrics(run, progress.step)
+            progress.metrics_digest = directory.metrics_digest(run, progress.step)
             team.wait()
         log = _tensorboard(run, progress.step) if tensorboard and team.is_first else None
 
@@ -188,7 +167,7 @@ def train(
                         record["rewound_to"] = progress.best_step
                         _rewind(run, progress, model, optimizer)
                 if team.is_first:
-                    progress.metrics_digest = append_metrics(run, record, progress.metrics_digest)
+                    progress.metrics_digest = directory.append_metrics(run, record, progress.metrics_digest)
                 if log is not None:
                     _log(log, record)
                 reason = _reason_to_end(config, progress, last_step)
@@ -210,7 +189,7 @@ def train(
         remedy = collapse.remedy(config, progress) if collapse.has_collapsed(progress) else None
         outcome = Outcome(Path(run), progress.step, last_step, reason, progress.best_step, remedy)
         if reason != "interrupted" and team.is_first:
-            record_outcome(run, {"reason": reason, "step": progress.step, "best_step": progress.best_step})
+            directory.record_outcome(run, {"reason": reason, "step": progress.step, "best_step": progress.best_step})
         return outcome
 
 
@@ -239,7 +218,7 @@ def change_run(run: Path, *, accept: bool = False, **changes: Any) -> None:
         config = replace(load_config(run), **changes)
         choose_device(config.device)
         _, data = load_training_data(config)
-        if has_checkpoint(run, "last"):
+        if checkpoints.has_checkpoint(run, "last"):
             progress = load_checkpoint(run, "last").progress
             if not accept:
                 refuse_edits(run, edits_of_run(run, config, progress))
@@ -248,7 +227,7 @@ def change_run(run: Path, *, accept: bool = False, **changes: Any) -> None:
             last_step = total_steps(config, data.splits)
             if last_step < progress.step:
                 raise SkipRNNError(f"{run} is at step {progress.step} already, beyond the {last_step} asked for")
-        extend_run(run, **changes)
+        directory.extend_run(run, **changes)
 
 
 def total_steps(config: TrainConfig, splits: Mapping[str, Split]) -> int:

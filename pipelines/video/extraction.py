@@ -35,7 +35,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.video.decode import CROP, Sampling, printable
 from pipelines.video.listing import Video, VideoSet
 from pipelines.video.network import FrameNetwork, VideoTask
-from pipelines.video.workers import Executor, Extracted, Failed, Job, Recipe, Result
+from pipelines.video.workers import Extracted, Extractor, Failed, Job, Recipe, Result
 
 WAYS = ("network", "weights_sha256", "resize", "precision", "fps", "seconds", "dtype")  # what decides the features
 POLL = 0.5  # s between looks at the videos that other processes are at
@@ -77,7 +77,7 @@ def extract_features(
     path: Path,
     task: VideoTask,
     network: FrameNetwork,
-    executor: Executor,
+    executor: Extractor,
     *,
     chosen: list[Video] | None = None,
     shard: tuple[int, int] = (0, 1),

@@ -56,7 +56,7 @@ class Recipe:
 
 Result = Extracted | Failed
 Results = Generator[tuple[Job, Result], None, None]
-Executor = Callable[[Iterator[Job], FrameNetwork, Recipe], Results]
+Extractor = Callable[[Iterator[Job], FrameNetwork, Recipe], Results]
 
 
 def extract(job: Job, network: FrameNetwork, recipe: Recipe) -> Result:
@@ -80,7 +80,7 @@ def features_of(clip: Clip, network: FrameNetwork, recipe: Recipe) -> Extracted:
     return Extracted(network.of_clip(clip, recipe.batch_size), clip.without_frames())
 
 
-def local(workers: int) -> Executor:
+def local(workers: int) -> Extractor:
     """Processes of this machine."""
 
     def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
@@ -111,7 +111,7 @@ def _work(job: Job) -> Result | Clip:
     return decode(job, _recipe) if _network is None else extract(job, _network, _recipe)
 
 
-def on_ray(workers: int | None, address: str | None) -> Executor:
+def on_ray(workers: int | None, address: str | None) -> Extractor:
     """Actors of a Ray cluster, or of one started here; ``workers`` of them, or as many as there are GPUs or CPUs.
 
     Raises:
