@@ -232,7 +232,7 @@ def parse():
     parser.add_argument("--shapes", type=choice(SHAPES), default=list(SHAPES), help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--cells", type=choice(CELLS), default=list(CELLS), help=f"of {', '.join(CELLS)}")
     parser.add_argument("--usage", type=choice(names), default=names, help=f"of {', '.join(names)}".replace("%", "%%"))
-    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto")
+    parser.add_argument("--engine", choices=list(ENGINES), default="auto")
     parser.add_argument("--no-step-loop", dest="step_loop", action="store_false", help="leave the reference out")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
