@@ -25,10 +25,10 @@ from torchvision.models import ResNet50_Weights, resnet50
 
 from pipelines.parallel.devices import choose_device
 from pipelines.runs.model import SequenceModel, stream, without_skipping
-from pipelines.tasks import Videos as VideosTask
+from pipelines.tasks import Videos
 from pipelines.video.extraction import extract_features
-from pipelines.video.listing import Video, Videos
-from pipelines.video.lookup import every_frame, open_video
+from pipelines.video.listing import Video, VideoSet
+from pipelines.video.lookup import open_video
 from pipelines.video.network import load_network
 from pipelines.video.workers import local
 from skiprnn import SkipLSTM
@@ -67,10 +67,11 @@ def extract(paths, options):
             frames = plain_loop(paths, options.device)
             loop.append(frames / (time.perf_counter() - begun))
             network, origin = load_network("resnet50", "random:0", device=options.device)
-            task = VideosTask(**origin.attributes())
+            task = VideoSet(**origin.attributes())
             begun = time.perf_counter()
             done = extract_features(
-                Videos(root, ["0", "1"], videos), Path(folder) / f"{number}.h5", task, network, local(options.workers),
+                VideoSet(root, ["0", "1"], videos), Path(folder) / f"{number}.h5", task, network,
+                local(options.workers),
                 batch_size=8 if options.device.type == "cpu" else 128,
             )  # fmt: skip
             ours.append(done.steps / (time.perf_counter() - begun))
@@ -117,7 +118,7 @@ def predict(path, usage, options):
     use_one_in(rnn, USAGES[usage])
     model = SequenceModel(rnn, 101).eval()
     network, origin = load_network("resnet50", "random:0", device=options.device)
-    task = VideosTask(classes=tuple(str(n) for n in range(101)), **origin.attributes())
+    task = Videos(classes=tuple(str(n) for n in range(101)), **origin.attributes())
     follower, plain = stream(model), without_skipping(model).eval()
     skipping, every = [], []
     for _ in range(1 + options.rounds):
@@ -127,11 +128,11 @@ def predict(path, usage, options):
             follower.run(video.read)
             task.answer(follower.prediction)
             skipping.append(time.perf_counter() - begun)
-            used, frames = video.frames_used, video.frames()
-        begun = time.perf_counter()
-        features = torch.from_numpy(every_frame(path, task, network, pads=False))
-        task.answer(plain(features[None]).output[0])
-        every.append(time.perf_counter() - begun)
+            used, frames = video.frames()
+            begun = time.perf_counter()
+            features = torch.from_numpy(video.every())
+            task.answer(plain(features[None]).output[0])
+            every.append(time.perf_counter() - begun)
     ratio = statistics.median(e / s for e, s in zip(every[1:], skipping[1:], strict=True))
     return {
         "what": "predict", "usage": usage, "frames": frames, "used": used, "seconds": statistics.median(skipping[1:]),

@@ -43,7 +43,7 @@ class LayerWeights(NamedTuple):
 class Gradients(NamedTuple):
     """Gradients that leave a cell's step."""
 
-    below: Tensor  # (B, D), by the layer's input
+    below: Tensor | None  # (B, D), by the layer's input; None where nobody wants it
     state: LayerState
     weights: tuple[Tensor, ...]
 
@@ -93,14 +93,23 @@ class Cell:
         return self.candidate(*shares, state, weights)[0]
 
     def backward(
-        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState, weights: Any
+        self,
+        grad: LayerState,
+        saved: tuple[Tensor, ...],
+        below: Tensor,
+        state: LayerState,
+        weights: Any,
+        needs_below: bool,
     ) -> Gradients:
         """Gradients of the step that led from ``state`` to a candidate with gradient ``grad``: autograd's."""
-        with torch.enable_grad():
-            given = [tensor.detach().requires_grad_() for tensor in (below, *state, *weights)]
-            inner = given[0], tuple(given[1 : 1 + len(state)]), type(weights)(*given[1 + len(state) :])
-            below_, *others = torch.autograd.grad(self.step(*inner), given, grad, materialize_grads=True)
-        return Gradients(below_, tuple(others[: len(state)]), tuple(others[len(state) :]))
+        kind, count = below.device.type, len(state)
+        given = [tensor.detach().requires_grad_() for tensor in (below, *state, *weights)]
+        given[0].requires_grad_(needs_below)
+        with torch.enable_grad(), torch.autocast(kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False):
+            after = self.step(given[0], tuple(given[1 : 1 + count]), type(weights)(*given[1 + count :]))
+            wanted = given if needs_below else given[1:]
+            grads = list(torch.autograd.grad(after, wanted, grad, materialize_grads=True))
+        return Gradients(grads.pop(0) if needs_below else None, tuple(grads[:count]), tuple(grads[count:]))
 
 
 class GatedCell(Cell):
@@ -146,8 +155,9 @@ class LSTMCell(GatedCell):
         return (o * tanh_c, c), (i, f, g, o, tanh_c)
 
     def backward(
-        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState, weights: LayerWeights
-    ) -> Gradients:
+        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState,
+        weights: LayerWeights, needs_below: bool,
+    ) -> Gradients:  # fmt: skip
         grad_h, grad_c = grad
         i, f, g, o, tanh_c = saved
         h, c = state
@@ -161,7 +171,9 @@ class LSTMCell(GatedCell):
             ],
             dim=-1,
         )
-        return _gradients(gates, (gates @ weights.weight_hh, grad_c * f), gates.T @ h, gates, below, weights)
+        return _gradients(
+            gates, (gates @ weights.weight_hh, grad_c * f), gates.T @ h, gates, below, weights, needs_below
+        )
 
 
 class GRUCell(GatedCell):
@@ -183,15 +195,18 @@ class GRUCell(GatedCell):
         return ((1 - z) * n + z * h,), (r, z, n, hidden_n)
 
     def backward(
-        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState, weights: LayerWeights
-    ) -> Gradients:
+        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState,
+        weights: LayerWeights, needs_below: bool,
+    ) -> Gradients:  # fmt: skip
         (grad_h,), (h,) = grad, state
         r, z, n, hidden_n = saved
         grad_n = grad_h * (1 - z) * (1 - n * n)
         grad_r = grad_n * hidden_n * r * (1 - r)
         grad_z = grad_h * (h - n) * z * (1 - z)
         gates, hidden = (torch.cat([grad_r, grad_z, last], dim=-1) for last in (grad_n, grad_n * r))
-        return _gradients(gates, (grad_h * z + hidden @ weights.weight_hh,), hidden.T @ h, hidden, below, weights)
+        return _gradients(
+            gates, (grad_h * z + hidden @ weights.weight_hh,), hidden.T @ h, hidden, below, weights, needs_below
+        )
 
 
 class GRUResetBeforeCell(GatedCell):
@@ -216,8 +231,9 @@ class GRUResetBeforeCell(GatedCell):
         return ((1 - z) * n + z * h,), (r, z, n)
 
     def backward(
-        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState, weights: LayerWeights
-    ) -> Gradients:
+        self, grad: LayerState, saved: tuple[Tensor, ...], below: Tensor, state: LayerState,
+        weights: LayerWeights, needs_below: bool,
+    ) -> Gradients:  # fmt: skip
         (grad_h,), (h,) = grad, state
         r, z, n = saved
         weight_rz, weight_n = weights.weight_hh.tensor_split([2 * h.shape[-1]])
@@ -228,15 +244,18 @@ class GRUResetBeforeCell(GatedCell):
         grad_rz = torch.cat([grad_r, grad_z], dim=-1)
         gates = torch.cat([grad_rz, grad_n], dim=-1)
         weight_hh = torch.cat([grad_rz.T @ h, grad_n.T @ (r * h)])
-        return _gradients(gates, (grad_h * z + grad_reset * r + grad_rz @ weight_rz,), weight_hh, gates, below, weights)
+        return _gradients(
+            gates, (grad_h * z + grad_reset * r + grad_rz @ weight_rz,), weight_hh, gates, below, weights, needs_below
+        )
 
 
 def _gradients(
-    gates: Tensor, state: LayerState, weight_hh: Tensor, hidden: Tensor, below: Tensor, weights: LayerWeights
-) -> Gradients:
+    gates: Tensor, state: LayerState, weight_hh: Tensor, hidden: Tensor, below: Tensor,
+    weights: LayerWeights, needs_below: bool,
+) -> Gradients:  # fmt: skip
     """From those by the input's share of the gates and by the state's, (B, G*H) each."""
     own = LayerWeights(gates.T @ below, weight_hh, gates.sum(0), hidden.sum(0))
-    return Gradients(gates @ weights.weight_ih, state, own)
+    return Gradients(gates @ weights.weight_ih if needs_below else None, state, own)
 
 
 LSTM = LSTMCell()

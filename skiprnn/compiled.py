@@ -54,10 +54,12 @@ def _load() -> tuple[ctypes.CDLL | None, dict[str, type[ctypes.Structure]]]:
         library.skiprnn_follow.argtypes = [pointer, pointer, integer, integer]
         library.skiprnn_structure.argtypes, library.skiprnn_structure.restype = [integer], ctypes.c_char_p
         source = library.skiprnn_source().decode()
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         warnings.warn(f"skiprnn's compiled CPU path cannot be loaded, torch runs in its place: {error}", stacklevel=2)
         return None, {}
-    if SOURCE.exists() and digest(SOURCE) != source:
+    except AttributeError:  # it lacks what it should have
+        source = ""
+    if not source or (SOURCE.exists() and digest(SOURCE) != source):
         warnings.warn("skiprnn's compiled CPU path is of another version; install skiprnn again", stacklevel=2)
         return None, {}
     structures = [_structure(text.decode()) for text in iter(map(library.skiprnn_structure, numbers()).__next__, None)]

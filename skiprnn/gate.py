@@ -8,12 +8,18 @@ The sum is made step by step, to the last bit, however many steps are counted at
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, sigmoid
 
 from skiprnn import compiled
 
 NEVER = torch.iinfo(torch.int64).max  # steps to an update that does not come
+_WINDOW = 32_768  # sums in memory at a time
+
+Steps = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating[Any]]
 
 
 class GateState(NamedTuple):
@@ -63,7 +69,7 @@ def count(p: Tensor, acc: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
 
     Args:
         p, acc: (B,), constant probability and the sum so far.
-        limit: how many steps to look at, one number or (B,) int64.
+        limit: how many steps to look at, one number, or (B,) int64 where all lie on the CPU.
 
     Returns:
         How many of them do not open it, (B,) int64; and the sum which then opens it, or where none of them does that
@@ -71,11 +77,36 @@ def count(p: Tensor, acc: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
     """
     if not torch.compiler.is_compiling() and compiled.counts(p, acc):
         return compiled.count(p, acc, limit)
+    if isinstance(limit, Tensor):
+        steps_and_sums = _count_in_windows(p.numpy(), acc.numpy(), limit.numpy())
+        return torch.from_numpy(steps_and_sums[0]), torch.from_numpy(steps_and_sums[1])
     steps, sums = _shut(p, acc, limit)
     return steps, torch.where(steps < limit, added(sums, p), sums)
 
 
-def _shut(p: Tensor, acc: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
+def _count_in_windows(p: Floats, acc: Floats, limit: Steps) -> tuple[Steps, Floats]:
+    """``count`` for limits that can be reached, on the host: some additions of all sequences at a time."""
+    steps, sums = limit.copy(), acc.copy()
+    todo, done = np.flatnonzero(limit > 0), 0
+    while len(todo):
+        slowest = np.nan_to_num(p[todo], nan=1.0).min()
+        width = int(min(0.5 / max(slowest, 1e-9) + 2, limit[todo].max() - done, max(_WINDOW // len(todo), 1)))
+        added_up = np.repeat(p[todo][None], width + 1, axis=0)
+        added_up[0] = sums[todo]
+        added_up[1] = np.where(added_up[1] <= 1 - added_up[0], added_up[1], 1 - added_up[0])
+        with np.errstate(invalid="ignore"):  # states made by hand may hold anything
+            np.add.accumulate(added_up, axis=0, out=added_up)
+        over, left = added_up[1:] > 0.5, np.minimum(width, limit[todo] - done)
+        shut = np.where(over.any(0), over.argmax(0), width)
+        opens = shut < left
+        sums[todo] = added_up[np.where(opens, shut + 1, left), np.arange(len(todo))]
+        steps[todo[opens]] = done + shut[opens]
+        done += width
+        todo = todo[~opens & (limit[todo] > done)]
+    return steps, sums
+
+
+def _shut(p: Tensor, acc: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """How many steps do not open the gate, at most ``limit``, and the sum after them.
 
     A loop of torch operations that ``torch.export`` can trace. While the sum stays between two powers of 2, every

@@ -1,4 +1,4 @@
-"""SkipLSTM and SkipGRU: their parameters and the choice of engine."""
+"""SkipRNN, SkipLSTM and SkipGRU: their parameters, and what an engine is given of them."""
 
 import operator
 from collections.abc import Sequence

@@ -49,7 +49,7 @@ class Problem(NamedTuple):
         )
 
     def bare(self) -> Self:
-        """The same problem without its tensors, for a function of autograd to keep."""
+        """The same problem without its ``tensors``, for a function of autograd to keep."""
         return self.with_tensors([None] * len(self.tensors()))
 
     @property

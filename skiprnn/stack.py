@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skiprnn.cells import Cell, GRUState, LayerState, LSTMState
+from skiprnn.cells import Cell, LayerState
 from skiprnn.gate import GateState
 
-State = LSTMState | GRUState | Any  # the named tuple of a cell
+State = Any  # LSTMState, GRUState, or the named tuple of another cell
 
 
 class SkipRNNOutput(NamedTuple):

@@ -43,7 +43,7 @@ class Stream:
         state: State | None = None,
     ) -> None:
         if not isinstance(rnn, SkipRNN):
-            raise TypeError(f"a stream needs a SkipLSTM or SkipGRU, got {type(rnn).__name__}")
+            raise TypeError(f"a stream needs a SkipLSTM, SkipGRU or other SkipRNN, got {type(rnn).__name__}")
         self.rnn = rnn
         self.head = head
         self.embed = embed
@@ -56,7 +56,7 @@ class Stream:
             initial = rnn.initial_state(1)
             tensors = [tensor.clone() for tensor in initial]
             units = rnn.hidden_size if self._stack is None else self._stack.units
-            self._states = [s.new_zeros(rnn.num_layers, units) for s in tensors[:-2]]
+            self._states: list[Tensor] = [s.new_zeros(rnn.num_layers, units) for s in tensors[:-2]]
             self._p, self._zero = torch.ones_like(tensors[-2]), torch.zeros_like(tensors[-1])
         self._start: State = type(initial)(*tensors)
         self._start_skips = int(gate.skipped_steps(self._start.update_prob, self._start.cum_update_prob))
@@ -215,5 +215,5 @@ class Stream:
     def _numbers(self, samples: Any) -> Tensor:
         if isinstance(samples, np.ndarray) and not samples.flags.writeable:
             samples = samples.copy()  # torch warns of arrays that are not
-        like = self._start.h
+        like = self._start[0]
         return torch.as_tensor(samples, dtype=like.dtype, device=like.device)

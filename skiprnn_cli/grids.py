@@ -67,7 +67,7 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--jobs", type=click.IntRange(min=1),
                          help="Runs trained at once.  [default: one a CPU core, or 4 a GPU]"),
             click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-                         help="Processes of this machine, or tasks of a Ray cluster (extra: ray)."),
+                         help="Processes of this machine, or actors of a Ray cluster (extra: ray)."),
             click.option("--ray-address", help="The cluster's address.  [default: RAY_ADDRESS, or start one here]"),
             click.option("--dry-run", is_flag=True, help="Say what would be trained, and how long it should take."),
         ]

@@ -97,18 +97,14 @@ class LazyGroup(click.Group):
             sys.exit(128 + signal.SIGINT)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if ctx.params["debug"] or package not in NEEDED:
-                raise
-            name = NEEDED[package]
-            raise click.ClickException(
-                f"this needs {name}, which is not installed here; `pip install {name}`, or install skiprnn again"
-            ) from error
         except Exception as error:
             files = [word for word in words if os.path.lexists(word)]
             if ctx.params["debug"] or _is_of_output(error):
                 raise
+            if isinstance(error, ModuleNotFoundError) and (name := NEEDED.get((error.name or "").partition(".")[0])):
+                raise click.ClickException(
+                    f"this needs {name}, which is not installed here; `pip install {name}`, or install skiprnn again"
+                ) from error
             if not isinstance(error, SkipRNNError) and not files:
                 raise
             said = str(error) if isinstance(error, SkipRNNError) else _unforeseen(error, files)

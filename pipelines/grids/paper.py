@@ -91,11 +91,12 @@ class DataSet:
         task = TASKS[self.task]
         return task(**self.parameters) if issubclass(task, SyntheticTask) else None
 
-    def matches(self, attributes: dict[str, Any]) -> bool:
-        """Whether data with these attributes is of this kind."""
+    def matches(self, name: str, attributes: dict[str, Any]) -> bool:
+        """Whether data with these attributes is this; what is not drawn must be called so too, in a file or a table."""
         task = self.synthetic_task()
         wanted = self.parameters if task is None else task.parameters()
-        return all(attributes.get(name) == value for name, value in wanted.items())
+        same = all(attributes.get(parameter) == value for parameter, value in wanted.items())
+        return same and (task is not None or name == self.name)
 
 
 DATA_SETS = {

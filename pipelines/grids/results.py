@@ -114,7 +114,7 @@ def _line(
         inference_vs_plain=statistics.median(
             s["seconds_per_sequence_without_skipping"] / s["seconds_per_sequence"] for s in said
         ),
-        paper=_published(config, group[0]["task"]),
+        paper=_published(config, data, group[0]["task"]),
     )
 
 
@@ -122,14 +122,14 @@ def _seconds_per_step(result: dict[str, Any]) -> float:
     return float(result["training_seconds"] / max(result["outcome"]["step"], 1))
 
 
-def _published(config: TrainConfig, task: dict[str, Any]) -> dict[str, Any] | None:
+def _published(config: TrainConfig, data: str, task: dict[str, Any]) -> dict[str, Any] | None:
     """What the paper has of a model, if it is the paper's, on data made as the paper's."""
     preset = configure(config.task, "paper")
     if (config.hidden_size, config.num_layers) != (preset.hidden_size, preset.num_layers):
         return None
     wanted = (config.cell, config.lam if config.skip else None, config.p_skip)
     for row in table(config.task):
-        if row.data.matches(task) and (row.cell, row.lam, row.p_skip) == wanted:
+        if row.data.matches(data, task) and (row.cell, row.lam, row.p_skip) == wanted:
             return {key: value for key, value in asdict(row).items() if key not in ("data", "cell", "lam", "p_skip")}
     return None
 

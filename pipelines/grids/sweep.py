@@ -34,7 +34,7 @@ from pipelines.sources.synthetic import generate
 from pipelines.tasks import SyntheticTask
 
 ATTEMPTS = 2  # at a run that fails
-RETRIES = 3  # of a run whose Ray worker died
+RETRIES = 3  # of a run whose actor died
 RUNS_A_GPU = 4  # small models leave most of one idle
 
 
@@ -184,7 +184,7 @@ def at_once(runs: int, device: torch.device, jobs: int | None) -> int:
 
 
 def on_ray(jobs: int | None, address: str | None) -> Executor:
-    """Tasks of a Ray cluster, a CPU core or a quarter of a GPU each; run directories lie on storage that all share.
+    """Actors of a Ray cluster, a CPU core or a quarter of a GPU each; run directories lie on storage that all share.
 
     A run whose worker dies goes on from its last checkpoint on another.
 

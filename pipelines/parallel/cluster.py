@@ -98,8 +98,13 @@ def map_on_actors(
                 index = free.pop()
                 running[actors[index].work.remote(upcoming)] = upcoming, index
                 upcoming = next(jobs, None)
+            if upcoming is None:  # let go of what those hold that have nothing left to do, or not begun
+                for index in {*free, *starting.values()} - {at_work for _, at_work in running.values()}:
+                    ray.kill(actors[index])
+                free, starting = [], {}
             (reference, *_), _ = ray.wait([*running, *starting])
             if reference in starting:
+                ray.get(reference)  # raises what kept it from beginning
                 free += [starting.pop(reference)] * ahead
                 continue
             job, index = running.pop(reference)

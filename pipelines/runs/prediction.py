@@ -164,8 +164,10 @@ class Predictor:
 
     def _prediction(self, source: Source, start: float) -> Prediction:
         answer = self._model.task.answer(self._stream.prediction)
-        seconds = time.perf_counter() - start
-        return Prediction(source.name, answer, self._stream.used, source.count(), seconds, source.numeric_header)
+        seconds = time.perf_counter() - start  # of a video, whose other frames are decoded to be counted
+        given = source.count()
+        seconds = time.perf_counter() - start if source.frames is None else seconds
+        return Prediction(source.name, answer, self._stream.used, given, seconds, source.numeric_header)
 
 
 def _chosen(sources: Sequence[Source], index: int | None, path: Path) -> Sequence[Source]:

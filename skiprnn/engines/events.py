@@ -35,7 +35,7 @@ def why_not(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
-    given = problem.bare(), problem.lengths, problem.differentiable
+    given = problem.bare(), problem.differentiable
     return Solution.of_tensors(problem, _Events.apply(*given, *problem.tensors()))
 
 
@@ -56,10 +56,8 @@ class _Update(NamedTuple):
 
 class _Events(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, lengths: Tensor | None, differentiable: bool, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        problem = problem.with_tensors(tensors)._replace(lengths=lengths)
+    def forward(ctx: Any, problem: Problem, differentiable: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = problem.with_tensors(tensors)
         x, cell, layers, states, (p, acc) = problem.x, problem.cell, problem.layers, problem.states, problem.gate
         T, B, _ = x.shape
         ends = problem.ends()
@@ -76,6 +74,7 @@ class _Events(torch.autograd.Function):
             for weights, state in zip(layers, before, strict=True):
                 shares = cell.input_share(below, weights), cell.state_share(state, weights)
                 new, kept = cell.candidate(*shares, state, weights)
+                new = tuple(s.to(old.dtype) for s, old in zip(new, state, strict=True))  # autocast gives bfloat16
                 after.append(new)
                 saved.append(kept)
                 below = new[0]
@@ -111,14 +110,14 @@ class _Events(torch.autograd.Function):
         problem, (enabled, dtype) = ctx.problem.with_tensors(tensors), ctx.autocast
         device, (p, acc) = problem.x.device, problem.gate
         with torch.autocast(device.type, dtype, enabled=enabled):
-            walk = _BackwardWalk(problem, ends, grads, needs_x=ctx.needs_input_grad[3])
+            walk = _BackwardWalk(problem, ends, grads, needs_x=ctx.needs_input_grad[2])
             for update in reversed(ctx.updates):
                 walk.skip(update.rows, update.t, update.end, update.after, update.p, torch.zeros_like(update.p))
                 walk.update(update)
             everyone = torch.arange(problem.x.shape[1], device=device)
             walk.skip(everyone, np.full_like(ctx.first, -1), ctx.first, problem.states, p, acc)
             walk.stop_at(saturated(problem.gate, ends))
-            return None, None, None, *walk.gradients()
+            return None, None, *walk.gradients()
 
 
 def _next_update(p: Tensor, acc: Tensor, t: Clock, end: Clock) -> tuple[Clock, npt.NDArray[Any], npt.NDArray[Any]]:
@@ -185,12 +184,15 @@ class _BackwardWalk:
 
         for k in reversed(range(len(self.layers))):
             below = update.after[k - 1][0] if k else self.x[t, rows]
-            step = self.cell.backward(tuple(G[k]), update.saved[k], below, update.before[k], self.layers[k])
+            needs_below = k > 0 or self.grad_x is not None
+            step = self.cell.backward(
+                tuple(G[k]), update.saved[k], below, update.before[k], self.layers[k], needs_below
+            )
             for total, g in zip(self.grad_weights[k], step.weights, strict=True):
                 total.add_(g)
-            if k:
+            if step.below is not None and k:
                 G[k - 1][0] = G[k - 1][0] + step.below
-            elif self.grad_x is not None:
+            elif step.below is not None and self.grad_x is not None:
                 self.grad_x[t, rows] = step.below.to(self.grad_x.dtype)
             for g, new in zip(self.G[k], step.state, strict=True):
                 g[rows] = new.to(g.dtype)

@@ -1,7 +1,7 @@
 """The event-driven engine in compiled code, float32 on the CPU: see native.cpp.
 
-It trains one LSTM or GRU (reset_after) layer, and runs stacks of any of the cells for inference, one sequence after the
-other. Passes share sequences out among torch's threads.
+It trains one LSTM or GRU (reset_after) layer, and runs stacks of LSTMs and of either GRU for inference, one sequence
+after the other. Passes share sequences out among torch's threads.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
     if not problem.differentiable and _infers(problem):
         return _infer(problem)
-    return Solution.of_tensors(problem, _Training.apply(problem.bare(), problem.lengths, *problem.tensors()))
+    return Solution.of_tensors(problem, _Training.apply(problem.bare(), *problem.tensors()))
 
 
 def _trains(problem: Problem) -> bool:
@@ -131,8 +131,8 @@ class _Training(torch.autograd.Function):
     """One layer, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, lengths: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        problem = problem.with_tensors(tensors)._replace(lengths=lengths)
+    def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = problem.with_tensors(tensors)
         problem = problem._replace(x=_rows_of(problem.x))
         x, H = problem.x, len(problem.update_weight)
         T, B, _ = x.shape
@@ -163,7 +163,7 @@ class _Training(torch.autograd.Function):
         grad_output, grad_gate, grad_p, grad_acc, *grad_states = grads
         states = [x.new_zeros(B, H) if g is None else g.contiguous().clone() for g in grad_states]
         gp, ga = (x.new_zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
-        grad_x = x.new_zeros(T, B, D) if ctx.needs_input_grad[2] else None
+        grad_x = x.new_zeros(T, B, D) if ctx.needs_input_grad[1] else None
 
         described, _kept = _describe(problem, ends, tape)
         described.gate_grad_clip = math.inf if problem.gate_grad_clip is None else problem.gate_grad_clip
@@ -195,7 +195,7 @@ class _Training(torch.autograd.Function):
         ]
         grad_weights = (*unpadded[:2], *(bias[:, 0] for bias in unpadded[2:]))
         gate = (g.masked_fill(shut, 0) for g in (gp, ga))
-        return None, None, grad_x, total["w_p"][:H], total["b_p"], *gate, *states, *grad_weights
+        return None, grad_x, total["w_p"][:H], total["b_p"], *gate, *states, *grad_weights
 
 
 class _Tape(NamedTuple):

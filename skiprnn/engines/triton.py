@@ -39,7 +39,7 @@ def why_not(problem: Problem) -> str | None:
 def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
     """Why this engine cannot run a stack on such tensors; None if it can."""
     if type(cell) not in (LSTMCell, GRUCell):
-        return f"it has no {type(cell).__name__}, only LSTM and GRU with reset_after=True"
+        return f"it has no {type(cell).__name__}, only the LSTM and the GRU, and of that not reset_after=False"
     if num_layers != 1:
         return f"it runs one layer, not {num_layers}"
     if hidden_size > LARGEST:
@@ -55,7 +55,7 @@ def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
     if not problem.x.shape[0] or not problem.x.shape[1]:
         return reference.run(problem)
-    given = problem.bare(), problem.lengths, problem.differentiable
+    given = problem.bare(), problem.differentiable
     return Solution.of_tensors(problem, _TritonEvents.apply(*given, *problem.tensors()))
 
 
@@ -82,10 +82,8 @@ class _Rows(NamedTuple):
 
 class _TritonEvents(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, lengths: Tensor | None, saves: bool, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        problem = problem.with_tensors(tensors)._replace(lengths=lengths)
+    def forward(ctx: Any, problem: Problem, saves: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = problem.with_tensors(tensors)
         cell, x, update_bias, (start,) = problem.cell, problem.x, problem.update_bias, problem.states
         T, B, _ = x.shape
         x = x if x.stride(2) == 1 else x.contiguous()
@@ -111,7 +109,7 @@ class _TritonEvents(torch.autograd.Function):
             if isinstance(cell, LSTMCell):
                 kept.append(rows.take(start[1], c_at))
             ctx.save_for_backward(x, update_weight, update_bias, p, acc, ends, output, start[0], *weights, *rows, *kept)
-            ctx.cell, ctx.padded, ctx.gate_grad_clip = cell, lengths is not None, problem.gate_grad_clip
+            ctx.cell, ctx.padded, ctx.gate_grad_clip = cell, problem.lengths is not None, problem.gate_grad_clip
             ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
             ctx.set_materialize_grads(False)
         return output, update_gate, p_now, sums, *states
@@ -157,14 +155,14 @@ class _TritonEvents(torch.autograd.Function):
             states_share = inputs if isinstance(cell, LSTMCell) else grad_gates[:, [0, 1, 3]].flatten(1)
             x_rows = rows.take(torch.zeros_like(x[0]), x)
             grad_x = None
-            if ctx.needs_input_grad[3]:
+            if ctx.needs_input_grad[2]:
                 grad_x = torch.zeros_like(x)
                 is_update = rows.t >= 0
                 grad_x[rows.t[is_update], rows.b[is_update]] = (inputs[is_update] @ weights.weight_ih).to(x.dtype)
             grad_weight_ih, grad_weight_hh = inputs.T @ x_rows, states_share[1:].T @ h_rows[:-1]
         shut = saturated(GateState(p, acc), ends)
         return (
-            None, None, None, grad_x, grad_logit @ top, grad_logit.sum()[None],
+            None, None, grad_x, grad_logit @ top, grad_logit.sum()[None],
             gp.masked_fill(shut, 0), ga.masked_fill(shut, 0), *states,
             grad_weight_ih, grad_weight_hh, inputs.sum(0), states_share.sum(0),
         )  # fmt: skip

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -75,6 +76,47 @@ def test_a_cell_s_own_backward_is_autograd_s(layers):
         module.cell = cell
         results.append(run(module, sequences(20, 3, 3)))
     assert_same(*results, tolerance=1e-12)
+
+
+def test_the_input_s_gradient_is_computed_where_somebody_wants_it(monkeypatch):
+    wanted, backward = [], Cell.backward
+    monkeypatch.setattr(RNNCell, "backward", lambda self, *a: wanted.append(a[-1]) or backward(self, *a))
+    module = rnn("events", layers=2)
+    for x in (sequences(1, 2, 3), sequences(1, 2, 3).requires_grad_()):
+        module(x).output.sum().backward()
+    assert wanted == [True, False, True, True]  # the upper layer's first
+
+
+def test_half_precision_products_keep_the_state_s():
+    results = []
+    for engine in ("events", "reference"):
+        module = rnn(engine, layers=2).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = module(sequences(20, 3, 3).float())
+        (output.output.float().sum() + output.update_gate.sum()).backward()
+        results.append((output, [parameter.grad for parameter in module.parameters()]))
+    (ours, grads), (theirs, expected) = results
+    assert torch.equal(ours.update_gate, theirs.update_gate)
+    assert ours.state.h.dtype == torch.float32
+    torch.testing.assert_close(ours.output.float(), theirs.output.float(), rtol=0, atol=0.02)
+    mine, other = (torch.cat([grad.flatten() for grad in found]) for found in (grads, expected))
+    assert torch.nn.functional.cosine_similarity(mine, other, dim=0) > 0.98
+
+
+def test_a_state_needs_no_field_called_h():
+    class Named(NamedTuple):
+        y: torch.Tensor
+        update_prob: torch.Tensor
+        cum_update_prob: torch.Tensor
+
+    class Other(RNNCell):
+        State = Named
+
+    torch.manual_seed(0)
+    module, x = SkipRNN(Other(), 3, 7), torch.randn(9, 1, 3)
+    stream = Stream(module)
+    stream.feed(x[:, 0])
+    torch.testing.assert_close(stream.state.y, module(x).state.y.detach())
 
 
 def test_the_architecture_page_shows_the_example():

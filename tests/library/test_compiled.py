@@ -35,6 +35,10 @@ def test_a_library_of_another_source_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setattr(compiled, "SOURCE", tmp_path / "native.cpp")
     with pytest.warns(UserWarning, match="is of another version; install skiprnn again"):
         assert compiled._load() == (None, {})
+    with pytest.MonkeyPatch.context() as older:
+        older.setattr(compiled.ctypes, "CDLL", lambda path: object())  # lacks all functions
+        with pytest.warns(UserWarning, match="is of another version; install skiprnn again"):
+            assert compiled._load() == (None, {})
     monkeypatch.setattr(compiled, "SOURCE", tmp_path / "missing.cpp")  # as where it was installed from a wheel
     assert compiled._load()[0] is not None
 

@@ -308,10 +308,10 @@ def test_bad_configurations(options, message):
 PLAIN = [row for task in TASKS for row in table(task) if row.lam is None and row.p_skip is None and row.cost]
 
 
-@pytest.mark.parametrize("row", PLAIN, ids=lambda row: f"{row.data}-{row.cell}")
+@pytest.mark.parametrize("row", PLAIN, ids=lambda row: f"{row.data.name}-{row.cell}")
 def test_the_papers_presets_cost_what_the_paper_says(row):
     """Samples, times the multiply-accumulates of an update of the preset's network and of a frame's features."""
-    name = row.data.split("-")[0]
+    name = row.data.task
     network = {"network": "resnet50", "frame_cost": FRAME_COST["resnet50"]} if name == "ucf101" else {}
     task = TASKS[name](**network)
     model = build_model(configure(name, "paper", cell=row.cell), task)
