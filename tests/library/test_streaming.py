@@ -291,7 +291,7 @@ def test_wrong_arguments(either_path):
     with pytest.raises(ValueError, match="cannot let 1 samples pass: of the next ones 0 are skipped"):
         stream.advance(1)
     assert (stream.position, stream.used) == (0, 0)
-    with pytest.raises(TypeError, match="a stream needs a SkipLSTM or SkipGRU, got RandomSkipLSTM"):
+    with pytest.raises(TypeError, match="a stream needs a SkipLSTM, SkipGRU or other SkipRNN, got RandomSkipLSTM"):
         Stream(RandomSkipLSTM(3, 4))
     with pytest.raises(ValueError, match="state must hold tensors of shapes"):
         Stream(rnn, state=rnn.initial_state(2))
