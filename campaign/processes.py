@@ -52,14 +52,12 @@ def warm() -> None:
 
     import pipelines
     import skiprnn_cli
-    from pipelines.runs import evaluation
 
     mpl.use("Agg")
     for package in (pipelines, skiprnn_cli):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    evaluation.TIMED_REPEATS = evaluation.TIMED_SEQUENCES = 1  # how long it takes is of no interest
     for name in ("utf-8-sig", "idna", "ascii", "latin-1"):
         codecs.lookup(name)  # which another user could not import from here
     Image.init()

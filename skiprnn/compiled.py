@@ -9,7 +9,8 @@ import hashlib
 import re
 import warnings
 from importlib.util import find_spec
-from itertools import count as numbers
+from itertools import count as count_up
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,6 @@ SOURCE = Path(__file__).parent / "engines" / "native.cpp"
 _KINDS = {"int64_t": ctypes.c_int64, "float": ctypes.c_float}
 
 
-class _Structure(ctypes.Structure):
-    """A structure of native.cpp that takes no names but those of its fields."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        getattr(type(self), name)
-        super().__setattr__(name, value)
-
-
 def _structure(described: str) -> type[ctypes.Structure]:
     """From its definition in C++: ``Sums { float *w_x, *w_h; int64_t n; }``."""
     name, body = described.rstrip("}; ").split(" {")
@@ -38,7 +31,7 @@ def _structure(described: str) -> type[ctypes.Structure]:
         for field in names.split(","):
             pointer = "*" in field
             fields.append((field.strip(" *"), ctypes.c_void_p if pointer else _KINDS[kind]))
-    return type(name, (_Structure,), {"_fields_": fields})
+    return type(name, (ctypes.Structure,), {"__slots__": (), "_fields_": fields})  # and takes no other names
 
 
 def _load() -> tuple[ctypes.CDLL | None, dict[str, type[ctypes.Structure]]]:
@@ -62,7 +55,7 @@ def _load() -> tuple[ctypes.CDLL | None, dict[str, type[ctypes.Structure]]]:
     if not source or (SOURCE.exists() and digest(SOURCE) != source):
         warnings.warn("skiprnn's compiled CPU path is of another version; install skiprnn again", stacklevel=2)
         return None, {}
-    structures = [_structure(text.decode()) for text in iter(map(library.skiprnn_structure, numbers()).__next__, None)]
+    structures = [_structure(text.decode()) for text in takewhile(bool, map(library.skiprnn_structure, count_up()))]
     return library, {structure.__name__: structure for structure in structures}
 
 

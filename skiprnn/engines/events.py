@@ -56,8 +56,8 @@ class _Update(NamedTuple):
 
 class _Events(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: Problem, differentiable: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        problem = problem.with_tensors(tensors)
+    def forward(ctx: Any, bare: Problem, differentiable: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = bare.with_tensors(tensors)
         x, cell, layers, states, (p, acc) = problem.x, problem.cell, problem.layers, problem.states, problem.gate
         T, B, _ = x.shape
         ends = problem.ends()
@@ -97,7 +97,7 @@ class _Events(torch.autograd.Function):
             p = p.index_copy(0, rows, p_after)
 
         output = torch.cat(shown)[shown_at.cummax(0).values] if T else states[-1][0].new_zeros(0, *states[-1][0].shape)
-        ctx.problem, ctx.first, ctx.updates = problem.bare(), first, updates
+        ctx.bare, ctx.first, ctx.updates = bare, first, updates
         ctx.save_for_backward(ends, *tensors)
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
         ctx.set_materialize_grads(False)
@@ -107,7 +107,7 @@ class _Events(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         ends, *tensors = ctx.saved_tensors
-        problem, (enabled, dtype) = ctx.problem.with_tensors(tensors), ctx.autocast
+        problem, (enabled, dtype) = ctx.bare.with_tensors(tensors), ctx.autocast
         device, (p, acc) = problem.x.device, problem.gate
         with torch.autocast(device.type, dtype, enabled=enabled):
             walk = _BackwardWalk(problem, ends, grads, needs_x=ctx.needs_input_grad[2])

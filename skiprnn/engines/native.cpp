@@ -745,14 +745,9 @@ const char *skiprnn_structure(int64_t number) {
     const char *const texts[] = {Problem_text, Sums_text, Layer_text, Stack_text, Inference_text, Follower_text};
     return number < 6 ? texts[number] : nullptr;
 }
-int64_t skiprnn_size(const char *name) {  // for a test
-    const auto is = [name](const char *other) { return strcmp(name, other) == 0; };
-    return is("Problem")     ? sizeof(Problem)
-           : is("Sums")      ? sizeof(Sums)
-           : is("Layer")     ? sizeof(Layer)
-           : is("Stack")     ? sizeof(Stack)
-           : is("Inference") ? sizeof(Inference)
-           : is("Follower")  ? sizeof(Follower)
-                             : 0;
+int64_t skiprnn_size(int64_t number) {
+    const int64_t sizes[] = {sizeof(Problem), sizeof(Sums),      sizeof(Layer),
+                             sizeof(Stack),   sizeof(Inference), sizeof(Follower)};
+    return sizes[number];
 }
 }

@@ -131,8 +131,8 @@ class _Training(torch.autograd.Function):
     """One layer, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
-        problem = problem.with_tensors(tensors)
+    def forward(ctx: Any, bare: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = bare.with_tensors(tensors)
         problem = problem._replace(x=_rows_of(problem.x))
         x, H = problem.x, len(problem.update_weight)
         T, B, _ = x.shape
@@ -144,8 +144,8 @@ class _Training(torch.autograd.Function):
         described, _kept = _describe(problem, ends, tape)
         point(described, h=states[0], c=states[-1], p=p, acc=acc, output=output, update_gate=update_gate)
         call("forward", described, _workers(B))
-        ctx.problem = problem.bare()
-        ctx.save_for_backward(ends, *tape, *problem.tensors())
+        ctx.bare = bare
+        ctx.save_for_backward(ends, *tape, problem.x, *tensors[1:])
         ctx.set_materialize_grads(False)
         return output, update_gate, p, acc, *states
 
@@ -153,7 +153,7 @@ class _Training(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         ends, *others = ctx.saved_tensors
-        tape, problem = _Tape(*others[: len(_Tape._fields)]), ctx.problem.with_tensors(others[len(_Tape._fields) :])
+        tape, problem = _Tape(*others[: len(_Tape._fields)]), ctx.bare.with_tensors(others[len(_Tape._fields) :])
         x, (weights,) = problem.x, problem.layers
         T, B, D = x.shape
         H = len(problem.update_weight)

@@ -82,8 +82,8 @@ class _Rows(NamedTuple):
 
 class _TritonEvents(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: Problem, saves: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        problem = problem.with_tensors(tensors)
+    def forward(ctx: Any, bare: Problem, saves: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = bare.with_tensors(tensors)
         cell, x, update_bias, (start,) = problem.cell, problem.x, problem.update_bias, problem.states
         T, B, _ = x.shape
         x = x if x.stride(2) == 1 else x.contiguous()
