@@ -215,8 +215,9 @@ def on_ray(jobs: int | None, address: str | None) -> Executor:
 
 def synthetic_task(config: TrainConfig) -> SyntheticTask | None:
     """The task whose data file a configuration names, where it can be generated; None where not."""
-    known = DATA_SETS.get(Path(config.data).stem, DATA_SETS.get(config.task))
-    return known.synthetic_task() if known is not None and known.task == config.task else None
+    of_task = {name: data for name, data in DATA_SETS.items() if data.task == config.task}
+    known = of_task.get(Path(config.data).stem) or of_task.get(config.task)
+    return None if known is None else known.synthetic_task()
 
 
 def train_one(run: Planned) -> str | None:

@@ -84,6 +84,9 @@ def map_on_actors(
         retries: of a job whose worker died.
         begin, arguments: a function, and what it is called with, in each worker before its first job.
         num_gpus: of a worker, which takes a CPU core besides.
+
+    Raises:
+        SkipRNNError: a worker could not begin.
     """
     remote = ray.remote(max_restarts=-1, max_task_retries=retries, num_cpus=1, num_gpus=num_gpus)(_Actor)
     given = [ray.put(argument) for argument in arguments]
@@ -104,8 +107,12 @@ def map_on_actors(
                 free, starting = [], {}
             (reference, *_), _ = ray.wait([*running, *starting])
             if reference in starting:
-                ray.get(reference)  # raises what kept it from beginning
                 free += [starting.pop(reference)] * ahead
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    reason = str(error).strip().splitlines()[-1].strip()[:300]  # before it, where it arose
+                    raise SkipRNNError(f"a worker on the Ray cluster could not begin: {reason}") from error
                 continue
             job, index = running.pop(reference)
             free.append(index)

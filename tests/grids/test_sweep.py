@@ -47,6 +47,14 @@ def test_the_paper_s_grids_are_what_it_trained(task, tmp_path):
         assert config.batch_size == 256
 
 
+def test_a_data_file_is_drawn_for_its_task_whatever_it_is_called(config):
+    named = {name: sweep.synthetic_task(replace(config, data=f"{name}.h5")) for name in ("adding", "imdb", "mine")}
+    assert set(named.values()) == {Adding()}
+    sines = [sweep.synthetic_task(replace(config, task="sine", data=f"{name}.h5")) for name in ("sine", "sine-0.5ms")]
+    assert [task.sampling_period for task in sines] == [1.0, 0.5]
+    assert sweep.synthetic_task(replace(config, task="mnist", data="adding.h5")) is None
+
+
 def test_published_numbers_are_the_paper_s():
     adding = {(row.cell, row.lam, row.p_skip): row for row in table("adding")}
     assert adding["lstm", 1e-5, None].used == pytest.approx(50 * 0.539)
