@@ -39,7 +39,7 @@ class _RandomSkip(RecurrentStack):
         self._initialize()
 
     def _run(
-        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
+        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
     ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
         steps, batch, _ = x.shape
         used = torch.rand(steps, batch, device=x.device) >= self.p_skip
@@ -47,23 +47,25 @@ class _RandomSkip(RecurrentStack):
             used &= torch.arange(steps, device=x.device)[:, None] < lengths
         update_gate = used.to(gate.update_prob.dtype)
         if self.p_skip == 0:
-            return *self._run_taken(x, states, lengths), gate, update_gate
+            return *self._run_taken(x, states, lengths, every_step), gate, update_gate
         counts = used.sum(0)  # the samples used alone, side by side
         longest = int(counts.max()) if counts.numel() else 0
         order = used.int().argsort(dim=0, descending=True, stable=True)[:longest, :, None]
-        output, last = self._run_taken(x.gather(0, order.expand(-1, -1, x.shape[2])), states, counts)
+        output, last = self._run_taken(x.gather(0, order.expand(-1, -1, x.shape[2])), states, counts, every_step)
+        if not every_step:
+            return output, last, gate, update_gate
         output = torch.cat([states[-1][0][None], output.to(states[-1][0].dtype)])
         return output.gather(0, used.cumsum(0)[..., None].expand(-1, -1, output.shape[2])), last, gate, update_gate
 
     def _run_taken(
-        self, x: Tensor, states: list[LayerState], lengths: Tensor | None
+        self, x: Tensor, states: list[LayerState], lengths: Tensor | None, every_step: bool
     ) -> tuple[Tensor, Sequence[LayerState]]:
         """The plain cell over all of x: a Skip RNN whose gate stays open, where that is compiled, or torch's own."""
         if not x.numel():
             return states[-1][0].expand(*x.shape[:2], -1), states
         gate = GateState(x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
         shut, opened = x.new_zeros(self.hidden_size), x.new_full((1,), 100.0)
-        problem = Problem(self.cell, self.layers(), shut, opened, x, states, gate, lengths)
+        problem = Problem(self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step)
         if native.why_not(problem) is None:
             solution = native.run(problem)
             return solution.output, solution.states

@@ -80,14 +80,14 @@ class SkipRNN(RecurrentStack):
         nn.init.constant_(self.update_bias, update_bias)
 
     def _run(
-        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
+        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
     ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
         self._check_bound()
         return solve(
             self.engine,
             Problem(
                 self.cell, self.layers(), self.update_weight, self.update_bias, x, states, gate, lengths,
-                self.gate_grad_clip,
+                self.gate_grad_clip, every_step,
             ),
         )  # fmt: skip
 
@@ -112,9 +112,9 @@ class SkipRNN(RecurrentStack):
         """
         if x.dim() != 2:
             raise ValueError(f"x must be (B, D) with D = {self.input_size}, got shape {tuple(x.shape)}")
-        output, state, _ = self(x[:, None] if self.batch_first else x[None], state)
+        output, state, _ = self(x[:, None] if self.batch_first else x[None], state, every_step=False)
         skip_next = gate.skipped_steps(state.update_prob, state.cum_update_prob)
-        return StepOutput(output.squeeze(1 if self.batch_first else 0), state, skip_next)
+        return StepOutput(output, state, skip_next)
 
     def advance(self, state: State, n: int) -> State:
         """The state after ``n`` more steps, in all of which every sequence skips its sample.

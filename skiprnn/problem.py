@@ -27,6 +27,8 @@ class Problem(NamedTuple):
     """(B,) integers; from step ``lengths[b]`` on, sequence b keeps its state and its gate is 0."""
     gate_grad_clip: float | None = None
     """dL/du_t, of each sequence and step, used or skipped, is clamped to ± this; None: the paper's."""
+    every_step: bool = True
+    """Whether the output of every step is wanted."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that may be differentiated by: x, update_weight, update_bias, p, acc, the states, the weights."""
@@ -68,7 +70,7 @@ class Problem(NamedTuple):
 class Solution(NamedTuple):
     """What comes of a problem."""
 
-    output: Tensor  # (T, B, H), the last layer's h after each step
+    output: Tensor  # (T, B, H), the last layer's h after each step; anything where that is not wanted
     states: Sequence[LayerState]
     gate: GateState
     update_gate: Tensor  # (T, B)

@@ -51,11 +51,11 @@ def run(problem: Problem) -> Solution:
         ]
         p = _select(u, p_candidate, p)
         acc = (1 - u) * a if lengths is None else torch.where(valid[t], (1 - u) * a, acc)
-        outputs.append(states[-1][0])
+        if problem.every_step:
+            outputs.append(states[-1][0])
         gates.append(u)
-    if not outputs:
-        return Solution(x.new_zeros(0, *states[-1][0].shape), states, problem.gate, p.new_zeros(0, batch))
-    return Solution(torch.stack(outputs), states, GateState(p, acc), torch.stack(gates))
+    output = torch.stack(outputs) if outputs else x.new_zeros(0, *states[-1][0].shape)
+    return Solution(output, states, GateState(p, acc), torch.stack(gates) if gates else p.new_zeros(0, batch))
 
 
 def candidate_states(

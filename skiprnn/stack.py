@@ -15,7 +15,7 @@ State = Any  # LSTMState, GRUState, or the named tuple of another cell
 class SkipRNNOutput(NamedTuple):
     """What ``forward`` returns."""
 
-    output: Tensor  # (T, B, H) or (B, T, H)
+    output: Tensor  # (T, B, H) or (B, T, H); (B, H) where every_step is False
     state: Any  # LSTMState, GRUState, or what the cell has
     update_gate: Tensor  # (T, B) or (B, T): 1 where the sample was used, 0 where it was skipped
 
@@ -30,7 +30,12 @@ class RecurrentStack(nn.Module):
     batch_first: bool
 
     def forward(
-        self, input: Tensor, state: State | None = None, lengths: Tensor | Sequence[int] | None = None
+        self,
+        input: Tensor,
+        state: State | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        *,
+        every_step: bool = True,
     ) -> SkipRNNOutput:
         """Run a batch of sequences.
 
@@ -40,10 +45,12 @@ class RecurrentStack(nn.Module):
                 probabilities lie in 0..1 is checked on the CPU only.
             lengths: (B,) integers from 0 to T. From step ``lengths[b]`` on, sequence b neither updates nor costs
                 anything, and its output repeats its last state. Values are checked on the CPU only.
+            every_step: if False, return the last layer's h after the last step alone, which saves memory and time.
 
         Returns:
-            ``(output, state, update_gate)``: the last layer's h after each step, (T, B, H) or (B, T, H); the state to
-            go on from; the gate, (T, B) or (B, T), 1 where the state was updated and 0 where it was copied.
+            ``(output, state, update_gate)``: the last layer's h after each step, (T, B, H) or (B, T, H), or after the
+            last one, (B, H), which is ``state.h[-1]``; the state to go on from; the gate, (T, B) or (B, T), 1 where the
+            state was updated and 0 where it was copied.
 
         Raises:
             ValueError: an argument has the wrong shape, type or range.
@@ -56,9 +63,13 @@ class RecurrentStack(nn.Module):
         else:
             self._check_state(state, batch)
         layer_states, gate_state = self._unpack(state)
-        output, new_states, gate_state, update_gate = self._run(x, layer_states, gate_state, lengths)
+        output, new_states, gate_state, update_gate = self._run(x, layer_states, gate_state, lengths, every_step)
         if self.batch_first:
-            output, update_gate = output.transpose(0, 1), update_gate.transpose(0, 1)
+            update_gate = update_gate.transpose(0, 1)
+        if not every_step:
+            output = new_states[-1][0]
+        elif self.batch_first:
+            output = output.transpose(0, 1)
         tensors = [torch.stack(layers) for layers in zip(*new_states, strict=True)]
         return SkipRNNOutput(output, self._state(tensors, gate_state), update_gate)
 
@@ -84,8 +95,9 @@ class RecurrentStack(nn.Module):
         return [self.layer(k) for k in range(self.num_layers)]
 
     def _run(
-        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
+        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
     ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
+        """The output of every step where it is wanted, the states and the gate's after the last step, the gate."""
         raise NotImplementedError
 
     def _register_initial_state(self, learned: bool) -> None:

@@ -203,7 +203,7 @@ class Stream:
             with torch.no_grad():
                 states = [tuple(s[k : k + 1] for s in self._states) for k in range(self.rnn.num_layers)]
                 before = GateState(self._p, gate.advance(self._p, self._acc, self._since))
-                _, after, now, update_gate = self.rnn._run(samples[:, None], states, before, None)
+                _, after, now, update_gate = self.rnn._run(samples[:, None], states, before, None, False)
             for mine, tensors in zip(self._states, zip(*after, strict=True), strict=True):
                 mine.copy_(torch.cat(tensors))
             self._p.copy_(now.update_prob)

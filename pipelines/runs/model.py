@@ -39,8 +39,8 @@ class SequenceModel(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> ModelOutput:
         """x as the task stores it, (B, T, D) or (B, T), and lengths (B,) -> (B, output_size), (B, T)."""
-        _, state, update_gate = self.rnn(self.embedding(x), lengths=lengths)
-        return ModelOutput(self.head(self.dropout(state.h[-1])).float(), update_gate)
+        last, _, update_gate = self.rnn(self.embedding(x), lengths=lengths, every_step=False)
+        return ModelOutput(self.head(self.dropout(last)).float(), update_gate)
 
     def with_rnn(self, rnn: RecurrentStack) -> "SequenceModel":
         """The same network around another recurrent stack, which takes over the weights it has names for."""

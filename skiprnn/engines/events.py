@@ -87,16 +87,20 @@ class _Events(torch.autograd.Function):
                 end = np.minimum(t, lasts)[active]
                 updates.append(_Update(rows, at, went, end, before, after, saved, p_before, p_after, opened))
             update_gate[at, rows] = 1
-            shown_at[at, rows] = counted + torch.arange(len(rows), device=x.device)
-            shown.append(after[-1][0])
-            counted += len(rows)
+            if problem.every_step:
+                shown_at[at, rows] = counted + torch.arange(len(rows), device=x.device)
+                shown.append(after[-1][0])
+                counted += len(rows)
             states = [
                 tuple(s.index_copy(0, rows, new) for s, new in zip(*pair, strict=True))
                 for pair in zip(states, after, strict=True)
             ]
             p = p.index_copy(0, rows, p_after)
 
-        output = torch.cat(shown)[shown_at.cummax(0).values] if T else states[-1][0].new_zeros(0, *states[-1][0].shape)
+        if T and problem.every_step:
+            output = torch.cat(shown)[shown_at.cummax(0).values]
+        else:
+            output = states[-1][0].new_zeros(0, *states[-1][0].shape)
         ctx.bare, ctx.first, ctx.updates = bare, first, updates
         ctx.save_for_backward(ends, *tensors)
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)

@@ -3,7 +3,7 @@
 //
 // A block of sequences runs its whole event loop here, so that weights stay in the cache and nothing but products and
 // gates is left to do. Gates are padded to a multiple of 16 units; padded units stay zero. The tape of a sequence holds
-// its states after each update, row 0 being the initial one; backward computes the gates again from it.
+// its states after each update, row 0 being the initial one, and the update's gates.
 
 #include <cstdint>
 #include <cstdlib>
@@ -44,8 +44,8 @@ STRUCTURE(Problem,
     const int64_t *lengths;                        // (B,)
     float *h, *c;                                  // (layers, B, H): initial states in, final states out
     float *p, *acc;                                // (B,): likewise
-    float *output, *update_gate;                   // (T, B, H), (T, B)
-    float *tape_h, *tape_c;                        // (layers, B, T+1, HP), or null: nobody will go back
+    float *output, *update_gate;                   // (T, B, H), or null, and (T, B)
+    float *tape_h, *tape_c, *tape_g;               // (layers, B, T+1, HP or KP), or null: nobody will go back
     float *tape_p, *tape_a;                        // (B, T+1)
     int32_t *tape_t, *counts;                      // (B, T+1); (B,) updates
     // backward
@@ -281,38 +281,56 @@ struct Skipped {  // 16 units of a candidate that was not taken
     v16 h, c;
 };
 
+// The input's share of a step's gates: computed already, or from its features where those are few.
+template <int D>
+struct Share {
+    const float *z;               // (GP,), where D is 0
+    const float *x, *w, *bias;    // (D,), packed [GP/16][D][16], (GP,)
+};
+template <int D>
+INLINE v16 share_of(const Share<D> &s, int64_t at) {
+    v16 z = load((D ? s.bias : s.z) + at);
+#pragma GCC unroll 2
+    for (int d = 0; d < D; d++) z += s.x[d] * load(s.w + at * D + 16 * d);
+    return z;
+}
+
 // The same with fewer divisions, good to 2e-7 of 1: skipped steps are many, and only sums over units leave them.
-template <int KIND>
-INLINE Skipped skipped_candidate(const float *zx, const float *zh, const float *zn, int64_t HP, int64_t u, v16 h,
+template <int KIND, int D>
+INLINE Skipped skipped_candidate(const Share<D> &x, const float *zh, const float *zn, int64_t HP, int64_t u, v16 h,
                                  v16 c) {
-    v16 f = exponential(-clamped(load(zx + HP + u) + load(zh + HP + u), 40.0f));
+    v16 f = exponential(-clamped(share_of(x, HP + u) + load(zh + HP + u), 25.0f));
     if (KIND) {
         v16 n = load(zn + u);
-        if (KIND == 1) n /= 1.0f + exponential(-clamped(load(zx + u) + load(zh + u), 40.0f));
-        n = exponential(2.0f * clamped(load(zx + 2 * HP + u) + n, 10.0f));
+        if (KIND == 1) n /= 1.0f + exponential(-clamped(share_of(x, u) + load(zh + u), 25.0f));
+        n = exponential(2.0f * clamped(share_of(x, 2 * HP + u) + n, 10.0f));
         v16 taken = (f * (n - 1.0f) + h * (n + 1.0f)) / ((1.0f + f) * (n + 1.0f));
         return {taken, taken};
     }
-    v16 i = exponential(-clamped(load(zx + u) + load(zh + u), 40.0f));
-    v16 g = exponential(2.0f * clamped(load(zx + 2 * HP + u) + load(zh + 2 * HP + u), 10.0f));
-    v16 o = exponential(-clamped(load(zx + 3 * HP + u) + load(zh + 3 * HP + u), 40.0f));
-    c = c / (1.0f + f) + (g - 1.0f) / ((1.0f + i) * (1.0f + g));
+    v16 i = exponential(-clamped(share_of(x, u) + load(zh + u), 25.0f));
+    v16 g = exponential(2.0f * clamped(share_of(x, 2 * HP + u) + load(zh + 2 * HP + u), 10.0f));
+    v16 o = exponential(-clamped(share_of(x, 3 * HP + u) + load(zh + 3 * HP + u), 25.0f));
+    v16 ig = (1.0f + i) * (1.0f + g);
+    f += 1.0f;
+    c = (c * ig + (g - 1.0f) * f) / (f * ig);
     g = exponential(2.0f * clamped(c, 10.0f));
     return {(g - 1.0f) / ((1.0f + o) * (1.0f + g)), c};
 }
 
-// What a GRU that resets before multiplies by its last weights: reset[n, HP] = r⊙h, r from the rows' shares.
-INLINE void reset_states(const float *zx, const float *zh, const float *h, int64_t HP, float *reset) {
+// What a GRU that resets before multiplies by its last weights: reset[HP] = r⊙h.
+template <int D>
+INLINE void reset_states(const Share<D> &x, const float *zh, const float *h, int64_t HP, float *reset) {
     for (int64_t u = 0; u < HP; u += 16)
-        store(reset + u, sigmoid(load(zx + u) + load(zh + u)) * load(h + u));
+        store(reset + u, sigmoid(share_of(x, u) + load(zh + u)) * load(h + u));
 }
 
 // The sizes of a stack, padded.
 struct Sizes {
-    int64_t L, H, HP, GP, ZP;  // ZP: of GP, the columns of the product with h
+    int64_t L, H, HP, GP, ZP, KP;  // ZP: of GP, the columns of the product with h; KP: what the tape keeps of gates
     INLINE int64_t gates(int64_t kind) { return kind ? 3 : 4; }
     explicit Sizes(const Stack &q)
-        : L(q.layers), H(q.H), HP(padded(H)), GP(gates(q.kind) * HP), ZP(q.kind == 2 ? 2 * HP : GP) {}
+        : L(q.layers), H(q.H), HP(padded(H)), GP(gates(q.kind) * HP), ZP(q.kind == 2 ? 2 * HP : GP),
+          KP(q.kind == 2 ? 3 * HP : 4 * HP) {}
 };
 
 INLINE float bounded(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
@@ -352,10 +370,11 @@ INLINE int64_t next_update(float p, float &acc, int64_t t, int64_t end) {
 }
 
 // One update of n sequences: h and c hold a layer's states of all rows, (n, HP), every `apart` floats; p[n] becomes their
-// update probabilities. Scratch: zx and zh, (n, GP), reset, (n, HP).
+// update probabilities. Gates go to rows of the tape, a layer's every `tape_apart` floats, if there is one. Scratch: zx
+// and zh, (n, GP), reset, (n, HP).
 template <class Set, int KIND>
 INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c, int64_t apart, float *p, float *zx,
-                   float *zh, float *reset) {
+                   float *zh, float *reset, float *tape, const int64_t *rows, int64_t tape_apart) {
     const Sizes s(q);
     const float *below = x;
     int64_t below_apart = q.layer[0].D;
@@ -364,7 +383,7 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
         Set::product(below, below_apart, n, w.D, w.w_x, s.GP, zx, s.GP, w.bias_x);
         Set::product(h, s.HP, n, s.H, w.w_h, s.ZP, zh, s.GP, w.bias_h);
         if (KIND == 2) {
-            for (int64_t r = 0; r < n; r++) reset_states(zx + r * s.GP, zh + r * s.GP, h + r * s.HP, s.HP, reset + r * s.HP);
+            for (int64_t r = 0; r < n; r++) reset_states(Share<0>{zx + r * s.GP}, zh + r * s.GP, h + r * s.HP, s.HP, reset + r * s.HP);
             Set::product(reset, s.HP, n, s.H, w.w_h + s.ZP * s.H, s.HP, zh + s.ZP, s.GP, w.bias_h + s.ZP);
         }
         for (int64_t r = 0; r < n; r++) {
@@ -377,6 +396,10 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
                 store(hr + u, g.h);
                 if (!KIND) store(cr + u, g.c);
                 dot += g.c * load(q.w_p + u);
+                if (!tape) continue;
+                float *kept = tape + l * tape_apart + rows[r] * s.KP + u;
+                store(kept, g.i), store(kept + s.HP, g.f), store(kept + 2 * s.HP, g.g);
+                if (KIND < 2) store(kept + 3 * s.HP, g.o);
             }
             if (l == s.L - 1) p[r] = probability(total(dot) + q.b_p);
         }
@@ -397,7 +420,7 @@ INLINE void forward_block(const Problem &q, int64_t first, int64_t last, Memory 
     const int64_t H = s.H, HP = s.HP, D = stack.layer[0].D, S = q.T + 1, apart = ROWS * HP;
     float *xs = memory.take(ROWS * D), *hs = memory.take(s.L * apart), *cs = memory.take(s.L * apart);
     float *zx = memory.take(ROWS * s.GP), *zh = memory.take(ROWS * s.GP), *reset = memory.take(ROWS * HP);
-    int64_t of[ROWS], t[ROWS], shown[ROWS], count[ROWS];  // of the rows still running, the first n
+    int64_t of[ROWS], t[ROWS], shown[ROWS], count[ROWS], at[ROWS];  // of the rows still running, the first n
     float p[ROWS];
     int64_t n = last - first;
     for (int64_t r = 0; r < n; r++) {
@@ -419,7 +442,7 @@ INLINE void forward_block(const Problem &q, int64_t first, int64_t last, Memory 
             const int64_t b = of[r];
             const bool ends = t[r] >= q.lengths[b];
             const float *top = hs + (s.L - 1) * apart + r * HP;
-            for (const int64_t until = ends ? q.T : t[r]; shown[r] < until; shown[r]++)
+            for (const int64_t until = ends ? q.T : t[r]; q.output && shown[r] < until; shown[r]++)
                 memcpy(q.output + (shown[r] * q.B + b) * H, top, H * sizeof(float));
             for (int64_t l = 0; l < s.L; l++) {
                 float *h = hs + l * apart, *c = cs + l * apart;
@@ -437,13 +460,14 @@ INLINE void forward_block(const Problem &q, int64_t first, int64_t last, Memory 
             if (q.tape_h) q.counts[b] = (int32_t)count[r];
             if (ends) continue;
             of[running] = b, t[running] = t[r], shown[running] = shown[r], count[running] = count[r] + 1;
+            at[running] = b * S + count[running];  // of the tape
             memcpy(xs + running * D, q.x + t[r] * q.x_t + b * q.x_b, D * sizeof(float));
             running++;
         }
         if ((n = running) == 0) break;
-        update<Set, KIND>(stack, xs, n, hs, cs, apart, p, zx, zh, reset);
+        update<Set, KIND>(stack, xs, n, hs, cs, apart, p, zx, zh, reset, q.tape_g, at, q.B * S * s.KP);
         for (int64_t r = 0; r < n; r++) {
-            const int64_t b = of[r], k = b * S + count[r];
+            const int64_t b = of[r], k = at[r];
             if (q.tape_h) q.tape_t[k] = (int32_t)t[r], q.tape_a[k] = q.acc[b], q.tape_p[k] = p[r];
             q.p[b] = p[r];
             q.acc[b] = 0;
@@ -457,7 +481,6 @@ INLINE void forward_block(const Problem &q, int64_t first, int64_t last, Memory 
 struct LayerBack {
     int64_t D, DP;
     float *Gh, *Gc, *zh;                        // (ROWS, HP), (ROWS, HP), (ROWS, GP): of each sequence of the block
-    float *z;                                   // (ROWS, GP): the state's share of an update's gates
     float *x, *h, *reset, *dz, *dzh;            // (PENDING + ROWS, ...): updates whose weights' gradients are not summed yet
     float *w_x, *w_h, *bias_x, *bias_h;         // the sums: (GP, DP), (GP, HP), (GP,), (GP,)
 };
@@ -466,7 +489,7 @@ struct Back {
     float *w_p, *b_p;                           // sums
     int64_t pending;
     float *xs, *zx, *zn, *reset, *below;        // of skipped steps: (SKIPS, D or GP or HP)
-    float *back, *up, *zeros;                   // (ROWS, HP), (ROWS, the widest DP), (the widest DP,)
+    float *back, *z, *up, *zeros;               // (ROWS, HP), (ROWS, GP), (ROWS, the widest DP), (the widest DP,)
 };
 
 INLINE int64_t sums_floats(const Stack &q) {  // of a worker's gradients
@@ -482,9 +505,9 @@ INLINE int64_t backward_floats(const Stack &q) {
     for (int64_t l = 0; l < s.L; l++) {
         const int64_t DP = padded(q.layer[l].D);
         widest = DP > widest ? DP : widest;
-        floats += sizeof(LayerBack) / 4 + ROWS * (2 * s.HP + 2 * s.GP) + (PENDING + ROWS) * (DP + 2 * s.HP + 2 * s.GP) + 256;
+        floats += sizeof(LayerBack) / 4 + ROWS * (2 * s.HP + s.GP) + (PENDING + ROWS) * (DP + 2 * s.HP + 2 * s.GP) + 256;
     }
-    return floats + SKIPS * (q.layer[0].D + s.GP + 3 * s.HP) + ROWS * s.HP + (ROWS + 1) * widest;
+    return floats + SKIPS * (q.layer[0].D + s.GP + 3 * s.HP) + ROWS * (s.HP + s.GP) + (ROWS + 1) * widest;
 }
 
 template <int KIND>
@@ -499,7 +522,7 @@ INLINE Back prepared(const Stack &q, float *sums, Memory &memory) {
         a.D = q.layer[l].D, a.DP = padded(a.D);
         widest = a.DP > widest ? a.DP : widest;
         a.Gh = memory.take(ROWS * s.HP), a.Gc = memory.take(ROWS * s.HP);
-        a.zh = memory.take(ROWS * s.GP), a.z = memory.take(ROWS * s.GP);
+        a.zh = memory.take(ROWS * s.GP);
         a.x = memory.take(many * a.DP), a.h = memory.take(many * s.HP);
         a.reset = KIND == 2 ? memory.take(many * s.HP) : nullptr;
         a.dz = memory.take(many * s.GP), a.dzh = KIND == 1 ? memory.take(many * s.GP) : a.dz;
@@ -510,7 +533,7 @@ INLINE Back prepared(const Stack &q, float *sums, Memory &memory) {
     w.pending = 0;
     w.xs = memory.take(SKIPS * q.layer[0].D), w.zx = memory.take(SKIPS * s.GP), w.zn = memory.take(SKIPS * s.HP);
     w.reset = memory.take(SKIPS * s.HP), w.below = memory.take(SKIPS * s.HP);
-    w.back = memory.take(ROWS * s.HP), w.up = memory.take(ROWS * widest), w.zeros = memory.take(widest);
+    w.back = memory.take(ROWS * s.HP), w.z = memory.take(ROWS * s.GP), w.up = memory.take(ROWS * widest), w.zeros = memory.take(widest);
     return w;
 }
 
@@ -536,52 +559,71 @@ INLINE void add_output(const Problem &q, int64_t H, int64_t t, int64_t b, float 
         for (int64_t u = 0; u < H; u++) G[u] += q.grad_output[t * q.go_t + b * q.go_b + u];
 }
 
-// Back over m steps, skipped after update k: step at[i] of sequence of[i].
-template <class Set, int KIND>
-INLINE void back_over_skips(const Problem &q, int64_t first, int64_t k, int64_t m, const int64_t *of, const int64_t *at,
-                            Back &w) {
+// Skipped steps that go through one product: step at[i] of sequence of[i], after update k of each.
+struct Skips {
+    int64_t k, n, at[SKIPS], of[SKIPS];
+    float gains[SKIPS];  // <dL/ds, s̃ - s> of the layers so far
+};
+
+// Back over skipped steps of layer l, which reads D features, or any number where D is 0.
+template <class Set, int KIND, int D>
+INLINE void back_over_skips_of(int64_t l, const Problem &q, int64_t first, Skips &k, Back &w) {
     const Stack &stack = *q.stack;
     const Sizes s(stack);
     const int64_t H = s.H, HP = s.HP, S = q.T + 1;
-    float gains[SKIPS] = {};
-    for (int64_t l = 0; l < s.L; l++) {
-        const Layer &layer = stack.layer[l];
-        const LayerBack &a = w.layer[l];
-        const bool top = l == s.L - 1;
-        Set::product(l ? w.below : w.xs, l ? HP : a.D, m, a.D, layer.w_x, s.GP, w.zx, s.GP, layer.bias_x);
-        if (KIND == 2) {
-            for (int64_t i = 0; i < m; i++)
-                reset_states(w.zx + i * s.GP, a.zh + (of[i] - first) * s.GP, q.tape_h + ((l * q.B + of[i]) * S + k) * HP, HP,
-                             w.reset + i * HP);
-            Set::product(w.reset, HP, m, H, layer.w_h + s.ZP * H, HP, w.zn, HP, layer.bias_h + s.ZP);
-        }
-        for (int64_t i = 0; i < m; i++) {
-            const int64_t b = of[i], t = at[i], r = b - first, row = (l * q.B + b) * S + k;
-            const float *zh = a.zh + r * s.GP, *zn = KIND == 2 ? w.zn + i * HP : zh + 2 * HP;
-            float *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
-            if (top) add_output(q, H, t, b, Gh);
-            v16 gain{}, dot{};
-            for (int64_t u = 0; u < HP; u += 16) {
-                v16 h = load(q.tape_h + row * HP + u), c = KIND ? v16{} : load(q.tape_c + row * HP + u);
-                Skipped new_state = skipped_candidate<KIND>(w.zx + i * s.GP, zh, zn, HP, u, h, c);
-                gain += (new_state.h - h) * load(Gh + u);
-                if (!KIND) gain += (new_state.c - c) * load(Gc + u);
-                if (top)
-                    dot += new_state.c * load(stack.w_p + u);
-                else
-                    store(w.below + i * HP + u, new_state.h);
-            }
-            gains[i] += total(gain);
-            if (!top) continue;
-            const int64_t begin = k ? q.tape_t[b * S + k] : -1;
-            const float p = q.tape_p[b * S + k], acc = k ? 0 : q.tape_a[b * S];
-            const float p_skipped = probability(total(dot) + stack.b_p);
-            float gu = gains[i] + q.grad_p[b] * (p_skipped - p) - q.grad_acc[b] * (acc + (t - begin) * p);
-            if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
-            q.grad_acc[b] += bounded(gu, q.gate_grad_clip);
-            q.grad_p[b] += q.grad_acc[b];
-        }
+    const Layer &layer = stack.layer[l];
+    const LayerBack &a = w.layer[l];
+    const bool top = l == s.L - 1;
+    if (D == 0)
+        Set::product(l ? w.below : w.xs, l ? HP : a.D, k.n, a.D, layer.w_x, s.GP, w.zx, s.GP, layer.bias_x);
+    const auto share = [&](int64_t i) {
+        return Share<D>{w.zx + i * s.GP, w.xs + i * D, layer.w_x, layer.bias_x};
+    };
+    if (KIND == 2) {
+        for (int64_t i = 0; i < k.n; i++)
+            reset_states(share(i), a.zh + (k.of[i] - first) * s.GP, q.tape_h + ((l * q.B + k.of[i]) * S + k.k) * HP, HP,
+                         w.reset + i * HP);
+        Set::product(w.reset, HP, k.n, H, layer.w_h + s.ZP * H, HP, w.zn, HP, layer.bias_h + s.ZP);
     }
+    for (int64_t i = 0; i < k.n; i++) {
+        const int64_t b = k.of[i], t = k.at[i], r = b - first, row = (l * q.B + b) * S + k.k;
+        const float *zh = a.zh + r * s.GP, *zn = KIND == 2 ? w.zn + i * HP : zh + 2 * HP;
+        float *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
+        if (top) add_output(q, H, t, b, Gh);
+        const Share<D> x = share(i);
+        v16 gain{}, dot{};
+        for (int64_t u = 0; u < HP; u += 16) {
+            v16 h = load(q.tape_h + row * HP + u), c = KIND ? v16{} : load(q.tape_c + row * HP + u);
+            Skipped taken = skipped_candidate<KIND>(x, zh, zn, HP, u, h, c);
+            gain += (taken.h - h) * load(Gh + u);
+            if (!KIND) gain += (taken.c - c) * load(Gc + u);
+            if (top)
+                dot += taken.c * load(stack.w_p + u);
+            else
+                store(w.below + i * HP + u, taken.h);
+        }
+        k.gains[i] = (l ? k.gains[i] : 0) + total(gain);
+        if (!top) continue;
+        const int64_t begin = k.k ? q.tape_t[b * S + k.k] : -1;
+        const float p = q.tape_p[b * S + k.k], acc = k.k ? 0 : q.tape_a[b * S];
+        const float p_skipped = probability(total(dot) + stack.b_p);
+        float gu = k.gains[i] + q.grad_p[b] * (p_skipped - p) - q.grad_acc[b] * (acc + (t - begin) * p);
+        if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
+        q.grad_acc[b] += bounded(gu, q.gate_grad_clip);
+        q.grad_p[b] += q.grad_acc[b];
+    }
+}
+
+template <class Set, int KIND>
+INLINE void back_over_skips(const Problem &q, int64_t first, Skips &k, Back &w) {
+    const int64_t D = q.stack->layer[0].D;
+    if (D == 1)
+        back_over_skips_of<Set, KIND, 1>(0, q, first, k, w);
+    else if (D == 2)
+        back_over_skips_of<Set, KIND, 2>(0, q, first, k, w);
+    else
+        back_over_skips_of<Set, KIND, 0>(0, q, first, k, w);
+    for (int64_t l = 1; l < q.stack->layers; l++) back_over_skips_of<Set, KIND, 0>(l, q, first, k, w);
 }
 
 // Back over update k of the n sequences first + active[i].
@@ -591,25 +633,15 @@ INLINE void back_over_update(const Problem &q, int64_t first, int64_t k, int64_t
     const Sizes s(stack);
     const int64_t H = s.H, HP = s.HP, GP = s.GP, S = q.T + 1;
     float gains[ROWS] = {};
-    for (int64_t l = 0; l < s.L; l++) {  // the gates once more
-        const Layer &layer = stack.layer[l];
+    for (int64_t l = 0; l < s.L; l++) {
         const LayerBack &a = w.layer[l];
-        float *x = a.x + w.pending * a.DP, *h = a.h + w.pending * HP, *zx = a.dz + w.pending * GP;
+        float *x = a.x + w.pending * a.DP, *h = a.h + w.pending * HP;
         for (int64_t i = 0; i < n; i++) {
             const int64_t b = first + active[i];
             const float *below = l ? q.tape_h + (((l - 1) * q.B + b) * S + k) * HP
                                    : q.x + q.tape_t[b * S + k] * q.x_t + b * q.x_b;
             memcpy(x + i * a.DP, below, a.D * sizeof(float));
             memcpy(h + i * HP, q.tape_h + ((l * q.B + b) * S + k - 1) * HP, HP * sizeof(float));
-        }
-        Set::product(x, a.DP, n, a.D, layer.w_x, GP, zx, GP, layer.bias_x);
-        Set::product(h, HP, n, H, layer.w_h, s.ZP, a.z, GP, layer.bias_h);
-        for (int64_t i = 0; i < n; i++)  // the segment before needs it too
-            memcpy(a.zh + active[i] * GP, a.z + i * GP, s.ZP * sizeof(float));
-        if (KIND == 2) {
-            float *reset = a.reset + w.pending * HP;
-            for (int64_t i = 0; i < n; i++) reset_states(zx + i * GP, a.z + i * GP, h + i * HP, HP, reset + i * HP);
-            Set::product(reset, HP, n, H, layer.w_h + s.ZP * H, HP, a.z + s.ZP, GP, layer.bias_h + s.ZP);
         }
     }
     for (int64_t l = s.L - 1; l >= 0; l--) {
@@ -619,14 +651,18 @@ INLINE void back_over_update(const Problem &q, int64_t first, int64_t k, int64_t
         float *h_before = a.h + w.pending * HP, *zx = a.dz + w.pending * GP, *zxh = a.dzh + w.pending * GP;
         for (int64_t i = 0; i < n; i++) {
             const int64_t r = active[i], b = first + r, row = b * S + k;
-            float *dz = zx + i * GP, *dzh = zxh + i * GP, *z = a.z + i * GP, *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
-            const float *c_before = KIND ? nullptr : q.tape_c + ((l * q.B + b) * S + k - 1) * HP;
+            float *dz = zx + i * GP, *dzh = zxh + i * GP, *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
+            const int64_t after = (l * q.B + b) * S + k;
             if (top) add_output(q, H, q.tape_t[row], b, Gh);
             const float p = q.tape_p[row], grad_logit = top ? q.grad_p[b] * p * (1 - p) : 0;
             v16 gain{};
             for (int64_t u = 0; u < HP; u += 16) {
-                v16 h0 = load(h_before + i * HP + u), c0 = KIND ? v16{} : load(c_before + u);
-                Gates g = candidate<KIND>(dz, z, z + 2 * HP, HP, u, h0, c0);
+                v16 h0 = load(h_before + i * HP + u), c0 = KIND ? v16{} : load(q.tape_c + (after - 1) * HP + u);
+                const float *kept = q.tape_g + after * s.KP + u;
+                Gates g = {load(kept), load(kept + HP), load(kept + 2 * HP), KIND < 2 ? load(kept + 3 * HP) : v16{}, v16{},
+                           load(q.tape_h + after * HP + u), v16{}};
+                g.c = KIND ? g.h : load(q.tape_c + after * HP + u);
+                if (!KIND) g.tanh_c = hyperbolic(g.c);
                 v16 gh = load(Gh + u), via_gate{};
                 gain += (g.h - h0) * gh;
                 if (top) {
@@ -641,6 +677,7 @@ INLINE void back_over_update(const Problem &q, int64_t first, int64_t k, int64_t
                     store(w.back + i * HP + u, gh * g.f);
                     if (KIND == 2) {
                         store(dz + u, g.i);  // for the time being
+                        store(a.reset + (w.pending + i) * HP + u, g.i * h0);
                     } else {
                         v16 dr = dn * g.o * g.i * (1.0f - g.i);
                         store(dz + u, dr);
@@ -708,24 +745,28 @@ INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Back &
         if (q.counts[b] > most) most = q.counts[b];
     }
     for (int64_t k = most; k >= 0; k--) {
-        // the state's share of the gates, for sequences whose last state this is
+        // the state's share of the gates, where steps are skipped after update k
         int64_t n = 0;
-        for (int64_t b = first; b < last; b++)
-            if (q.counts[b] == k) active[n++] = b - first;
+        for (int64_t b = first; b < last; b++) {
+            const int64_t row = b * S + k, begin = k ? q.tape_t[row] : -1;
+            if (q.counts[b] >= k && (k < q.counts[b] ? q.tape_t[row + 1] : q.lengths[b]) > begin + 1) active[n++] = b - first;
+        }
         for (int64_t l = 0; n && l < s.L; l++) {
             const LayerBack &a = w.layer[l];
             const Layer &layer = stack.layer[l];
             for (int64_t i = 0; i < n; i++)
                 memcpy(w.back + i * HP, q.tape_h + ((l * q.B + first + active[i]) * S + k) * HP, HP * sizeof(float));
-            Set::product(w.back, HP, n, H, layer.w_h, s.ZP, a.z, GP, layer.bias_h);
-            for (int64_t i = 0; i < n; i++) memcpy(a.zh + active[i] * GP, a.z + i * GP, s.ZP * sizeof(float));
+            Set::product(w.back, HP, n, H, layer.w_h, s.ZP, w.z, GP, layer.bias_h);
+            for (int64_t i = 0; i < n; i++) memcpy(a.zh + active[i] * GP, w.z + i * GP, s.ZP * sizeof(float));
         }
 
         // the steps skipped after update k, of one sequence after the other, several a product
-        int64_t b = first, t = 0, at[SKIPS], of[SKIPS];
+        Skips skips;
+        skips.k = k;
+        int64_t b = first, t = 0;
         for (bool entered = false;;) {
-            int64_t m = 0;
-            while (m < SKIPS && b < last) {
+            int64_t &m = skips.n;
+            for (m = 0; m < SKIPS && b < last;) {
                 const int64_t row = b * S + k, begin = k ? q.tape_t[row] : -1;
                 if (q.counts[b] >= k && !entered) {
                     t = (k < q.counts[b] ? q.tape_t[row + 1] : q.lengths[b]) - 1;
@@ -737,11 +778,11 @@ INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Back &
                     continue;
                 }
                 memcpy(w.xs + m * D, q.x + t * q.x_t + b * q.x_b, D * sizeof(float));
-                of[m] = b;
-                at[m++] = t--;
+                skips.of[m] = b;
+                skips.at[m++] = t--;
             }
             if (m == 0) break;
-            back_over_skips<Set, KIND>(q, first, k, m, of, at, w);
+            back_over_skips<Set, KIND>(q, first, skips, w);
         }
         if (k == 0) break;
 
@@ -794,7 +835,7 @@ INLINE void follow(Follower &q, const float *x, int64_t x_t, int64_t T) {
     int64_t t = q.skips;
     for (q.used = 0; t < T; q.used++) {
         float acc = 0;
-        update<Set, KIND>(*q.stack, x + t * x_t, 1, q.h, q.c, s.HP, q.p, zx, zh, reset);
+        update<Set, KIND>(*q.stack, x + t * x_t, 1, q.h, q.c, s.HP, q.p, zx, zh, reset, nullptr, nullptr, 0);
         q.last = t;
         t = next_update(*q.p, acc, t, INT64_MAX);
     }

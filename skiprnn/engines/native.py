@@ -6,10 +6,14 @@ It runs stacks of LSTMs and of either GRU. Passes share sequences out among torc
 import ctypes
 import math
 import mmap
+import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Self
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,17 +106,20 @@ class Follower:
         return follower.used, follower.last, follower.skips
 
 
-def _forward(problem: Problem, tape: "_Tape | None") -> tuple[Tensor, tuple[Tensor, ...]]:
+def _forward(problem: Problem, tape: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The sequences' lengths, and what ``Solution.of_tensors`` takes; what backward needs goes to the tape."""
     x, ends = _rows_of(problem.x.detach()), problem.ends().contiguous()
     T, B, _ = x.shape
     H = len(problem.update_weight)
     p, acc = (tensor.detach().clone() for tensor in problem.gate)
     last = [torch.stack(tensors).detach() for tensors in zip(*problem.states, strict=True)]  # (L, B, H) each
-    output, update_gate = _reserve(T * B * H, huge_pages=True).view(T, B, H), x.new_zeros(T, B)
+    output, update_gate = x.new_empty(0), x.new_zeros(T, B)
     stack = PackedStack(problem.cell, problem.layers, problem.update_weight, problem.update_bias)
-    described = _described(stack, x, ends, tape)
-    point(described, h=last[0], c=last[-1], p=p, acc=acc, output=output, update_gate=update_gate)
+    described = _described(problem, stack, x, ends, tape)
+    point(described, h=last[0], c=last[-1], p=p, acc=acc, update_gate=update_gate)
+    if problem.every_step:
+        output = _memory(T * B * H, huge_pages=True).view(T, B, H)
+        point(described, output=output)
     call("forward", described, min(torch.get_num_threads(), B))
     states = (tensor for layer in zip(*last, strict=True) for tensor in layer)
     return ends, (output, update_gate, p, acc, *states)
@@ -124,18 +131,18 @@ class _Training(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bare: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
         problem = bare.with_tensors(tensors)
-        tape = _Tape.blank(problem)
+        tape = _tape(problem)
         ends, solution = _forward(problem, tape)
         ctx.bare = bare
-        ctx.save_for_backward(ends, *tape, *tensors)
+        ctx.save_for_backward(ends, tape, *tensors)
         ctx.set_materialize_grads(False)
         return solution
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        ends, *others = ctx.saved_tensors
-        tape, problem = _Tape(*others[: len(_Tape._fields)]), ctx.bare.with_tensors(others[len(_Tape._fields) :])
+        ends, tape, *tensors = ctx.saved_tensors
+        problem = ctx.bare.with_tensors(tensors)
         x, H, L = _rows_of(problem.x.detach()), len(problem.update_weight), len(problem.layers)
         T, B, D = x.shape
         grad_output, grad_gate, grad_p, grad_acc, *given = grads
@@ -146,7 +153,7 @@ class _Training(torch.autograd.Function):
             if grad is not None:
                 states[number % count][number // count] = grad
         stack = PackedStack(problem.cell, problem.layers, problem.update_weight, problem.update_bias, training=True)
-        described = _described(stack, x, ends, tape)
+        described = _described(problem, stack, x, ends, tape)
         described.gate_grad_clip = math.inf if problem.gate_grad_clip is None else problem.gate_grad_clip
         point(described, grad_h=states[0], grad_c=states[-1], grad_p=gp, grad_acc=ga)
         grad_x = x.new_zeros(T, B, D) if ctx.needs_input_grad[1] else None
@@ -183,34 +190,46 @@ def _weights_of(sums: Tensor, problem: Problem) -> Iterator[Tensor]:
     yield sums[start + HP : start + HP + 1]
 
 
-class _Tape(NamedTuple):
-    """What forward leaves for backward: memory for an update at every step, of which only what is used gets real."""
-
-    h: Tensor
-    c: Tensor
-    p: Tensor
-    a: Tensor
-    t: Tensor
-    counts: Tensor
-
-    @classmethod
-    def blank(cls, problem: Problem) -> Self:
-        (T, B, _), L = problem.x.shape, len(problem.layers)
-        rows, HP = B * (T + 1), padded(len(problem.update_weight))
-        h = _reserve(L * rows * HP)
-        c = _reserve(L * rows * HP) if problem.cell.num_states == 2 else h
-        return cls(h, c, _reserve(rows), _reserve(rows), _reserve(rows), problem.x.new_zeros(B, dtype=torch.int32))
+def _tape(problem: Problem) -> Tensor:
+    """Memory for what forward leaves for backward: for an update at every step, of which what is used gets real."""
+    return _memory(sum(map(padded, _parts(problem).values())))
 
 
-def _reserve(floats: int, *, huge_pages: bool = False) -> Tensor:
-    """Zeros that, where they are many, take memory only where they are touched, page by page."""
+def _parts(problem: Problem) -> dict[str, int]:
+    """The tape's parts and their sizes."""
+    (T, B, _), L, kind = problem.x.shape, len(problem.layers), KINDS[type(problem.cell)]
+    rows, units = B * (T + 1), L * B * (T + 1) * padded(len(problem.update_weight))
+    sizes = {"counts": B, "tape_p": rows, "tape_a": rows, "tape_t": rows, "tape_h": units}
+    return sizes | ({"tape_c": units} if kind == 0 else {}) | {"tape_g": units * (3 if kind == 2 else 4)}
+
+
+_KEPT: deque[mmap.mmap] = deque(maxlen=3)  # memory of tapes and outputs that are gone
+
+
+def _memory(floats: int, *, huge_pages: bool = False) -> Tensor:
+    """Uninitialized memory that, where it is much, is real only where it is touched, page by page.
+
+    It is kept when its tensor dies, for the next, because the first touch of a page costs more than writing to it.
+    """
     if floats < 2**18:
-        return torch.zeros(floats, dtype=torch.float32, device="cpu")
-    memory = mmap.mmap(-1, 4 * floats, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
-    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a hint, which not every kernel takes
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32)
+        return torch.empty(floats, dtype=torch.float32, device="cpu")
+    mapped = None
+    for _ in range(len(_KEPT)):
+        with suppress(IndexError):  # another thread took it
+            kept = _KEPT.popleft()
+            if 4 * floats <= len(kept) <= 16 * floats:
+                mapped = kept
+                break
+            _KEPT.append(kept)
+    if mapped is None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        mapped = mmap.mmap(-1, 4 * floats, flags=flags)
+        if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a hint, which not every kernel takes
+                mapped.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(mapped, dtype=np.float32, count=floats)
+    weakref.finalize(array, _KEPT.append, mapped).atexit = False
+    return torch.from_numpy(array)
 
 
 def _rows_of(tensor: Tensor) -> Tensor:
@@ -218,12 +237,12 @@ def _rows_of(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
-def _described(stack: PackedStack, x: Tensor, ends: Tensor, tape: _Tape | None) -> Any:
+def _described(problem: Problem, stack: PackedStack, x: Tensor, ends: Tensor, tape: Tensor | None) -> Any:
     """The structure as both passes need it."""
     described = structure("Problem", stack=stack.address, T=x.shape[0], B=x.shape[1])
     described.x_t, described.x_b = x.stride()[:2]
     if tape is not None:
-        *recorded, counts = tape
-        names = (f"tape_{name}" for name in tape._fields)
-        point(described, counts=counts, **dict(zip(names, recorded, strict=False)))
+        parts = _parts(problem)
+        starts = accumulate(map(padded, parts.values()), initial=0)
+        point(described, **{name: tape[start:] for name, start in zip(parts, starts, strict=False)})
     return point(described, x=x, lengths=ends)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from skiprnn import GRUState, LSTMState, SkipGRU, SkipLSTM
+from skiprnn import GRUState, LSTMState, RandomSkipGRU, SkipGRU, SkipLSTM
 from skiprnn.engines import ENGINES
 
 PAIRS = [(SkipLSTM, nn.LSTM), (SkipGRU, nn.GRU)]
@@ -79,6 +79,26 @@ def test_batch_first_only_transposes(skip):
     assert torch.equal(transposed.output, output.transpose(0, 1))
     assert torch.equal(transposed.update_gate, gate.transpose(0, 1))
     assert torch.equal(transposed.state.h, state.h)
+
+
+@pytest.mark.parametrize("lengths", [None, [9, 0, 4]])
+@pytest.mark.parametrize("engine", ["reference", "events", "baseline"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_last_step_alone(engine, dtype, lengths):
+    torch.manual_seed(0)
+    options = {"batch_first": True, "dtype": dtype}
+    rnn = (
+        RandomSkipGRU(2, 5, p_skip=0.3, **options) if engine == "baseline" else SkipGRU(2, 5, engine=engine, **options)
+    )
+    x, results = torch.randn(3, 9, 2, dtype=dtype), []
+    for every_step in (True, False):
+        torch.manual_seed(1)
+        output, state, gate = rnn(x, lengths=lengths, every_step=every_step)
+        last = output[:, -1] if every_step else output
+        assert torch.equal(last, state.h[-1])
+        results.append((last, *state, gate, *torch.autograd.grad(last.square().sum(), list(rnn.parameters())[:4])))
+    for whole, alone in zip(*results, strict=True):
+        torch.testing.assert_close(alone, whole)
 
 
 @pytest.mark.parametrize("skip", [SkipLSTM, SkipGRU])
