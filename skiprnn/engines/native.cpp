@@ -41,7 +41,7 @@ STRUCTURE(Problem,
     int64_t T, B;
     int64_t x_t, x_b, go_t, go_b, gg_t, gg_b;      // strides of x, grad_output and grad_gate over time and batch
     const float *x;                                // (T, B, D)
-    const int64_t *lengths;                        // (B,)
+    const int64_t *lengths, *order;                // (B,): order: the longest first
     float *h, *c;                                  // (layers, B, H): initial states in, final states out
     float *p, *acc;                                // (B,): likewise
     float *output, *update_gate;                   // (T, B, H), or null, and (T, B)
@@ -414,7 +414,7 @@ INLINE int64_t forward_floats(const Stack &q) {
 }
 
 template <class Set, int KIND>
-INLINE void forward_block(const Problem &q, int64_t first, int64_t last, Memory &memory) {
+INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, Memory &memory) {
     const Stack &stack = *q.stack;
     const Sizes s(stack);
     const int64_t H = s.H, HP = s.HP, D = stack.layer[0].D, S = q.T + 1, apart = ROWS * HP;
@@ -422,9 +422,8 @@ INLINE void forward_block(const Problem &q, int64_t first, int64_t last, Memory 
     float *zx = memory.take(ROWS * s.GP), *zh = memory.take(ROWS * s.GP), *reset = memory.take(ROWS * HP);
     int64_t of[ROWS], t[ROWS], shown[ROWS], count[ROWS], at[ROWS];  // of the rows still running, the first n
     float p[ROWS];
-    int64_t n = last - first;
     for (int64_t r = 0; r < n; r++) {
-        const int64_t b = first + r;
+        const int64_t b = block[r];
         of[r] = b, shown[r] = count[r] = 0;
         for (int64_t l = 0; l < s.L; l++) {
             memcpy(hs + l * apart + r * HP, q.h + (l * q.B + b) * H, H * sizeof(float));
@@ -559,7 +558,7 @@ INLINE void add_output(const Problem &q, int64_t H, int64_t t, int64_t b, float 
         for (int64_t u = 0; u < H; u++) G[u] += q.grad_output[t * q.go_t + b * q.go_b + u];
 }
 
-// Skipped steps that go through one product: step at[i] of sequence of[i], after update k of each.
+// Skipped steps that go through one product: step at[i] of row of[i] of a block, after update k of each.
 struct Skips {
     int64_t k, n, at[SKIPS], of[SKIPS];
     float gains[SKIPS];  // <dL/ds, s̃ - s> of the layers so far
@@ -567,7 +566,7 @@ struct Skips {
 
 // Back over skipped steps of layer l, which reads D features, or any number where D is 0.
 template <class Set, int KIND, int D>
-INLINE void back_over_skips_of(int64_t l, const Problem &q, int64_t first, Skips &k, Back &w) {
+INLINE void back_over_skips_of(int64_t l, const Problem &q, const int64_t *block, Skips &k, Back &w) {
     const Stack &stack = *q.stack;
     const Sizes s(stack);
     const int64_t H = s.H, HP = s.HP, S = q.T + 1;
@@ -581,12 +580,12 @@ INLINE void back_over_skips_of(int64_t l, const Problem &q, int64_t first, Skips
     };
     if (KIND == 2) {
         for (int64_t i = 0; i < k.n; i++)
-            reset_states(share(i), a.zh + (k.of[i] - first) * s.GP, q.tape_h + ((l * q.B + k.of[i]) * S + k.k) * HP, HP,
+            reset_states(share(i), a.zh + k.of[i] * s.GP, q.tape_h + ((l * q.B + block[k.of[i]]) * S + k.k) * HP, HP,
                          w.reset + i * HP);
         Set::product(w.reset, HP, k.n, H, layer.w_h + s.ZP * H, HP, w.zn, HP, layer.bias_h + s.ZP);
     }
     for (int64_t i = 0; i < k.n; i++) {
-        const int64_t b = k.of[i], t = k.at[i], r = b - first, row = (l * q.B + b) * S + k.k;
+        const int64_t r = k.of[i], b = block[r], t = k.at[i], row = (l * q.B + b) * S + k.k;
         const float *zh = a.zh + r * s.GP, *zn = KIND == 2 ? w.zn + i * HP : zh + 2 * HP;
         float *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
         if (top) add_output(q, H, t, b, Gh);
@@ -615,20 +614,20 @@ INLINE void back_over_skips_of(int64_t l, const Problem &q, int64_t first, Skips
 }
 
 template <class Set, int KIND>
-INLINE void back_over_skips(const Problem &q, int64_t first, Skips &k, Back &w) {
+INLINE void back_over_skips(const Problem &q, const int64_t *block, Skips &k, Back &w) {
     const int64_t D = q.stack->layer[0].D;
     if (D == 1)
-        back_over_skips_of<Set, KIND, 1>(0, q, first, k, w);
+        back_over_skips_of<Set, KIND, 1>(0, q, block, k, w);
     else if (D == 2)
-        back_over_skips_of<Set, KIND, 2>(0, q, first, k, w);
+        back_over_skips_of<Set, KIND, 2>(0, q, block, k, w);
     else
-        back_over_skips_of<Set, KIND, 0>(0, q, first, k, w);
-    for (int64_t l = 1; l < q.stack->layers; l++) back_over_skips_of<Set, KIND, 0>(l, q, first, k, w);
+        back_over_skips_of<Set, KIND, 0>(0, q, block, k, w);
+    for (int64_t l = 1; l < q.stack->layers; l++) back_over_skips_of<Set, KIND, 0>(l, q, block, k, w);
 }
 
-// Back over update k of the n sequences first + active[i].
+// Back over update k of n rows of a block.
 template <class Set, int KIND>
-INLINE void back_over_update(const Problem &q, int64_t first, int64_t k, int64_t n, const int64_t *active, Back &w) {
+INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, int64_t n, const int64_t *active, Back &w) {
     const Stack &stack = *q.stack;
     const Sizes s(stack);
     const int64_t H = s.H, HP = s.HP, GP = s.GP, S = q.T + 1;
@@ -637,7 +636,7 @@ INLINE void back_over_update(const Problem &q, int64_t first, int64_t k, int64_t
         const LayerBack &a = w.layer[l];
         float *x = a.x + w.pending * a.DP, *h = a.h + w.pending * HP;
         for (int64_t i = 0; i < n; i++) {
-            const int64_t b = first + active[i];
+            const int64_t b = block[active[i]];
             const float *below = l ? q.tape_h + (((l - 1) * q.B + b) * S + k) * HP
                                    : q.x + q.tape_t[b * S + k] * q.x_t + b * q.x_b;
             memcpy(x + i * a.DP, below, a.D * sizeof(float));
@@ -650,7 +649,7 @@ INLINE void back_over_update(const Problem &q, int64_t first, int64_t k, int64_t
         const bool top = l == s.L - 1;
         float *h_before = a.h + w.pending * HP, *zx = a.dz + w.pending * GP, *zxh = a.dzh + w.pending * GP;
         for (int64_t i = 0; i < n; i++) {
-            const int64_t r = active[i], b = first + r, row = b * S + k;
+            const int64_t r = active[i], b = block[r], row = b * S + k;
             float *dz = zx + i * GP, *dzh = zxh + i * GP, *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
             const int64_t after = (l * q.B + b) * S + k;
             if (top) add_output(q, H, q.tape_t[row], b, Gh);
@@ -711,12 +710,12 @@ INLINE void back_over_update(const Problem &q, int64_t first, int64_t k, int64_t
         for (int64_t i = 0; i < n; i++) memcpy(a.Gh + active[i] * HP, w.back + i * HP, HP * sizeof(float));
         if (l || q.grad_x) Set::product(zx, GP, n, GP, layer.w_x_back, a.DP, w.up, a.DP, w.zeros);
         for (int64_t i = 0; !l && q.grad_x && i < n; i++) {
-            const int64_t b = first + active[i], t = q.tape_t[b * S + k];
+            const int64_t b = block[active[i]], t = q.tape_t[b * S + k];
             memcpy(q.grad_x + (t * q.B + b) * a.D, w.up + i * a.DP, a.D * sizeof(float));
         }
     }
     for (int64_t i = 0; i < n; i++) {
-        const int64_t b = first + active[i], row = b * S + k, t = q.tape_t[row];
+        const int64_t b = block[active[i]], row = b * S + k, t = q.tape_t[row];
         float gu = gains[i] + q.grad_p[b] * (q.tape_p[row] - q.tape_p[row - 1]) - q.grad_acc[b] * q.tape_a[row];
         if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
         q.grad_p[b] = q.grad_acc[b] = bounded(gu, q.gate_grad_clip);
@@ -725,13 +724,13 @@ INLINE void back_over_update(const Problem &q, int64_t first, int64_t k, int64_t
 }
 
 template <class Set, int KIND>
-INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Back &w) {
+INLINE void backward_block(const Problem &q, const int64_t *block, int64_t rows, Back &w) {
     const Stack &stack = *q.stack;
     const Sizes s(stack);
     const int64_t D = stack.layer[0].D, H = s.H, HP = s.HP, GP = s.GP, S = q.T + 1;
     int64_t active[ROWS], most = 0;
-    for (int64_t b = first; b < last; b++) {
-        const int64_t r = b - first;
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t b = block[r];
         for (int64_t l = 0; l < s.L; l++) {
             const LayerBack &a = w.layer[l];
             memcpy(a.Gh + r * HP, q.grad_h + (l * q.B + b) * H, H * sizeof(float));
@@ -747,15 +746,15 @@ INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Back &
     for (int64_t k = most; k >= 0; k--) {
         // the state's share of the gates, where steps are skipped after update k
         int64_t n = 0;
-        for (int64_t b = first; b < last; b++) {
-            const int64_t row = b * S + k, begin = k ? q.tape_t[row] : -1;
-            if (q.counts[b] >= k && (k < q.counts[b] ? q.tape_t[row + 1] : q.lengths[b]) > begin + 1) active[n++] = b - first;
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t b = block[r], row = b * S + k, begin = k ? q.tape_t[row] : -1;
+            if (q.counts[b] >= k && (k < q.counts[b] ? q.tape_t[row + 1] : q.lengths[b]) > begin + 1) active[n++] = r;
         }
         for (int64_t l = 0; n && l < s.L; l++) {
             const LayerBack &a = w.layer[l];
             const Layer &layer = stack.layer[l];
             for (int64_t i = 0; i < n; i++)
-                memcpy(w.back + i * HP, q.tape_h + ((l * q.B + first + active[i]) * S + k) * HP, HP * sizeof(float));
+                memcpy(w.back + i * HP, q.tape_h + ((l * q.B + block[active[i]]) * S + k) * HP, HP * sizeof(float));
             Set::product(w.back, HP, n, H, layer.w_h, s.ZP, w.z, GP, layer.bias_h);
             for (int64_t i = 0; i < n; i++) memcpy(a.zh + active[i] * GP, w.z + i * GP, s.ZP * sizeof(float));
         }
@@ -763,66 +762,94 @@ INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Back &
         // the steps skipped after update k, of one sequence after the other, several a product
         Skips skips;
         skips.k = k;
-        int64_t b = first, t = 0;
+        int64_t r = 0, t = 0;
         for (bool entered = false;;) {
             int64_t &m = skips.n;
-            for (m = 0; m < SKIPS && b < last;) {
-                const int64_t row = b * S + k, begin = k ? q.tape_t[row] : -1;
+            for (m = 0; m < SKIPS && r < rows;) {
+                const int64_t b = block[r], row = b * S + k, begin = k ? q.tape_t[row] : -1;
                 if (q.counts[b] >= k && !entered) {
                     t = (k < q.counts[b] ? q.tape_t[row + 1] : q.lengths[b]) - 1;
                     entered = true;
                 }
                 if (q.counts[b] < k || t <= begin) {
-                    b++;
+                    r++;
                     entered = false;
                     continue;
                 }
                 memcpy(w.xs + m * D, q.x + t * q.x_t + b * q.x_b, D * sizeof(float));
-                skips.of[m] = b;
+                skips.of[m] = r;
                 skips.at[m++] = t--;
             }
             if (m == 0) break;
-            back_over_skips<Set, KIND>(q, first, skips, w);
+            back_over_skips<Set, KIND>(q, block, skips, w);
         }
         if (k == 0) break;
 
         n = 0;
-        for (int64_t b = first; b < last; b++)
-            if (q.counts[b] >= k) active[n++] = b - first;
-        back_over_update<Set, KIND>(q, first, k, n, active, w);
+        for (int64_t r = 0; r < rows; r++)
+            if (q.counts[block[r]] >= k) active[n++] = r;
+        back_over_update<Set, KIND>(q, block, k, n, active, w);
         if (w.pending >= PENDING) flush<Set, KIND>(s, w);
     }
-    for (int64_t b = first; b < last; b++)
+    for (int64_t r = 0; r < rows; r++)
         for (int64_t l = 0; l < s.L; l++) {
-            const LayerBack &a = w.layer[l];
-            memcpy(q.grad_h + (l * q.B + b) * H, a.Gh + (b - first) * HP, H * sizeof(float));
-            if (!KIND) memcpy(q.grad_c + (l * q.B + b) * H, a.Gc + (b - first) * HP, H * sizeof(float));
+            const int64_t row = l * q.B + block[r];
+            memcpy(q.grad_h + row * H, w.layer[l].Gh + r * HP, H * sizeof(float));
+            if (!KIND) memcpy(q.grad_c + row * H, w.layer[l].Gc + r * HP, H * sizeof(float));
         }
 }
 
-// Worker `worker` of `workers` runs every workers-th block, of as many sequences as leave none idle.
-INLINE int64_t block(const Problem &q, int64_t workers) {
-    const int64_t each = (q.B + workers - 1) / workers;
-    return each < ROWS ? each : ROWS;
+// Blocks of sequences, from one start in Problem's order to the next, and who runs each on the way back.
+struct Plan {
+    std::vector<int64_t> start{0}, owner;
+    int64_t next = 0;  // block, forward
+};
+
+// A block ends where it is full, or holds its share of the work and as many rows as a product wants; each goes to the
+// worker who has the least. Backward knows how many updates a sequence has, of which each costs some eight skipped steps.
+Plan planned(const Problem &q, int64_t workers, bool backward) {
+    Plan plan;
+    const auto cost = [&](int64_t i) {
+        const int64_t b = q.order[i], T = q.lengths[b];
+        return backward ? q.counts[b] + (T - q.counts[b]) / 8.0 : T;
+    };
+    double all = 0, here = 0;
+    for (int64_t i = 0; i < q.B; i++) all += cost(i);
+    const int64_t each = (q.B + workers - 1) / workers, least = each < 8 ? each : 8;
+    std::vector<double> load(workers);
+    for (int64_t i = 0; i < q.B; i++) {
+        here += cost(i);
+        const int64_t rows = i + 1 - plan.start.back();
+        if (rows < ROWS && i + 1 < q.B && (rows % least || here < all / workers / 4)) continue;
+        int64_t owner = 0;
+        for (int64_t w = 1; w < workers; w++)
+            if (load[w] < load[owner]) owner = w;
+        load[owner] += here;
+        plan.owner.push_back(owner), plan.start.push_back(i + 1);
+        here = 0;
+    }
+    return plan;
 }
 
+// Runs the blocks that nobody has begun.
 template <class Set, int KIND>
-INLINE void forward(const Problem &q, int64_t worker, int64_t workers) {
+INLINE void forward(const Problem &q, Plan &plan) {
     Memory memory(forward_floats(*q.stack));
-    const int64_t rows = block(q, workers);
-    for (int64_t first = worker * rows; first < q.B; first += workers * rows) {
+    const int64_t *start = plan.start.data(), blocks = plan.owner.size();
+    for (int64_t i; (i = __atomic_fetch_add(&plan.next, 1, __ATOMIC_RELAXED)) < blocks;) {
         memory.rewind();
-        forward_block<Set, KIND>(q, first, first + rows < q.B ? first + rows : q.B, memory);
+        forward_block<Set, KIND>(q, q.order + start[i], start[i + 1] - start[i], memory);
     }
 }
 
+// Runs a worker's own blocks, so that sums are always the same.
 template <class Set, int KIND>
-INLINE void backward(const Problem &q, int64_t worker, int64_t workers) {
+INLINE void backward(const Problem &q, const Plan &plan, int64_t worker) {
     Memory memory(backward_floats(*q.stack));
     Back w = prepared<KIND>(*q.stack, q.sums + worker * sums_floats(*q.stack), memory);
-    const int64_t rows = block(q, workers);
-    for (int64_t first = worker * rows; first < q.B; first += workers * rows)
-        backward_block<Set, KIND>(q, first, first + rows < q.B ? first + rows : q.B, w);
+    const int64_t *start = plan.start.data(), *owner = plan.owner.data(), blocks = plan.owner.size();
+    for (int64_t i = 0; i < blocks; i++)
+        if (owner[i] == worker) backward_block<Set, KIND>(q, q.order + start[i], start[i + 1] - start[i], w);
     flush<Set, KIND>(Sizes(*q.stack), w);
 }
 
@@ -876,13 +903,13 @@ INLINE void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, float
 #define FOR_KIND(name, kind, ...)                                                                             \
     (kind == 0 ? name<Set, 0>(__VA_ARGS__) : kind == 1 ? name<Set, 1>(__VA_ARGS__) : name<Set, 2>(__VA_ARGS__))
 #define ENTRIES(attribute, Instructions)                                                                      \
-    attribute void forward(const Problem &q, int64_t worker, int64_t workers, Instructions) {                 \
+    attribute void forward(const Problem &q, Plan &plan, Instructions) {                                      \
         typedef Instructions Set;                                                                             \
-        FOR_KIND(forward, q.stack->kind, q, worker, workers);                                                 \
+        FOR_KIND(forward, q.stack->kind, q, plan);                                                            \
     }                                                                                                         \
-    attribute void backward(const Problem &q, int64_t worker, int64_t workers, Instructions) {                \
+    attribute void backward(const Problem &q, const Plan &plan, int64_t worker, Instructions) {               \
         typedef Instructions Set;                                                                             \
-        FOR_KIND(backward, q.stack->kind, q, worker, workers);                                                \
+        FOR_KIND(backward, q.stack->kind, q, plan, worker);                                                   \
     }                                                                                                         \
     attribute void follow(Follower &q, const float *x, int64_t x_t, int64_t T, Instructions) {                \
         typedef Instructions Set;                                                                             \
@@ -923,13 +950,15 @@ extern "C" {
 
 // OpenMP, because its threads are torch's own: others would share the cores with those, which spin between uses.
 void skiprnn_forward(const Problem *q, int64_t workers) {
+    Plan plan = planned(*q, workers, false);
 #pragma omp parallel for schedule(static, 1) num_threads(workers)
-    for (int64_t worker = 0; worker < workers; worker++) CALL(forward, *q, worker, workers);
+    for (int64_t worker = 0; worker < workers; worker++) CALL(forward, *q, plan);
 }
 
 void skiprnn_backward(const Problem *q, int64_t workers) {
+    const Plan plan = planned(*q, workers, true);
 #pragma omp parallel for schedule(static, 1) num_threads(workers)
-    for (int64_t worker = 0; worker < workers; worker++) CALL(backward, *q, worker, workers);
+    for (int64_t worker = 0; worker < workers; worker++) CALL(backward, *q, plan, worker);
 }
 
 // Floats of a worker's gradients: of each layer w_x (GP, DP), w_h (GP, HP), bias_x and bias_h; then w_p and b_p (16).
