@@ -7,7 +7,7 @@ CONSTRAINTS := $(if $(LATEST),,constraints/known-good.txt)
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test test-oldest test-latest lint campaign constraints clean
+.PHONY: install demo test test-oldest test-latest lint campaign sanitize constraints clean
 
 install: $(VENV)/installed
 
@@ -50,6 +50,13 @@ lint: install
 # Damaged and hostile files, kills and full disks, some 15 minutes: docs/reliability.md. Ten times as many: TIMES=10.
 campaign: install
 	$(BIN)/python -m campaign --times $(or $(TIMES),1) --seed $(or $(SEED),0)
+
+# The compiled engine's tests with every read and write checked: it is built for that, and afterwards as before.
+sanitize: install
+	SKIPRNN_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest -p no:xdist tests/library/test_events.py tests/library/test_streaming.py; \
+		status=$$?; $(BIN)/python setup.py --quiet build_ext --inplace --force; exit $$status
 
 clean:
 	rm -rf .venv .venv-oldest .venv-latest demo build dist *.egg-info
