@@ -221,6 +221,15 @@ class ClassificationTask(Task):
     metric_name = "accuracy"
     higher_is_better = True
 
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[str | int]:
+        """What to call them."""
+
+    @property
+    def output_size(self) -> int:
+        return len(self.classes)
+
     def check(self, sequences: Split) -> None:
         super().check(sequences)
         self.check_classes(sequences.y)
@@ -230,10 +239,6 @@ class ClassificationTask(Task):
         if y.is_floating_point() or y.min() < 0 or y.max() >= self.output_size:
             raise SkipRNNError(f"y must hold classes from 0 to {self.output_size - 1}")
 
-    def class_name(self, index: int) -> str | int:
-        """What to call a class."""
-        return index
-
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(prediction, target)
 
@@ -241,7 +246,7 @@ class ClassificationTask(Task):
         probabilities = prediction.softmax(0)
         best = int(probabilities.argmax())
         return {
-            "class": self.class_name(best),
+            "class": self.classes[best],
             "probability": float(probabilities[best]),
             "probabilities": probabilities.tolist(),
         }

@@ -53,7 +53,7 @@ class Imdb(ClassificationTask):
     tokenizer: str = TOKENIZER
 
     name = "imdb"
-    output_size = 2
+    classes = ("negative", "positive")
     signal_name = "word"
     meaning = ("length", "vocabulary_sha256", "tokenizer")
     reads_text = True
@@ -106,9 +106,6 @@ class Imdb(ClassificationTask):
         if x.dtype != torch.int32 or x.shape[1] != self.length or x.min() < 0 or x.max() >= self.vocabulary:
             raise SkipRNNError(f"x must hold {self.length} numbers of words a review, from 0 to {self.vocabulary - 1}")
 
-    def class_name(self, index: int) -> str:
-        return ("negative", "positive")[index]
-
     def signal(self, x: Tensor) -> Tensor:
         return (x != PADDING).float()
 
@@ -159,7 +156,7 @@ class Imdb(ClassificationTask):
                 if number != PADDING
             ]
             padding = [on for number, on in zip(x, gate, strict=True) if number == PADDING]
-            heading = f"{self.class_name(y)} review: {sum(on for _, on in pairs)} of {len(pairs)} words used"
+            heading = f"{self.classes[y]} review: {sum(on for _, on in pairs)} of {len(pairs)} words used"
             if any(padding):
                 heading += f", and {sum(padding)} of {len(padding)} of padding"
             found.append((heading, pairs))

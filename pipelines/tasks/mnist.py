@@ -50,9 +50,8 @@ class Mnist(ClassificationTask):
             raise SkipRNNError(f"mnist needs two different digits or more, got {self.digits!r}")
 
     @property
-    def output_size(self) -> int:
-        """Classes."""
-        return len(self.digits)
+    def classes(self) -> str:
+        return self.digits
 
     def embedding(self) -> nn.Module:
         return Scale()
@@ -62,9 +61,6 @@ class Mnist(ClassificationTask):
         assert isinstance(sequences, Sequences)
         if sequences.x.dtype != torch.uint8 or sequences.x.shape[1] != SIDE * SIDE:
             raise SkipRNNError(f"x must hold {SIDE * SIDE} bytes a sequence, the pixels of a digit")
-
-    def class_name(self, index: int) -> str:
-        return self.digits[index]
 
     def signal(self, x: Tensor) -> Tensor:
         return x[:, 0].float() / 255

@@ -71,14 +71,6 @@ class OwnClasses(ClassificationTask, _Own):
         super().__post_init__()
         check_classes(self.classes)
 
-    @property
-    def output_size(self) -> int:
-        """Classes."""
-        return len(self.classes)
-
-    def class_name(self, index: int) -> str:
-        return self.classes[index]
-
 
 @dataclass(frozen=True)
 class OwnNumbers(RegressionTask, _Own):

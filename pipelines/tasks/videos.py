@@ -81,11 +81,6 @@ class Videos(ClassificationTask):
         """Multiply-accumulates of a frame's features."""
         return self.frame_cost
 
-    @property
-    def output_size(self) -> int:
-        """Classes."""
-        return len(self.classes)
-
     def embedding(self) -> nn.Module:
         return ToFloat()
 
@@ -96,9 +91,6 @@ class Videos(ClassificationTask):
             self.steps,
         ):
             raise SkipRNNError(f"it must hold {self.features} features a frame of up to {self.steps} frames a video")
-
-    def class_name(self, index: int) -> str:
-        return self.classes[index]
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         said = super().answer(prediction)
