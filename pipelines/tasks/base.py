@@ -2,8 +2,8 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -169,15 +169,13 @@ class Task(ABC):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         """What a prediction says, by name: (output_size,) -> numbers, strings and lists of them."""
 
-    @contextmanager
-    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
+    def open(self, path: Path, reading: Reading) -> AbstractContextManager[Sequence[Source]]:
         """The sequences of a user's file.
 
         Raises:
             SkipRNNError: it cannot be read, or does not hold what the task takes.
         """
-        with open_sources(path, self.stored_size, reading.dataset, reading.header) as sources:
-            yield sources
+        return open_sources(path, self.stored_size, reading.dataset, reading.header)
 
     def text(self, text: str, name: str, reading: Reading) -> Source:
         """A text as a sequence, of a task that ``reads_text``."""

@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,14 +109,11 @@ class Imdb(ClassificationTask):
     def signal(self, x: Tensor) -> Tensor:
         return (x != PADDING).float()
 
-    @contextmanager
-    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
-        if path.suffix.lower() not in ARRAYS:
-            review = doors.read_bytes(path, "name a text file, or - for standard input").decode("utf-8", "replace")
-            yield [self.text(review, str(path), reading)]
-            return
-        with super().open(path, reading) as sources:
-            yield sources
+    def open(self, path: Path, reading: Reading) -> AbstractContextManager[Sequence[Source]]:
+        if path.suffix.lower() in ARRAYS:
+            return super().open(path, reading)
+        review = doors.read_bytes(path, "name a text file, or - for standard input").decode("utf-8", "replace")
+        return nullcontext([self.text(review, str(path), reading)])
 
     def text(self, text: str, name: str, reading: Reading) -> Source:
         """A text as the words the run was trained on, cropped, and padded if it was trained on padding."""

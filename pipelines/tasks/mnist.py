@@ -1,7 +1,7 @@
 """The MNIST task: classify a digit read pixel by pixel."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,13 +65,8 @@ class Mnist(ClassificationTask):
     def signal(self, x: Tensor) -> Tensor:
         return x[:, 0].float() / 255
 
-    @contextmanager
-    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
-        if path.suffix.lower() in IMAGES:
-            yield [image_source(path, SIDE)]
-            return
-        with super().open(path, reading) as sources:
-            yield sources
+    def open(self, path: Path, reading: Reading) -> AbstractContextManager[Sequence[Source]]:
+        return nullcontext([image_source(path, SIDE)]) if path.suffix.lower() in IMAGES else super().open(path, reading)
 
     def usage_rows(self, count: int, shown: int) -> Tensor:
         return torch.arange(min(max(shown, AVERAGED), count))
