@@ -3,7 +3,9 @@
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,29 +90,18 @@ def open_video(path: Path, task: VideoTask, network: FrameNetwork, *, pads: bool
             at = item
         return used, 0 if at is None else at[0] + 1
 
-    def every() -> Floats:
-        return _every_frame(path, task, network, pads=pads)
-
-    try:
+    every = partial(_every_frame, path, task, network, pads=pads)
+    with closing(ahead):
         yield Source(read, lambda: task.steps if pads else frames()[1], str(path), frames=frames, every=every)
-    finally:
-        ahead.close()
 
 
 def _every_frame(path: Path, task: VideoTask, network: FrameNetwork, *, pads: bool) -> Floats:
     """The features of all frames of a video, (T, D), computed in batches while decoding goes on."""
-    ahead = _Ahead(VideoReader(path, Sampling(task.fps, task.seconds)))
-    features, batch = [], []
-    try:
-        while (item := ahead.get()) is not None:
-            batch.append(prepare(item[1], task.resize))
-            if len(batch) == EVERY_FRAME_BATCH:
-                features.append(network(torch.stack(batch)).cpu())
-                batch = []
-        if batch:
+    features = []
+    with closing(_Ahead(VideoReader(path, Sampling(task.fps, task.seconds)))) as ahead:
+        frames = iter(ahead.get, None)
+        while batch := [prepare(frame, task.resize) for _, frame in islice(frames, EVERY_FRAME_BATCH)]:
             features.append(network(torch.stack(batch)).cpu())
-    finally:
-        ahead.close()
     rows: Floats = torch.cat(features).numpy()
     return np.pad(rows, ((0, task.steps - len(rows) if pads else 0), (0, 0)))
 
