@@ -63,7 +63,7 @@ class FlatSequences:
     steps: int  # of a sequence
     width: int  # D
     row_bytes: int
-    target: torch.device = CPU
+    device: torch.device = CPU  # where ``take`` puts what it takes
     reads_padding: bool = False
 
     def __len__(self) -> int:
@@ -73,11 +73,6 @@ class FlatSequences:
     def lengths(self) -> Tensor | None:
         """(N,), or None where absent frames are read like others."""
         return None if self.reads_padding else self.counts
-
-    @property
-    def device(self) -> torch.device:
-        """Where ``take`` puts what it takes."""
-        return self.target
 
     @property
     def streams(self) -> bool:
@@ -96,18 +91,18 @@ class FlatSequences:
         target, rows = torch.device(device), self.rows
         moved = {name: getattr(self, name).to(target) for name in ("y", "starts", "counts")}
         if isinstance(rows, Tensor):
-            return replace(self, rows=rows.to(target), target=target, **moved)
+            return replace(self, rows=rows.to(target), device=target, **moved)
         first = int(self.starts.min())
         last = int((self.starts + self.counts).max())
         moved["starts"] = moved["starts"] - first
         if target.type == "cpu" and (mapped := rows.mapped) is not None:
-            return replace(self, rows=mapped[first:last], target=target, **moved)
+            return replace(self, rows=mapped[first:last], device=target, **moved)
         if (last - first) * self.row_bytes > SHARE * memory.on_device(target):
-            return replace(self, target=target)
+            return replace(self, device=target)
         here = torch.empty(last - first, self.width, dtype=rows[:1].dtype, device=target)
         for start in range(first, last, BLOCK):
             here[start - first : start - first + BLOCK] = rows[start : min(start + BLOCK, last)]
-        return replace(self, rows=here, target=target, **moved)
+        return replace(self, rows=here, device=target, **moved)
 
     def take(self, rows: Tensor | slice) -> Sequences:
         """The sequences of the given row numbers, x (B, steps, D) with zeros for absent frames."""
@@ -124,7 +119,7 @@ class FlatSequences:
             self.rows[start : start + count] for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
         ]
         x = torch.stack([torch.nn.functional.pad(part, (0, 0, 0, self.steps - len(part))) for part in parts])
-        return Sequences(x, y, None if self.reads_padding else counts).to(self.target)
+        return Sequences(x, y, None if self.reads_padding else counts).to(self.device)
 
     __getitem__ = take  # what a DataLoader calls
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -33,36 +33,15 @@ from pipelines.data.schema import (
 )
 from pipelines.errors import SkipRNNError
 
+if TYPE_CHECKING:
+    from pipelines.data.features import FlatSequences
+
 SPLITS = ("train", "val", "test")
 ARRAYS = ("x", "y", "lengths")  # of a split
 
 
-class Split(Protocol):
-    """One split of a data file."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def y(self) -> Tensor:
-        """(N,)."""
-
-    @property
-    def lengths(self) -> Tensor | None:
-        """(N,); None: all steps."""
-
-    @property
-    def steps(self) -> int:
-        """T."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def take(self, rows: Tensor | slice) -> "Sequences": ...
-
-    def to(self, device: torch.device | str) -> "Split": ...
-
-    def padded(self) -> "Split":
-        """The sequences with what stands past their ends as part of them."""
+Split: TypeAlias = "Sequences | FlatSequences"
+"""One split of a data file."""
 
 
 @dataclass(frozen=True)
