@@ -24,7 +24,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.grids.paper import DATA_SETS, table
 from pipelines.parallel.cluster import connected, map_on_actors, require_ray
 from pipelines.parallel.devices import choose_device
-from pipelines.parallel.processes import Died, cores, pool
+from pipelines.parallel.processes import cores, map_in_processes
 from pipelines.runs.config import DEFAULT_SIZES, TrainConfig, configure
 from pipelines.runs.directory import JSON_BYTES, create_run, load_config, load_outcome, load_task, read_metrics
 from pipelines.runs.evaluation import RunEvaluation, evaluate_run
@@ -170,9 +170,10 @@ def local(jobs: int | None = None) -> Executor:
         device = choose_device(runs[0].config.device)
         count = at_once(len(runs), device, jobs)
         gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-        with pool(count, train_one, threads=max(cores() // count, 1), gpus=gpus) as processes:
-            for planned, reason in processes.map(iter(runs)):
-                yield planned, "its process died, twice" if isinstance(reason, Died) else reason
+        found = map_in_processes(count, train_one, iter(runs), threads=max(cores() // count, 1), gpus=gpus)
+        with closing(found):
+            for planned, said in found:
+                yield planned, "its process died, twice" if isinstance(said, Exception) else said
 
     return run
 

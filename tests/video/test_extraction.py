@@ -2,11 +2,14 @@
 
 import gc
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -19,7 +22,7 @@ from safetensors.numpy import save_file
 from pipelines.data.features import read_entries, reading_videos
 from pipelines.data.schema import read_attributes
 from pipelines.errors import SkipRNNError
-from pipelines.parallel.processes import cores, pool
+from pipelines.parallel.processes import cores, map_in_processes
 from pipelines.tasks import load_data
 from pipelines.video import extraction, workers
 from pipelines.video.decode import Sampling, read_clip
@@ -433,8 +436,8 @@ def test_processes_that_decode_feed_a_network_elsewhere(folder):
     recipe = Recipe(Sampling(10, 2), 224, 8)
     names = ["class0/clip00.avi", "class1/clip03.avi"]
     jobs = iter([Job(name, folder / name) for name in names])
-    with pool(1, workers._work, begin=workers._begin, arguments=(None, recipe)) as processes:
-        clips = {job.name: clip for job, clip in processes.map(jobs)}
+    begin = partial(workers._begin, None, recipe)
+    clips = {job.name: clip for job, clip in map_in_processes(1, workers._work, jobs, begin=begin)}
     for name in names:
         assert torch.equal(clips[name].frames, read_clip(folder / name, Sampling(10, 2), 224).frames)
 
@@ -450,16 +453,14 @@ class Slow(TinyNetwork):
 def test_an_interruption_does_not_wait_for_the_videos_in_hand(folder):
     at_work = []
 
-    def interrupted():
-        with pool(1, workers._work, begin=workers._begin, arguments=(Slow(), RECIPE)) as processes:
-            worker = processes._workers[0]
-            worker.take(Job("class0/clip00.avi", folder / "class0/clip00.avi"))
-            at_work.extend(worker._executor._processes.values())
-            time.sleep(5)
-            raise KeyboardInterrupt
+    def interrupt():
+        at_work.extend(multiprocessing.active_children())
+        os.kill(os.getpid(), signal.SIGINT)
 
+    jobs = iter([Job("class0/clip00.avi", folder / "class0/clip00.avi")])
+    threading.Timer(5, interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        list(map_in_processes(1, workers._work, jobs, begin=partial(workers._begin, Slow(), RECIPE)))
     assert [process.exitcode for process in at_work] == [1]  # ended amid its work; after it, it would be 0
 
 
