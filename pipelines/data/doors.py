@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
@@ -106,10 +106,6 @@ def read_text(path: Path, what: str, remedy: str, *, limit: int = TEXT) -> str:
         return data.decode("utf-8")
 
 
-@overload
-def read_json(path: Path, kind: type[dict[str, Any]], remedy: str, *, limit: int = ...) -> dict[str, Any]: ...
-@overload
-def read_json(path: Path, kind: type[list[Any]], remedy: str, *, limit: int = ...) -> list[Any]: ...
 def read_json(path: Path, kind: type[K], remedy: str, *, limit: int = TEXT) -> K:
     """The object or list in a JSON file of ``limit`` bytes at most."""
     text = read_text(path, "JSON", remedy, limit=limit)
@@ -117,10 +113,6 @@ def read_json(path: Path, kind: type[K], remedy: str, *, limit: int = TEXT) -> K
         return parse_json(text, kind)
 
 
-@overload
-def parse_json(text: str, kind: type[dict[str, Any]]) -> dict[str, Any]: ...
-@overload
-def parse_json(text: str, kind: type[list[Any]]) -> list[Any]: ...
 def parse_json(text: str, kind: type[K]) -> K:
     """The object or list that a JSON text says.
 
