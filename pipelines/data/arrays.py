@@ -2,7 +2,6 @@
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,23 +12,22 @@ from pipelines.data.doors import Array, check_claim, check_file, reading
 from pipelines.errors import SkipRNNError
 
 
-class Npz(Mapping[str, Array]):
+class Npz:
     """An open .npz archive, an array of which is read when it is asked for."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, remedy: str) -> None:
         self.path, self._archive, self._remedy = path, archive, remedy
         self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
-    def __contains__(self, name: object) -> bool:
+    def __contains__(self, name: str) -> bool:
         return name in self._members
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
+    def names(self) -> list[str]:
+        """The arrays."""
+        return list(self._members)
 
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __getitem__(self, name: str) -> Array:
+    def array(self, name: str) -> Array:
+        """An array, read whole."""
         info, what = self._members.get(name), f"{name} in {self.path}"
         if info is None:
             raise SkipRNNError(f"{self.path} has no {name}; {self._remedy}")

@@ -5,7 +5,7 @@ A source hands out single samples, so that what a model skips is neither parsed 
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from pipelines.data import doors
 from pipelines.data.arrays import is_zip, map_npy, open_npz
 from pipelines.data.doors import lines_of, reading
-from pipelines.data.hdf5 import Hdf5, open_hdf5
+from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 
@@ -82,10 +82,9 @@ def open_sources(
         return
     if header is not None:
         raise SkipRNNError(f"{path} is no CSV file, so it has no header; drop --header and --no-header")
-    with _open_arrays(path) as (arrays, names):
+    with _open_arrays(path) as (names, read):
         name = _choose(names, dataset, path)
-        array: Any = arrays.dataset(name) if isinstance(arrays, Hdf5) else arrays[name]
-        yield _array_sources(array, input_size, path, name)
+        yield _array_sources(read(name), input_size, path, name)
 
 
 class _Lazily(Sequence[Source]):
@@ -233,16 +232,17 @@ def check_sample(sample: Floats, where: str) -> Floats:
 
 
 @contextmanager
-def _open_arrays(path: Path) -> Iterator[tuple[Hdf5 | Mapping[str, Any], list[str]]]:
-    """The arrays of a file, and their names; that of a .npy file is ""."""
+def _open_arrays(path: Path) -> Iterator[tuple[list[str], Callable[[str], Any]]]:
+    """The names of a file's arrays, that of a .npy file is "", and what reads one, or leaves it in the file."""
     if path.suffix.lower() in (".h5", ".hdf5"):
         with closing(open_hdf5(path, REMEDY, cache=CACHE)) as file:
-            yield file, file.names()
-    elif not is_zip(path, REMEDY):
-        yield {"": map_npy(path, REMEDY)}, [""]
-    else:
+            yield file.names(), file.dataset
+    elif is_zip(path, REMEDY):
         with closing(open_npz(path, REMEDY)) as archive:
-            yield archive, list(archive)
+            yield archive.names(), archive.array
+    else:
+        array = map_npy(path, REMEDY)
+        yield [""], lambda name: array
 
 
 def _choose(names: list[str], dataset: str | None, path: Path) -> str:

@@ -19,7 +19,7 @@ import torch
 from pipelines.data import doors
 from pipelines.data.arrays import open_npz
 from pipelines.data.doors import check_file, reading
-from pipelines.data.hdf5 import Hdf5, open_hdf5
+from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.memory import check_fits
 from pipelines.data.samples import csv_source
 from pipelines.data.sequences import SPLITS, Sequences, sequences_writer
@@ -148,8 +148,7 @@ def _csv(path: Path, width: int | None, header: bool | None) -> tuple[Floats, bo
 def _file(path: Path) -> _Raw:
     opened: Any = (open_npz if path.suffix == ".npz" else open_hdf5)(path, REMEDY)
     with closing(opened):
-        read = opened.array if isinstance(opened, Hdf5) else opened.__getitem__
-        arrays: dict[str, Any] = {name: read(name) for name in PARTS if name in opened}
+        arrays: dict[str, Any] = {name: opened.array(name) for name in PARTS if name in opened}
     if missing := {"x", "y"} - set(arrays):
         raise SkipRNNError(f"{path} has no array {' nor '.join(sorted(missing))}; it needs x (N, T, D) and y (N,)")
     x, y = arrays["x"], arrays["y"]

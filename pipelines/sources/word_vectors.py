@@ -76,8 +76,8 @@ def _text(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
 
 def _archive(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
     with closing(open_npz(path, REMEDY)) as arrays:
-        names, vectors = arrays["words"], arrays["vectors"]
-        rows = arrays["row"] if "row" in arrays else np.arange(len(names))
+        names, vectors = arrays.array("words"), arrays.array("vectors")
+        rows = arrays.array("row") if "row" in arrays else np.arange(len(names))
         if (
             names.dtype.kind != "U"
             or vectors.ndim != 2
