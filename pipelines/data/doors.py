@@ -5,6 +5,7 @@ memory before the size it claims was held against the file's own and the memory 
 a terminal), and nothing is read that stands in another file than the one that was named.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -84,6 +85,12 @@ def check_claim(claimed: int, stored: int, what: str) -> None:
             f"{what} claims {memory.in_words(claimed)}, of which {memory.in_words(stored)} are stored; it is damaged, "
             "or was never written"
         )
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """The hexadecimal digest of a file, which is read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def read_bytes(path: Path, remedy: str, *, limit: int = TEXT) -> bytes:

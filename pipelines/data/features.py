@@ -9,7 +9,7 @@ memory and share it; older files have them in chunks, which are read or loaded.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from pipelines.data import memory
 from pipelines.data.checked import Checked
 from pipelines.data.hdf5 import Hdf5
 from pipelines.data.schema import FEATURES, describe, hdf5_writer, open_data, root_attributes, signals_waiting
-from pipelines.data.sequences import SPLITS, DataFile, Sequences
+from pipelines.data.sequences import SPLITS, DataFile, Sequences, sha256
 from pipelines.data.stored_rows import REMEDY, StoredRows
 from pipelines.errors import SkipRNNError
 
@@ -159,7 +159,7 @@ def write_features(
     for number, entry in enumerate(entries):
         rows = stored(entry)
         counts.append(len(rows))
-        entries[number] = replace(entry, features_sha256=_sha256([rows]))
+        entries[number] = replace(entry, features_sha256=sha256([rows]))
     offsets = np.cumsum([0, *counts], dtype=np.int64)
     with hdf5_writer(path, overwrite=overwrite) as (file, disk):
         features = file.create_dataset("features", (offsets[-1], attributes["features"]), dtype)  # in one piece
@@ -241,7 +241,7 @@ def read_features(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
 def _check(path: Path, rows: StoredRows, videos: list[tuple[Entry, list[int]]]) -> None:
     for entry, (first, last) in videos:
         blocks = (rows[start : min(start + BLOCK, last)].numpy() for start in range(first, last, BLOCK))
-        if _sha256(blocks) != entry.features_sha256:
+        if sha256(blocks) != entry.features_sha256:
             raise SkipRNNError(f"{path}: the features of {entry.name} were changed after they were made; {REMEDY}")
 
 
@@ -296,10 +296,3 @@ def _row_bytes(file: Hdf5) -> int:
 def _digest(entries: list[Entry]) -> str:
     content = [(entry.name, entry.split, entry.label, entry.features_sha256) for entry in entries]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _sha256(blocks: Iterable[Floats]) -> str:
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(np.ascontiguousarray(block).data)
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ as the words, whose digests are attributes of that group.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -200,7 +200,15 @@ def _read_extra(file: Hdf5, path: Path) -> dict[str, npt.NDArray[Any]]:
 def _digest(array: npt.NDArray[Any]) -> str:
     if array.dtype == object:
         return hashlib.sha256("\n".join(array.tolist()).encode()).hexdigest()
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+    return sha256([array])
+
+
+def sha256(blocks: Iterable[npt.NDArray[Any]]) -> str:
+    """The SHA-256 of numbers that come in blocks."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block).data)
+    return digest.hexdigest()
 
 
 def _finite(sequences: Sequences, path: Path, name: str) -> Sequences:

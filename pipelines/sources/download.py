@@ -1,22 +1,16 @@
 """Files from the network: checked by digest, kept whole or not at all."""
 
-import hashlib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipelines.data.doors import file_digest
 from pipelines.data.files import atomic_path
 from pipelines.errors import SkipRNNError
 
 BLOCK = 2**20
 TIMEOUT = 60  # seconds without a byte
-
-
-def file_digest(path: Path, algorithm: str) -> str:
-    """The hexadecimal digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def download(

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from pipelines.data import doors
-from pipelines.data.doors import check_file, lines_of, parse_json, reading
+from pipelines.data.doors import check_file, file_digest, lines_of, parse_json, reading
 from pipelines.data.memory import check_fits, in_words
 from pipelines.data.sequences import Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.seeds import derive_seed
-from pipelines.sources.download import download, file_digest
+from pipelines.sources.download import download
 from pipelines.sources.word_vectors import read_vectors
 from pipelines.tasks.imdb import PADDING, UNKNOWN, Imdb, tokenize
 
@@ -122,7 +122,7 @@ def write_imdb(
         writer.write_extra("vectors", vectors)
         attributes = {"seed": seed, "min_count": min_count, "version": version("skiprnn")}
         if word2vec is not None:
-            attributes |= {"word2vec": Path(word2vec).name, "word2vec_sha256": file_digest(word2vec, "sha256")}
+            attributes |= {"word2vec": Path(word2vec).name, "word2vec_sha256": file_digest(word2vec)}
         writer.finish({"task": task.name, **task.parameters(), **attributes})
     total = sum(counts.values())
     return WrittenReviews(

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.data.doors import check_file, reading
+from pipelines.data.doors import check_file, file_digest, reading
 from pipelines.data.sequences import Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.seeds import derive_seed
-from pipelines.sources.download import download, file_digest
+from pipelines.sources.download import download
 from pipelines.tasks.mnist import SIDE, Mnist
 
 BYTES = 11_594_722  # to download

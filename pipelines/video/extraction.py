@@ -25,17 +25,17 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from pipelines.data.doors import check_file, parse_json, read_json, reading
+from pipelines.data.doors import check_file, file_digest, parse_json, read_json, reading
 from pipelines.data.features import Entry, read_entries, reading_videos, write_features
 from pipelines.data.fields import check_fields
 from pipelines.data.files import atomic_path, check_writable, write_text
 from pipelines.data.schema import FEATURES, read_attributes, schema_of
-from pipelines.data.sequences import SPLITS
+from pipelines.data.sequences import SPLITS, sha256
 from pipelines.errors import SkipRNNError
 from pipelines.video.decode import CROP, Sampling, printable
 from pipelines.video.listing import Video, VideoSet
 from pipelines.video.network import FrameNetwork, VideoTask
-from pipelines.video.workers import Extracted, Extractor, Failed, Job, Recipe, Result
+from pipelines.video.workers import Extractor, Failed, Job, Recipe, Result
 
 WAYS = ("network", "weights_sha256", "resize", "precision", "fps", "seconds", "dtype")  # what decides the features
 POLL = 0.5  # s between looks at the videos that other processes are at
@@ -152,11 +152,6 @@ def report_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.report.jsonl")
 
 
-def parts_path(path: Path) -> Path:
-    """Where finished videos are kept until all are."""
-    return path.with_name(f"{path.name}.parts")
-
-
 def _claimed(
     store: "_Store",
     root: Path,
@@ -188,7 +183,7 @@ class _Store:
         check_writable(path, overwrite=True)
         self._way = {key: parameters[key] for key in WAYS}
         way = hashlib.sha256(json.dumps(self._way).encode()).hexdigest()[:16]  # parts of two ways never mix
-        self._path, self._folder = path, parts_path(path) / way
+        self._path, self._folder = path, path.with_name(f"{path.name}.parts") / way
         self._parameters, self._dtype, self._overwrite = parameters, parameters["dtype"], overwrite
         self._chosen = {video.name: video for video in chosen}
         self._merged: dict[str, Entry] = {}
@@ -252,8 +247,7 @@ class _Store:
                 return False
             if status.st_mtime_ns == done.source_mtime:
                 return True
-            with source.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == done.source_sha256
+            return file_digest(source) == done.source_sha256
         except OSError:
             return True  # the video itself is no longer needed
 
@@ -267,9 +261,12 @@ class _Store:
             features = result.features.numpy().astype(self._dtype)
         if not np.isfinite(features).all():
             return self.put(job, Failed(f"a feature is not finite in {self._dtype}; store float32"))
+        clip, status = result.clip, "truncated" if result.clip.truncated else "ok"
+        digest = sha256([features])
+        done = _Done(status, clip.decoded, clip.source_bytes, clip.source_mtime, clip.source_sha256, digest)
         with atomic_path(self._part(job.name)) as temporary:
-            about = {"name": job.name, **asdict(_done(result, features))}
-            temporary.write_bytes(save({"features": features}, {"about": json.dumps(about)}))
+            about = json.dumps({"name": job.name, **asdict(done)})
+            temporary.write_bytes(save({"features": features}, {"about": about}))
         failure.unlink(missing_ok=True)
         return len(features)
 
@@ -341,7 +338,7 @@ class _Store:
                 if from_part:
                     check_file(part, "remove it")
                 rows: Floats = load_file(part)["features"] if from_part else merged(entry.name)  # type: ignore[misc]
-                if _digest(rows) != entry.features_sha256:
+                if sha256([rows]) != entry.features_sha256:
                     raise ValueError("its SHA-256 is wrong")
         except SkipRNNError as error:
             if not from_part:
@@ -395,13 +392,3 @@ class _Store:
 
     def _lock_all(self) -> FileLock:
         return FileLock(self._path.with_name(f".{self._path.name}.lock"))
-
-
-def _done(result: Extracted, features: Floats) -> _Done:
-    clip = result.clip
-    status = "truncated" if clip.truncated else "ok"
-    return _Done(status, clip.decoded, clip.source_bytes, clip.source_mtime, clip.source_sha256, _digest(features))
-
-
-def _digest(features: Floats) -> str:
-    return hashlib.sha256(np.ascontiguousarray(features).tobytes()).hexdigest()

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model, get_model_weights
 
 from pipelines.data import memory
-from pipelines.data.doors import check_file, reading
+from pipelines.data.doors import check_file, file_digest, reading
 from pipelines.errors import SkipRNNError
 from pipelines.video.decode import CROP, Clip, printable
 
@@ -232,8 +232,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
             with zipfile.ZipFile(path) as archive:
                 size = max(size, sum(member.file_size for member in archive.infolist()))
         memory.check_fits(size, str(path))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(path)
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(_is_weight(*item) for item in state.items()):
