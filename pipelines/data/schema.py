@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def hdf5_writer(path: Path, *, overwrite: bool) -> Iterator[tuple[h5py.File, "Pa
 
 def describe(file: h5py.File, schema: str, attributes: dict[str, Any]) -> None:
     """Give a new file its attributes."""
-    for key, value in {"schema": schema, "schema_version": SCHEMA_VERSION, **attributes}.items():
+    ours = {"schema": schema, "schema_version": SCHEMA_VERSION, "version": version("skiprnn")}
+    for key, value in {**ours, **attributes}.items():
         file.attrs[key] = value
 
 

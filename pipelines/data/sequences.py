@@ -102,7 +102,7 @@ class SequencesWriter:
         self._disk = disk
         self._digest = hashlib.sha256()
 
-    def write_split(self, name: str, size: int, chunks: Iterator[Sequences]) -> None:
+    def write_split(self, name: str, size: int, chunks: Iterable[Sequences]) -> None:
         group, start = self._file.create_group(name), 0
         digests = {name: hashlib.sha256() for name in ARRAYS}
         for chunk in chunks:

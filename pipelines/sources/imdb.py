@@ -5,7 +5,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -117,19 +116,16 @@ def write_imdb(
     )
     with sequences_writer(path, overwrite=overwrite) as writer:
         for name, part in splits.items():
-            writer.write_split(name, len(part), iter([_sequences(part, tokens[name], numbers, length)]))
+            writer.write_split(name, len(part), [_sequences(part, tokens[name], numbers, length)])
         writer.write_extra("words", np.array(["", "", *words], dtype=object))
         writer.write_extra("vectors", vectors)
-        attributes = {"seed": seed, "min_count": min_count, "version": version("skiprnn")}
-        if word2vec is not None:
-            attributes |= {"word2vec": Path(word2vec).name, "word2vec_sha256": file_digest(word2vec)}
-        writer.finish({"task": task.name, **task.parameters(), **attributes})
-    total = sum(counts.values())
+        origin = {"word2vec": Path(word2vec).name, "word2vec_sha256": file_digest(word2vec)} if word2vec else {}
+        writer.finish({"task": task.name, **task.parameters(), "seed": seed, "min_count": min_count, **origin})
     return WrittenReviews(
         sizes={name: len(part) for name, part in splits.items()},
         vocabulary=len(words),
         covered_words=len(known) / len(words),
-        covered_tokens=sum(counts[word] for word in known) / total,
+        covered_tokens=sum(counts[word] for word in known) / counts.total(),
     )
 
 

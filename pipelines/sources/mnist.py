@@ -3,8 +3,7 @@
 import gzip
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,8 +92,8 @@ def write_mnist(
         for name, (pixels, digits) in splits.items():
             sequences = _sequences(task, pixels, digits)
             sizes[name] = len(sequences)
-            writer.write_split(name, len(sequences), _chunks(sequences))
-        writer.finish({"task": task.name, **task.parameters(), "seed": seed, "version": version("skiprnn")})
+            writer.write_split(name, len(sequences), [sequences])
+        writer.finish({"task": task.name, **task.parameters(), "seed": seed})
     return Conversion(sizes, [name for name, (_, is_original) in read.items() if not is_original])
 
 
@@ -106,11 +105,6 @@ def _sequences(task: Mnist, pixels: Bytes, digits: Bytes) -> Sequences:
     chosen = y >= 0
     x = pixels[chosen].reshape(-1, SIDE * SIDE, 1)
     return Sequences(torch.from_numpy(x), torch.from_numpy(y[chosen]))
-
-
-def _chunks(sequences: Sequences) -> Iterator[Sequences]:
-    for start in range(0, len(sequences), 1024):
-        yield sequences.take(slice(start, start + 1024))
 
 
 def _fetch(cache: Path, on_progress: Callable[[int], None]) -> Path:

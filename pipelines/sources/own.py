@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -100,9 +99,8 @@ def write_own(
             part = rows[split]
             split_lengths = torch.from_numpy(lengths[part]) if ragged else None
             sequences = Sequences(torch.from_numpy(x[part]), torch.from_numpy(y[part]), split_lengths)
-            writer.write_split(split, len(part), iter([sequences]))
-        attributes = {"seed": seed, "source": source.name, "version": version("skiprnn")}
-        writer.finish({"task": task.name, **task.parameters(), **attributes})
+            writer.write_split(split, len(part), [sequences])
+        writer.finish({"task": task.name, **task.parameters(), "seed": seed, "source": source.name})
     return WrittenSequences(task, {split: len(part) for split, part in rows.items()}, x.shape[1], raw.numeric_headers)
 
 

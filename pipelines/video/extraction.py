@@ -142,7 +142,6 @@ def extract_features(
         "frame_rule": FRAME_RULE,
         "transform": f"shorter side to {task.resize} (bilinear, antialiased), central {CROP}, ImageNet's mean and std",
         **{name: version(name) for name in ("torch", "torchvision", "opencv-python")},
-        "version": version("skiprnn"),
     }
     return store.merge(attributes, allow_failures, extracted, steps)
 
