@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,6 @@ class Planned:
     config: TrainConfig
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What came of training a run; ``reason`` says why it failed."""
-
-    planned: Planned
-    reason: str | None = None
-
-
 Endings = Generator[tuple[Planned, str | None], None, None]
 Executor = Callable[[list[Planned]], Endings]
 """Trains runs; yields each with why it failed, or None."""
@@ -85,15 +78,11 @@ def grid(
     task: str, preset: str, cells: Iterable[str], lams: Iterable[float | None], seeds: Iterable[int], **options: Any
 ) -> list[TrainConfig]:
     """The configurations of one's own grid; a λ of None is the plain cell."""
-    seeds = list(seeds)
-    lams = list(lams)
     return [
         configure(
             task, preset, cell=cell, skip=lam is not None, lam=lam or 0.0, seed=seed, **_of_model(cell, lam, options)
         )
-        for cell in cells
-        for lam in lams
-        for seed in seeds
+        for cell, lam, seed in product(cells, lams, seeds)
     ]
 
 
@@ -137,13 +126,15 @@ def is_finished(run: Planned) -> bool:
     return run.path.exists() and load_outcome(run.path) is not None
 
 
-def train_all(runs: list[Planned], executor: Executor, on_finished: Callable[[Finished], None]) -> dict[str, str]:
+def train_all(
+    runs: list[Planned], executor: Executor, on_finished: Callable[[Planned, str | None], None]
+) -> dict[str, str]:
     """Train the runs that are not finished.
 
     Args:
         runs: from ``plan``.
         executor: ``local`` or ``on_ray``.
-        on_finished: called with each run that ends.
+        on_finished: called with each run that ends, and why it failed, or None.
 
     Returns:
         Why runs failed, by path; those that did not are left out.
@@ -156,7 +147,7 @@ def train_all(runs: list[Planned], executor: Executor, on_finished: Callable[[Fi
                 failed.pop(str(run.path), None)
                 if reason is not None:
                     failed[str(run.path)] = reason
-                on_finished(Finished(run, reason))
+                on_finished(run, reason)
         wanted = [run for run in wanted if str(run.path) in failed]
     return failed
 
