@@ -4,8 +4,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,8 +137,11 @@ def _require_onnx() -> None:
 def _write(traced: Traced, path: Path, int8: bool) -> None:
     import onnx
 
-    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", None), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # and older versions of onnxscript print
+    with ExitStack() as quiet:
+        quiet.enter_context(warnings.catch_warnings(action="ignore"))
+        quiet.enter_context(redirect_stdout(io.StringIO()))  # older versions of onnxscript print
+        quiet.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.WARNING)
         program = torch.onnx.export(
             traced.program, input_names=traced.inputs, output_names=traced.outputs, opset_version=OPSET, verbose=False
         )
@@ -177,20 +179,6 @@ def _strip(graph: Any) -> set[str]:
     for weight in [weight for weight in graph.initializer if weight.name not in needed]:
         graph.initializer.remove(weight)
     return needed
-
-
-@contextmanager
-def _quiet(*names: str | None) -> Iterator[None]:
-    """Keep loggers from saying anything below an error."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _compare(path: Path, model: SequenceModel, task: Task, sequences: Split) -> dict[str, Any]:
