@@ -172,7 +172,7 @@ def csv_source(file: Iterable[str], input_size: int | None, name: str, header: b
     first = next_line()
     cells = [] if first is None else _cells(first)
     numeric = header is None and len(cells) > 1 and cells == [str(number) for number in range(len(cells))]
-    if first is not None and (numeric or (header if header is not None else not any(map(_is_number, cells)))):
+    if first is not None and (numeric or (header if header is not None else not any(map(is_number, cells)))):
         first = next_line()
     if first is None:
         raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
@@ -203,9 +203,10 @@ def _cells(line: str) -> list[str]:
     return line.split()
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str, kind: type = float) -> bool:
+    """Whether a text says a number of a kind."""
     try:
-        float(cell)
+        kind(cell)
     except ValueError:
         return False
     return True
@@ -216,8 +217,8 @@ def _parse(line: str, input_size: int, where: str) -> Floats:
     if len(cells) != input_size:
         raise SkipRNNError(f"{where}: a row has {input_size} numbers, this has {len(cells)}")
     for number, cell in enumerate(cells, start=1):
-        if not _is_number(cell):
-            table = any(map(_is_number, cells))  # what is none is not quoted: it may be any file
+        if not is_number(cell):
+            table = any(map(is_number, cells))  # what is none is not quoted: it may be any file
             said = f"{cell!r:.40}" if table else f"the text in column {number}"
             raise SkipRNNError(f"{where}: {said} is not a number; mend the row, or pass --header if it is one")
     with np.errstate(over="ignore"):  # to infinity, which is refused

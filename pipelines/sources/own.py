@@ -20,7 +20,7 @@ from pipelines.data.arrays import open_npz
 from pipelines.data.doors import check_file, reading
 from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.memory import check_fits
-from pipelines.data.samples import csv_source
+from pipelines.data.samples import csv_source, is_number
 from pipelines.data.sequences import SPLITS, Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.seeds import derive_seed
@@ -89,10 +89,10 @@ def write_own(
         raise SkipRNNError(f"no {source}; name an .npz or .h5 file, or a folder of CSV files with {LABELS}")
     raw = _folder(source, header, allow_outside) if source.is_dir() else _file(source)
     _check(raw, source)
-    kind, y, names = _targets(raw, source)
-    rows = _rows(raw, y if kind == "classes" else None, val, test, seed, source)
+    y, names = _targets(raw, source)
+    rows = _rows(raw, y if names else None, val, test, seed, source)
     x, lengths = _padded(raw.sequences)
-    task = _task(kind, raw.sequences, y, names, rows["train"])
+    task = _task(raw.sequences, y, names, rows["train"])
     ragged = len(set(lengths.tolist())) > 1
     with sequences_writer(path, overwrite=overwrite) as writer:
         for split in SPLITS:
@@ -126,7 +126,7 @@ def _folder(folder: Path, header: bool | None, allow_outside: bool) -> _Raw:
         sequences.append(sequence)
         numeric_headers += numeric
     labels: list[Any] = [record["label"] for record in records]
-    if all(_is(float, label) for label in labels) and not all(_is(int, label) for label in labels):
+    if all(map(is_number, labels)) and not all(is_number(label, int) for label in labels):
         labels = [float(label) for label in labels]
     splits = [record["split"] for record in records] if "split" in records[0] else None
     return _Raw(sequences, labels, splits, [record["file"] for record in records], numeric_headers)
@@ -171,9 +171,8 @@ def _file(path: Path) -> _Raw:
                 f"{y.shape}"
             )
         sequences = [row[:length].astype(np.float32) for row, length in zip(x, lengths.tolist(), strict=True)]
-    for name in ("y", "split"):
-        if name in arrays and arrays[name].ndim != 1:
-            raise SkipRNNError(f"{path}: {name} must be (N,), got shape {arrays[name].shape}; {REMEDY}")
+    if "split" in arrays and arrays["split"].ndim != 1:
+        raise SkipRNNError(f"{path}: split must be (N,), got shape {arrays['split'].shape}; {REMEDY}")
     with reading(path, "UTF-8 in its texts", REMEDY):
         splits = _texts(arrays["split"]).tolist() if "split" in arrays else None
         y = _texts(y)
@@ -206,18 +205,18 @@ def _check(raw: _Raw, source: Path) -> None:
         raise SkipRNNError(f"{source}: unknown split {sorted(unknown)[0]!r}; it must be train, val or test")
 
 
-def _targets(raw: _Raw, source: Path) -> tuple[str, npt.NDArray[Any], list[str]]:
-    """Whether the labels are classes or numbers, the labels, and the names of classes."""
+def _targets(raw: _Raw, source: Path) -> tuple[npt.NDArray[Any], list[str]]:
+    """The labels, and the names of their classes; none where they are numbers."""
     if all(isinstance(label, float) for label in raw.labels):
         y = np.array(raw.labels, dtype=np.float32)
         if not np.isfinite(y).all():
             raise SkipRNNError(f"{source}: {raw.names[int(np.flatnonzero(~np.isfinite(y))[0])]} has no finite label")
-        return "numbers", y, []
+        return y, []
     texts = [str(label) for label in raw.labels]
-    names = sorted(set(texts), key=lambda text: (0, int(text), "") if _is(int, text) else (1, 0, text))
+    names = sorted(set(texts), key=lambda text: (0, int(text), "") if is_number(text, int) else (1, 0, text))
     if len(names) < 2:
         raise SkipRNNError(f"{source}: all sequences are of the class {names[0]!r}; there is nothing to learn")
-    return "classes", np.array([names.index(text) for text in texts], dtype=np.int64), names
+    return np.array([names.index(text) for text in texts], dtype=np.int64), names
 
 
 def _rows(
@@ -254,24 +253,14 @@ def _padded(sequences: Sequence[Floats]) -> tuple[Floats, npt.NDArray[np.int64]]
     return x, lengths
 
 
-def _task(
-    kind: str, sequences: Sequence[Floats], y: npt.NDArray[Any], names: list[str], train: npt.NDArray[np.int64]
-) -> Task:
+def _task(sequences: Sequence[Floats], y: npt.NDArray[Any], names: list[str], train: npt.NDArray[np.int64]) -> Task:
     steps = np.concatenate([sequences[row] for row in train]).astype(np.float64)
     mean, std = steps.mean(0), steps.std(0)
     std[std < 1e-8] = 1
     features: dict[str, Any] = {
         "features": steps.shape[1], "mean": tuple(mean.tolist()), "std": tuple(std.tolist())
     }  # fmt: skip
-    if kind == "classes":
+    if names:
         return OwnClasses(**features, classes=tuple(names))
     target = y[train].astype(np.float64)
     return OwnNumbers(**features, target_mean=float(target.mean()), target_std=float(target.std()) or 1.0)
-
-
-def _is(kind: type, text: str) -> bool:
-    try:
-        kind(text)
-    except ValueError:
-        return False
-    return True
