@@ -70,8 +70,9 @@ class _RandomSkip(RecurrentStack):
         return shown.gather(0, used.cumsum(0)[..., None].expand(-1, -1, shown.shape[2])), last
 
     def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
-        """torch's own cell over a batch or a packed sequence."""
-        raise NotImplementedError
+        """torch's own cell over a batch or a packed sequence; of two states it takes and returns a tuple."""
+        output, last = self._torch.forward(self, x, start if len(start) > 1 else start[0])
+        return output, last if isinstance(last, tuple) else (last,)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, p_skip={self.p_skip}"
@@ -93,9 +94,6 @@ class RandomSkipLSTM(_RandomSkip, nn.LSTM):  # type: ignore[misc]  # forward tak
 
     cell, _torch = LSTM, nn.LSTM
 
-    def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
-        return nn.LSTM.forward(self, x, (start[0], start[1]))
-
 
 class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes and returns more
     """A GRU that copies its state with probability ``p_skip`` at each step; with 0, the plain GRU at full speed.
@@ -112,7 +110,3 @@ class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes
     """
 
     cell, _torch = GRU, nn.GRU
-
-    def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
-        output, last = nn.GRU.forward(self, x, start[0])
-        return output, (last,)
