@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -155,43 +156,29 @@ def csv_source(file: Iterable[str], input_size: int | None, name: str, header: b
     Raises:
         SkipRNNError: there is no row; or, when it is asked for, a row that is not ``input_size`` finite numbers.
     """
-    lines = lines_of(file, name)
-    line_number, rows = 0, 0  # rows: how many have been taken from the file
-    ahead: list[str] = []
-
-    def next_line() -> str | None:
-        nonlocal line_number
-        if ahead:
-            return ahead.pop()
-        for line in lines:
-            line_number += 1
-            if line.strip():
-                return line
-        return None
-
-    first = next_line()
-    cells = [] if first is None else _cells(first)
+    numbered = ((number, line) for number, line in enumerate(lines_of(file, name), start=1) if line.strip())
+    first = next(numbered, None)
+    cells = [] if first is None else _cells(first[1])
     numeric = header is None and len(cells) > 1 and cells == [str(number) for number in range(len(cells))]
     if first is not None and (numeric or (header if header is not None else not any(map(is_number, cells)))):
-        first = next_line()
+        first = next(numbered, None)
     if first is None:
         raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
-    ahead.append(first)
-    width = len(_cells(first)) if input_size is None else input_size
+    width = len(_cells(first[1])) if input_size is None else input_size
+    rows, taken = chain([first], numbered), 0
 
     def read(t: int) -> Floats | None:
-        nonlocal rows
-        while (line := next_line()) is not None:
-            rows += 1
-            if rows == t + 1:
-                return _parse(line, width, f"{name}, line {line_number}")
+        nonlocal taken
+        for number, line in rows:
+            taken += 1
+            if taken == t + 1:
+                return _parse(line, width, f"{name}, line {number}")
         return None
 
     def count() -> int:
-        nonlocal rows
-        while next_line() is not None:
-            rows += 1
-        return rows
+        nonlocal taken
+        taken += sum(1 for _ in rows)
+        return taken
 
     return Source(read, count, name, numeric)
 
