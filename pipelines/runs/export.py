@@ -187,19 +187,15 @@ def _compare(path: Path, model: SequenceModel, task: Task, sequences: Split) -> 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    outputs, gates, expected_outputs, expected_gates = [], [], [], []
+    found = []
     with torch.inference_mode():
         for start in range(0, len(sequences), CHECK_BATCH):
             part = sequences.take(slice(start, start + CHECK_BATCH))
             lengths = None if part.lengths is None else part.lengths.numpy()
             said, used = replay(session, model.embedding(part.x).numpy(), lengths)
-            outputs.append(torch.from_numpy(said))
-            gates.append(torch.from_numpy(used))
             expected = model(part.x, part.lengths)
-            expected_outputs.append(expected.output)
-            expected_gates.append(expected.update_gate.bool())
-    output, gate = torch.cat(outputs), torch.cat(gates)
-    expected_output, expected_gate = torch.cat(expected_outputs), torch.cat(expected_gates)
+            found.append((torch.from_numpy(said), torch.from_numpy(used), expected.output, expected.update_gate.bool()))
+    output, gate, expected_output, expected_gate = map(torch.cat, zip(*found, strict=True))
     return {
         "sequences": len(sequences),
         "gates": gate.numel(),
