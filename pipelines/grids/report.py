@@ -94,8 +94,8 @@ def _table(lines: list[Any]) -> str:
 def _figures(folder: Path, results: dict[str, Any]) -> dict[str, tuple[str, Callable[[Path], Any]]]:
     """What to draw, by name: captions and functions of a path."""
     runs: dict[str, list[tuple[Path, TrainConfig]]] = defaultdict(list)  # by data file
-    for path, config in _runs(folder, results):
-        runs[Path(config.data).stem].append((path, config))
+    for result in results["runs"]:
+        runs[Path(result["config"].data).stem].append((folder / "runs" / result["name"], result["config"]))
     figures: dict[str, tuple[str, Callable[[Path], Any]]] = {}
     for data, group in runs.items():
         paths = [path for path, config in group if config.p_skip is None]
@@ -111,8 +111,3 @@ def _figures(folder: Path, results: dict[str, Any]) -> dict[str, tuple[str, Call
                     lambda out, path=path: plot_usage(path, out, examples=4),  # type: ignore[misc]
                 )
     return figures
-
-
-def _runs(folder: Path, results: dict[str, Any]) -> list[tuple[Path, TrainConfig]]:
-    configs = [TrainConfig(**result["config"]) for result in results["runs"]]
-    return [(folder / "runs" / result["name"], config) for result, config in zip(results["runs"], configs, strict=True)]

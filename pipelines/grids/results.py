@@ -158,7 +158,7 @@ def write_results(
 
 
 def read_results(out: Path) -> dict[str, Any]:
-    """The contents of a folder's results.json.
+    """The contents of a folder's results.json, lines and the configurations of runs as objects.
 
     Raises:
         SkipRNNError: there is none, or it is damaged.
@@ -172,7 +172,7 @@ def read_results(out: Path) -> dict[str, Any]:
             check_fields(Line, line)
         for result in results["runs"]:
             check_fields(TrainConfig, result["config"])
-            TrainConfig(**result["config"])
+            result["config"] = TrainConfig(**result["config"])
             if not isinstance(result["name"], str):
                 raise ValueError("a run has no name")
         results["lines"] = [Line(**line) for line in results["lines"]]

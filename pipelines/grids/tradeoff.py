@@ -50,7 +50,7 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
     for folder, name in names.items():
         prefix = f"{name}: " if len(names) > 1 else ""
         for result in read_results(folder)["runs"]:
-            config = TrainConfig(**result["config"])
+            config = result["config"]
             data = Path(config.data).stem
             with reading(folder / "results.json", "the results of a sweep", "run the sweep again"):
                 try:
