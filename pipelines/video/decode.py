@@ -53,8 +53,8 @@ class VideoReader:
         SkipRNNError: the file is missing, empty, or holds no video that OpenCV can decode.
     """
 
-    def __init__(self, path: Path, sampling: Sampling, *, threads: int = 1) -> None:
-        self.path, self.sampling, self._threads = Path(path), sampling, threads
+    def __init__(self, path: Path, sampling: Sampling) -> None:
+        self.path, self.sampling = Path(path), sampling
         self.decoded = 0  # frames
         self.declared: int | None = None  # frames that the file says it has
         self.truncated = False  # once the end is reached: fewer were decoded than it said
@@ -71,8 +71,7 @@ class VideoReader:
             raise SkipRNNError(f"{self.path} is empty")
         if printable(self.path) != str(self.path):
             raise SkipRNNError(f"{self.path}: OpenCV opens no file whose name is not UTF-8; rename it")
-        options = [cv2.CAP_PROP_N_THREADS, self._threads]
-        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, options)
+        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not capture.isOpened():
             raise SkipRNNError(f"{self.path} holds no video that OpenCV can decode")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
