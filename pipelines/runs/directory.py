@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -75,23 +74,21 @@ def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> P
     target = Path(path).resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        hidden = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True)
+        with hidden as work:
+            new, old = Path(work) / "new", Path(work) / "old"
+            new.mkdir()
+            _write_json(new / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
+            try:
+                if target.exists():
+                    with lock_run(target):
+                        target.rename(old)
+                new.rename(target)
+            finally:
+                if old.exists() and not target.exists():
+                    old.rename(target)
     except OSError as error:
         raise SkipRNNError(f"cannot make the run directory {path}: {error.strerror}; choose another --out") from error
-    new, old = work / "new", work / "old"
-    try:
-        new.mkdir()
-        _write_json(new / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
-        if target.exists():
-            with lock_run(target):
-                target.rename(old)
-        new.rename(target)
-    except OSError as error:
-        raise SkipRNNError(f"cannot make the run directory {path}: {error.strerror}; choose another --out") from error
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(work, ignore_errors=True)
     return Path(path)
 
 
