@@ -354,24 +354,22 @@ class _Store:
 
     def _done(self, name: str) -> _Done | None:
         part = self._part(name)
-        if part.exists():
-            with suppress(SkipRNNError), reading(part, "a part", ""):
-                check_file(part, "")
-                with safe_open(part, "numpy") as file:
-                    about = parse_json(file.metadata()["about"], dict)
-                if about.pop("name") == name:
-                    check_fields(_Done, about)
-                    return _Done(**about)
+        with suppress(SkipRNNError), reading(part, "a part", ""):
+            check_file(part, "")
+            with safe_open(part, "numpy") as file:
+                about = parse_json(file.metadata()["about"], dict)
+            if about.pop("name") == name:
+                check_fields(_Done, about)
+                return _Done(**about)
         self._refresh()
         entry = self._merged.get(name)
         return None if entry is None else _Done(**{key: getattr(entry, key) for key in _Done.__dataclass_fields__})
 
     def _reason(self, name: str) -> str | None:
         """Why a video failed, if it did."""
-        if self._failure(name).exists():
-            with suppress(SkipRNNError):
-                reason = read_json(self._failure(name), dict, "").get("reason")
-                return reason if isinstance(reason, str) else None
+        with suppress(SkipRNNError):
+            reason = read_json(self._failure(name), dict, "").get("reason")
+            return reason if isinstance(reason, str) else None
         return None
 
     def _refresh(self) -> None:
@@ -380,7 +378,7 @@ class _Store:
         if stamp != self._merged_stamp:
             there = read_attributes(self._path) if stamp else {}
             same_way = all(there.get(key) == ours for key, ours in self._way.items())
-            self._merged = {entry.name: entry for entry in read_entries(self._path)} if stamp and same_way else {}
+            self._merged = {entry.name: entry for entry in read_entries(self._path)} if same_way else {}
             self._merged_stamp = stamp
 
     def _part(self, name: str) -> Path:
