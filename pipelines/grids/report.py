@@ -4,6 +4,7 @@ import base64
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,12 @@ def _figures(folder: Path, results: dict[str, Any]) -> dict[str, tuple[str, Call
         if paths:
             figures[f"curves-{data}"] = (
                 f"Learning curves on {data}: validation, mean and range over the runs",
-                lambda out, paths=paths: plot_curves(paths, out),  # type: ignore[misc]
+                partial(plot_curves, paths),
             )
         for path, config in group:
             if config.skip and config.seed == min(other.seed for _, other in group):
                 figures[f"usage-{path.name}"] = (
                     f"Samples that {config.model_name}, λ={config.lam:g}, uses on {data}",
-                    lambda out, path=path: plot_usage(path, out, examples=4),  # type: ignore[misc]
+                    partial(plot_usage, path, examples=4),
                 )
     return figures
