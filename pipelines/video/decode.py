@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,20 +118,23 @@ class VideoReader:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """What decoding a video found out."""
+
+    status: str  # ok or truncated
+    frames: int
+    source_bytes: int
+    source_mtime: int  # ns
+    source_sha256: str
+
+
+@dataclass(frozen=True)
 class Clip:
     """The frames of a video that its features need."""
 
     frames: Tensor  # (F, 3, 224, 224) uint8, each once
     places: Tensor  # (T,) int64, the frame of each step
-    decoded: int
-    truncated: bool
-    source_bytes: int
-    source_mtime: int  # ns
-    source_sha256: str
-
-    def without_frames(self) -> "Clip":
-        """What was found out, without the frames."""
-        return replace(self, frames=self.frames[:0].clone())
+    about: Decoded
 
 
 def printable(path: Path) -> str:
@@ -162,10 +165,9 @@ def read_clip(path: Path, sampling: Sampling, size: int) -> Clip:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         status = os.fstat(file.fileno())
-    return Clip(
-        torch.stack(frames), torch.tensor(places), reader.decoded, reader.truncated, status.st_size,
-        status.st_mtime_ns, digest,
-    )  # fmt: skip
+    ending = "truncated" if reader.truncated else "ok"
+    about = Decoded(ending, reader.decoded, status.st_size, status.st_mtime_ns, digest)
+    return Clip(torch.stack(frames), torch.tensor(places), about)
 
 
 def prepare(frame: Frame, size: int) -> Tensor:

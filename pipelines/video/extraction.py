@@ -32,7 +32,7 @@ from pipelines.data.files import atomic_path, check_writable, write_text
 from pipelines.data.schema import FEATURES, read_attributes, schema_of
 from pipelines.data.sequences import SPLITS, sha256
 from pipelines.errors import SkipRNNError
-from pipelines.video.decode import CROP, Sampling, printable
+from pipelines.video.decode import CROP, Decoded, Sampling, printable
 from pipelines.video.listing import Video, VideoSet
 from pipelines.video.network import FrameNetwork, VideoTask
 from pipelines.video.workers import Extractor, Failed, Job, Recipe, Result
@@ -61,14 +61,9 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Done:
+class _Done(Decoded):
     """What is kept of a video beside its features: columns of its entry."""
 
-    status: str
-    frames: int
-    source_bytes: int
-    source_mtime: int
-    source_sha256: str
     features_sha256: str
 
 
@@ -260,9 +255,7 @@ class _Store:
             features = result.features.numpy().astype(self._dtype)
         if not np.isfinite(features).all():
             return self.put(job, Failed(f"a feature is not finite in {self._dtype}; store float32"))
-        clip, status = result.clip, "truncated" if result.clip.truncated else "ok"
-        digest = sha256([features])
-        done = _Done(status, clip.decoded, clip.source_bytes, clip.source_mtime, clip.source_sha256, digest)
+        done = _Done(**vars(result.about), features_sha256=sha256([features]))
         with atomic_path(self._part(job.name)) as temporary:
             about = json.dumps({"name": job.name, **asdict(done)})
             temporary.write_bytes(save({"features": features}, {"about": about}))

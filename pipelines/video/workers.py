@@ -16,7 +16,7 @@ from torch import Tensor
 from pipelines.errors import SkipRNNError
 from pipelines.parallel.cluster import connected, map_on_actors, require_ray
 from pipelines.parallel.processes import map_in_processes
-from pipelines.video.decode import Clip, Sampling, read_clip
+from pipelines.video.decode import Clip, Decoded, Sampling, read_clip
 from pipelines.video.network import FrameNetwork
 
 AHEAD = 2  # jobs a worker has in hand
@@ -33,10 +33,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Extracted:
-    """A video's features, and what its decoding found out."""
+    """A video's features, and what decoding it found out."""
 
     features: Tensor  # (T, D) float32
-    clip: Clip  # without its frames
+    about: Decoded
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def decode(job: Job, recipe: Recipe) -> Clip | Failed:
 
 def features_of(clip: Clip, network: FrameNetwork, recipe: Recipe) -> Extracted:
     """A decoded video's features."""
-    return Extracted(network.of_clip(clip, recipe.batch_size), clip.without_frames())
+    return Extracted(network.of_clip(clip, recipe.batch_size), clip.about)
 
 
 def local(workers: int) -> Extractor:

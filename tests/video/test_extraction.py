@@ -243,7 +243,7 @@ def test_mended_videos_are_done_by_a_rerun(spoilt, tmp_path):
 def test_features_that_do_not_fit_half_precision_fail_by_name(folder, tmp_path):
     class Loud(TinyNetwork):
         def of_clip(self, clip, batch_size):
-            return super().of_clip(clip, batch_size) * (1e6 if clip.decoded == 13 else 1)
+            return super().of_clip(clip, batch_size) * (1e6 if clip.about.frames == 13 else 1)
 
     videos = own_videos(folder)
     done = extract_features(videos, tmp_path / "out.h5", tiny_task(videos.classes), Loud(), inline)
@@ -419,7 +419,7 @@ class Deadly(TinyNetwork):
     """Takes its process along on one of the videos."""
 
     def of_clip(self, clip, batch_size):
-        if clip.decoded == 10:
+        if clip.about.frames == 10:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().of_clip(clip, batch_size)
 
