@@ -1,6 +1,5 @@
 """The paper's baselines: the plain cells, and the plain cells whose updates are skipped at random."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from skiprnn.cells import GRU, LSTM, LayerState
 from skiprnn.gate import GateState
+from skiprnn.problem import Solution
 from skiprnn.stack import RecurrentStack
 
 
@@ -36,9 +36,7 @@ class _RandomSkip(RecurrentStack):
         self._register_initial_state(learn_initial_state)
         self._initialize()
 
-    def _run(
-        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
-    ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
+    def _run(self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None) -> Solution:
         steps, batch, _ = x.shape
         used = torch.rand(steps, batch, device=x.device) >= self.p_skip
         if lengths is not None:
@@ -51,7 +49,7 @@ class _RandomSkip(RecurrentStack):
         else:
             output, last = self._run_used(x, used, start)
         last = tuple(new.to(old.dtype) for new, old in zip(last, start, strict=True))  # autocast gives bfloat16
-        return output, list(zip(*last, strict=True)), gate, update_gate
+        return Solution(output, list(zip(*last, strict=True)), gate, update_gate)
 
     def _run_used(self, x: Tensor, used: Tensor, start: LayerState) -> tuple[Tensor, LayerState]:
         """The plain cell over the samples used alone, packed, and its outputs repeated where samples were skipped."""

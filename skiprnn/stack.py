@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from skiprnn.cells import Cell, LayerState
 from skiprnn.gate import GateState
+from skiprnn.problem import Solution
 
 State = Any  # LSTMState, GRUState, or the named tuple of another cell
 
@@ -83,9 +84,7 @@ class RecurrentStack(nn.Module):
         """The parameters of all layers."""
         return [self.layer(k) for k in range(self.num_layers)]
 
-    def _run(
-        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None
-    ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
+    def _run(self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None) -> Solution:
         raise NotImplementedError
 
     def _register_initial_state(self, learned: bool) -> None:
