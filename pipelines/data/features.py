@@ -62,7 +62,6 @@ class FlatSequences:
     counts: Tensor  # (N,) int64, its frames, at most steps
     steps: int  # of a sequence
     width: int  # D
-    row_bytes: int
     device: torch.device = CPU  # where ``take`` puts what it takes
     reads_padding: bool = False
 
@@ -97,9 +96,10 @@ class FlatSequences:
         moved["starts"] = moved["starts"] - first
         if target.type == "cpu" and (mapped := rows.mapped) is not None:
             return replace(self, rows=mapped[first:last], device=target, **moved)
-        if (last - first) * self.row_bytes > SHARE * memory.on_device(target):
+        row = rows[:1]
+        if (last - first) * row.nbytes > SHARE * memory.on_device(target):
             return replace(self, device=target)
-        here = torch.empty(last - first, self.width, dtype=rows[:1].dtype, device=target)
+        here = torch.empty(last - first, self.width, dtype=row.dtype, device=target)
         for start in range(first, last, BLOCK):
             here[start - first : start - first + BLOCK] = rows[start : min(start + BLOCK, last)]
         return replace(self, rows=here, device=target, **moved)
@@ -231,7 +231,7 @@ def read_features(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
             _check(path, rows, [(entries[number], offsets[number : number + 2].tolist()) for number in numbers])
         labels = torch.tensor([entries[number].label for number in numbers])
         counts = offsets.diff()[numbers].clamp(max=steps)
-        parts[split] = FlatSequences(rows, labels, offsets[:-1][numbers], counts, steps, width, row_bytes)
+        parts[split] = FlatSequences(rows, labels, offsets[:-1][numbers], counts, steps, width)
     if not checked.parts >= set(splits):
         checked.add(splits)
     names = np.array([entry.name for entry in entries], dtype=object)
