@@ -66,17 +66,14 @@ def lines_of(results: list[dict[str, Any]]) -> list[Line]:
     """Means over seeds, in the order of the grid."""
     groups: dict[TrainConfig, list[dict[str, Any]]] = {}
     for result in results:
-        groups.setdefault(_key(result), []).append(result)
+        config = replace(TrainConfig(**result["config"]), seed=0, device="auto")
+        groups.setdefault(config, []).append(result)
     plain = {
         (Path(config.data).stem, config.cell): statistics.mean(map(_seconds_per_step, group))
         for config, group in groups.items()
         if not config.skip and config.p_skip is None
     }
     return [_line(config, group, plain, _model_name(config, groups)) for config, group in groups.items()]
-
-
-def _key(result: dict[str, Any]) -> TrainConfig:
-    return replace(TrainConfig(**result["config"]), seed=0, device="auto")
 
 
 def _model_name(config: TrainConfig, table: Iterable[TrainConfig]) -> str:

@@ -261,8 +261,19 @@ def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[st
             path.replace(path.with_name("environment.json.damaged"))
         except OSError as error:
             raise SkipRNNError(f"cannot move {path}, which is damaged: {error.strerror}; remove it") from error
-    sessions.append({"from_step": step, **_environment(config), **({"accepted_edits": edits} if edits else {})})
-    write_text(path, json.dumps(sessions, indent=2) + "\n")
+    session = {
+        "from_step": step,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "skiprnn": version("skiprnn"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else None,
+        **({"accepted_edits": edits} if edits else {}),
+    }
+    _write_json(path, [*sessions, session])
 
 
 def remove_leftovers(run: Path) -> None:
@@ -329,18 +340,5 @@ def _with_line(digest: str, line: str) -> str:
     return hashlib.sha256(f"{digest}{line}\n".encode()).hexdigest()
 
 
-def _environment(config: TrainConfig) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "skiprnn": version("skiprnn"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else None,
-    }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
