@@ -142,6 +142,8 @@ def train_all(
     failed: dict[str, str] = {}
     wanted = [run for run in runs if not is_finished(run)]
     for _ in range(ATTEMPTS):
+        if not wanted:
+            break
         with closing(executor(wanted)) as endings:
             for run, reason in endings:
                 failed.pop(str(run.path), None)
@@ -156,8 +158,6 @@ def local(jobs: int | None = None) -> Executor:
     """Processes of this machine, by default one a CPU core, or four a GPU."""
 
     def run(runs: list[Planned]) -> Endings:
-        if not runs:
-            return
         device = choose_device(runs[0].config.device)
         count = at_once(len(runs), device, jobs)
         gpus = torch.cuda.device_count() if device.type == "cuda" else 0
@@ -186,8 +186,6 @@ def on_ray(jobs: int | None, address: str | None) -> Executor:
     require_ray()
 
     def run(runs: list[Planned]) -> Endings:
-        if not runs:
-            return
         with connected(address) as ray:
             there = ray.cluster_resources()
             gpus = int(there.get("GPU", 0))
