@@ -6,6 +6,7 @@ import logging
 import warnings
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +112,11 @@ def export_run(
     Raises:
         SkipRNNError: the extra ``export`` is missing, the run cannot be read, or ``out`` cannot be written.
     """
-    _require_onnx()
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(package) is None:
+            raise SkipRNNError(
+                f"export needs the package {package}; install the extra with `pip install 'skiprnn[export]'`"
+            )
     if Path(out).suffix != ".onnx":
         raise SkipRNNError(f"cannot export to {out}: its name must end in .onnx")
     check_writable(out, overwrite=overwrite)
@@ -121,17 +126,6 @@ def export_run(
         size = temporary.stat().st_size
         result = _compare(temporary, with_gate(trained.model), trained.task, trained.sequences)
     return Export(out=str(out), bytes=size, int8=int8, **result)
-
-
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise SkipRNNError(
-            f"export needs the package {error.name}; install the extra with `pip install 'skiprnn[export]'`"
-        ) from error
 
 
 def _write(traced: Traced, path: Path, int8: bool) -> None:
