@@ -55,9 +55,7 @@ class RunEvaluation:
     batch_size: int
     seconds_per_sequence: float  # at that batch size
     seconds_per_sequence_without_skipping: float
-    seconds_alone: (
-        float | None
-    )  # one sequence at a time, reading what it uses; None where samples are skipped at random
+    seconds_alone: float | None  # one sequence at a time, reading what it uses; None where it skips at random
     seconds_alone_without_skipping: float
 
 

@@ -11,11 +11,7 @@ from typing import Any
 
 import torch
 
-from pipelines.data.samples import (
-    Source,
-    csv_source,
-    sequence_sources,
-)
+from pipelines.data.samples import Source, csv_source, sequence_sources
 from pipelines.data.schema import FEATURES, schema_of
 from pipelines.data.sequences import SPLITS
 from pipelines.errors import SkipRNNError

@@ -209,11 +209,7 @@ def _from_json_lines(folder: Path, split: str) -> Iterator[Review]:
             "archive with --source"
         )
     check_file(paths[0], "fetch it again")
-    with (
-        lzma.open(paths[0], "rt", encoding="utf-8")
-        if paths[0].suffix == ".xz"
-        else paths[0].open(encoding="utf-8") as file
-    ):
+    with (lzma.open if paths[0].suffix == ".xz" else open)(paths[0], "rt", encoding="utf-8") as file:
         for number, line in enumerate(lines_of(file, str(paths[0])), start=1):
             record = parse_json(line, dict)
             text, label = record["text"], record["label"]

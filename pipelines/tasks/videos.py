@@ -86,10 +86,8 @@ class Videos(ClassificationTask):
 
     def check(self, sequences: Split) -> None:
         self.check_classes(sequences.y)
-        if not isinstance(sequences, FlatSequences) or (sequences.width, sequences.steps) != (
-            self.features,
-            self.steps,
-        ):
+        sizes = (sequences.width, sequences.steps) if isinstance(sequences, FlatSequences) else None
+        if sizes != (self.features, self.steps):
             raise SkipRNNError(f"it must hold {self.features} features a frame of up to {self.steps} frames a video")
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
