@@ -24,7 +24,7 @@ from torch import Tensor
 from pipelines.data import memory
 from pipelines.data.checked import Checked
 from pipelines.data.hdf5 import Hdf5
-from pipelines.data.schema import FEATURES, describe, hdf5_writer, open_data, root_attributes, signals_waiting
+from pipelines.data.schema import FEATURES, describe, hdf5_writer, open_data, signals_waiting
 from pipelines.data.sequences import SPLITS, DataFile, Sequences, sha256
 from pipelines.data.stored_rows import REMEDY, StoredRows
 from pipelines.errors import SkipRNNError
@@ -96,8 +96,8 @@ class FlatSequences:
         moved["starts"] = moved["starts"] - first
         if target.type == "cpu" and (mapped := rows.mapped) is not None:
             return replace(self, rows=mapped[first:last], device=target, **moved)
-        row = rows[:1]
-        if (last - first) * row.nbytes > SHARE * memory.on_device(target):
+        row, free = rows[:1], torch.cuda.mem_get_info(target)[0] if target.type == "cuda" else memory.available()
+        if (last - first) * row.nbytes > SHARE * free:
             return replace(self, device=target)
         here = torch.empty(last - first, self.width, dtype=row.dtype, device=target)
         for start in range(first, last, BLOCK):
@@ -214,7 +214,8 @@ def read_features(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
     """
     path = Path(path)
     with open_data(path, FEATURES) as file:
-        attributes, entries = root_attributes(file), _entries(file)
+        attributes: dict[str, Any] = file.attributes()
+        entries = _entries(file)
         offsets = torch.from_numpy(_offsets(file, len(entries)))
         width, row_bytes = file.dataset("features").shape[1], _row_bytes(file)
     steps = attributes.get("steps")
@@ -266,7 +267,7 @@ def _entries(file: Hdf5) -> list[Entry]:
     if len({len(column) for column in columns}) > 1:
         raise SkipRNNError(f"{file.path}: the columns of its table are of different lengths; {REMEDY}")
     entries = [Entry(*row) for row in zip(*columns, strict=True)]
-    if _digest(entries) != root_attributes(file)["digest"]:
+    if _digest(entries) != file.attributes()["digest"]:
         raise SkipRNNError(f"{file.path}: its table of videos was changed after it was made; {REMEDY}")
     return entries
 

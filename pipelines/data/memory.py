@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from pipelines.errors import SkipRNNError
 
 UNLIMITED = 2**60
@@ -18,11 +16,6 @@ _BOUNDING = threading.Lock()
 def available() -> int:
     """Bytes that this process could still take: what is free, within the limits of its control groups."""
     return min(_of_machine(), *_of_groups(), UNLIMITED)
-
-
-def on_device(device: torch.device) -> int:
-    """Bytes free on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available()
 
 
 def check_fits(size: int, what: str) -> None:

@@ -21,16 +21,7 @@ import torch
 from torch import Tensor
 
 from pipelines.data.hdf5 import Hdf5
-from pipelines.data.schema import (
-    REMEDY,
-    SEQUENCES,
-    PatientFile,
-    describe,
-    hdf5_writer,
-    open_data,
-    root_attributes,
-    signals_waiting,
-)
+from pipelines.data.schema import REMEDY, SEQUENCES, PatientFile, describe, hdf5_writer, open_data, signals_waiting
 from pipelines.errors import SkipRNNError
 
 if TYPE_CHECKING:
@@ -75,6 +66,10 @@ class Sequences:
 
     def to(self, device: torch.device | str) -> "Sequences":
         return self._map(lambda tensor: tensor.to(device))
+
+    def ends(self) -> list[int]:
+        """The steps of each sequence."""
+        return [self.steps] * len(self) if self.lengths is None else self.lengths.tolist()
 
     def arrays(self) -> dict[str, Tensor]:
         """The tensors there are, by name."""
@@ -152,9 +147,8 @@ def read_sequences(path: Path, splits: tuple[str, ...] = SPLITS, rows: slice | N
         SkipRNNError: the file is missing, foreign, damaged, or holds values that are not finite.
     """
     with open_data(path, SEQUENCES) as file:
-        attributes = root_attributes(file)
         parts: dict[str, Split] = {name: _read_split(file, path, name, rows) for name in splits}
-        return DataFile(Path(path), attributes, parts, _read_extra(file, path) if rows is None else {})
+        return DataFile(Path(path), file.attributes(), parts, _read_extra(file, path) if rows is None else {})
 
 
 def _read_split(file: Hdf5, path: Path, name: str, rows: slice | None) -> Sequences:

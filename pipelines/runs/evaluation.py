@@ -150,8 +150,7 @@ def _seconds_alone(
 ) -> tuple[float | None, float]:
     """Median wall-clock of one sequence in float32: through a stream, and of the plain cell over all of it."""
     config = replace(config, amp="off")
-    lengths = [sequences.x.shape[1]] * len(sequences) if sequences.lengths is None else sequences.lengths.tolist()
-    alone = [x[:length] for x, length in zip(sequences.x, lengths, strict=True) if length]
+    alone = [x[:end] for x, end in zip(sequences.x, sequences.ends(), strict=True) if end]
     plain_seconds = statistics.median(_seconds(plain, Sequences(x[None], x[:0]), config) for x in alone)
     if config.p_skip:
         return None, plain_seconds

@@ -93,7 +93,6 @@ def load_data(
             task.check(sequences)
         except SkipRNNError as error:
             raise SkipRNNError(f"{path}, split {name}: {error}; generate it again with --overwrite") from error
-    if not true_lengths:
-        for name, sequences in data.splits.items():
+        if not true_lengths:
             data.splits[name] = task.with_padding(sequences)
     return task, data
