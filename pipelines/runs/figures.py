@@ -18,8 +18,7 @@ from pipelines.runs.load import TrainedRun, load_run
 from pipelines.runs.model import autocast
 from pipelines.seeds import derive_seed
 from pipelines.tasks import TASKS
-from pipelines.tasks.base import FORMATS, PAGE
-from pipelines.tasks.drawing import Usage
+from pipelines.tasks.base import FORMATS, PAGE, Usage
 
 AT_ONCE = 256  # sequences
 OF_ONE_CURVE = ("seed", "device", "preset")  # runs that differ in nothing else are drawn as one curve

@@ -22,8 +22,6 @@ from pipelines.errors import SkipRNNError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pipelines.tasks.drawing import Usage
-
 FORMATS = (".png", ".pdf", ".svg")  # of figures
 PAGE = ".html"
 FINITE = 3e38  # float32's largest number is a little more
@@ -49,6 +47,23 @@ class Reading:
     header: bool | None = None  # whether a CSV file begins with one; None: by the rule
     kept: dict[str, Any] = field(default_factory=dict)
     """What takes long to make, kept by the task from one file to the next."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a model made of some sequences of a split."""
+
+    title: str  # what the model is
+    whole: Split  # the split
+    rows: list[int]  # which of its sequences
+    sequences: Sequences  # these
+    used: Tensor  # (N, T) bool, on the CPU
+    outputs: Tensor  # (N, output_size), on the CPU
+    shown: int  # how many of them are to be drawn, the first ones
+    data: Path  # the data file
+    split: str  # its name
+    words: Callable[[], list[str]]  # the run's vocabulary
+    videos: Path | None  # where the user says that they are
 
 
 @dataclass(frozen=True)
@@ -189,13 +204,13 @@ class Task(ABC):
         """Which of ``count`` sequences the usage figure is made of; those ``shown`` come first."""
         return torch.arange(min(shown, count))
 
-    def draw_usage(self, usage: "Usage") -> "Figure":
+    def draw_usage(self, usage: Usage) -> "Figure":
         """The usage figure."""
         from pipelines.tasks.drawing import signals
 
         return signals(usage, self.signal, self.signal_name)
 
-    def usage_page(self, usage: "Usage") -> str:
+    def usage_page(self, usage: Usage) -> str:
         """The same as a page of HTML, of a task whose ``usage_formats`` have that."""
         raise NotImplementedError
 

@@ -18,12 +18,12 @@ from pipelines.data import doors
 from pipelines.data.samples import ARRAYS, Source, sequence_sources
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Reading
+from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Reading, Usage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pipelines.tasks.drawing import Text, Usage
+    from pipelines.tasks.drawing import Text
 
 TOKENIZER = "words-1"
 PADDING, UNKNOWN = 0, 1  # numbers of words; the vocabulary starts after them
@@ -133,17 +133,17 @@ class Imdb(ClassificationTask):
             x = pad(x, (self.length - len(words), 0), value=PADDING)
         return sequence_sources(Sequences(x, torch.zeros(1)), name)[0]
 
-    def draw_usage(self, usage: "Usage") -> "Figure":
+    def draw_usage(self, usage: Usage) -> "Figure":
         from pipelines.tasks.drawing import texts
 
         return texts(self._texts(usage), usage.title)
 
-    def usage_page(self, usage: "Usage") -> str:
+    def usage_page(self, usage: Usage) -> str:
         from pipelines.tasks.drawing import page
 
         return page(self._texts(usage), usage.title)
 
-    def _texts(self, usage: "Usage") -> list["Text"]:
+    def _texts(self, usage: Usage) -> list["Text"]:
         words, found = usage.words(), []
         columns = (usage.sequences.x.tolist(), usage.sequences.y.tolist(), usage.used.tolist())
         for x, y, gate in zip(*columns, strict=True):

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from pipelines.data.samples import IMAGES, Source, image_source
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import ClassificationTask, Reading
+from pipelines.tasks.base import ClassificationTask, Reading, Usage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from pipelines.tasks.drawing import Usage
 
 AVERAGED = 1_000  # digits over which the use of a pixel is averaged
 SIDE = 28  # pixels
@@ -71,7 +69,7 @@ class Mnist(ClassificationTask):
     def usage_rows(self, count: int, shown: int) -> Tensor:
         return torch.arange(min(max(shown, AVERAGED), count))
 
-    def draw_usage(self, usage: "Usage") -> "Figure":
+    def draw_usage(self, usage: Usage) -> "Figure":
         from pipelines.tasks.drawing import images
 
         return images(usage, SIDE)

@@ -15,13 +15,11 @@ from pipelines.data.samples import Source
 from pipelines.data.schema import read_attributes
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import ClassificationTask, Reading, check_classes
+from pipelines.tasks.base import ClassificationTask, Reading, Usage, check_classes
 from pipelines.video.listing import SUFFIXES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from pipelines.tasks.drawing import Usage
 
 LARGEST = 2**31  # of sizes
 
@@ -112,7 +110,7 @@ class Videos(ClassificationTask):
     def usage_rows(self, count: int, shown: int) -> Tensor:
         return torch.linspace(0, count - 1, min(shown, count)).round().long()  # from all over the split
 
-    def draw_usage(self, usage: "Usage") -> "Figure":
+    def draw_usage(self, usage: Usage) -> "Figure":
         """Videos frame by frame; of features that were made elsewhere, the change from frame to frame."""
         from pipelines.tasks.drawing import SKIPPED, USED
         from pipelines.video.contact_sheet import Sheet, contact_sheets
