@@ -5,7 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -123,27 +123,21 @@ def _read(folder: Path, name: str, dimensions: int) -> tuple[Bytes, bool]:
         raise SkipRNNError(
             f"no {compressed}, compressed or not; --source must hold the four original files {', '.join(FILES)}"
         )
-    count = 60_000 if name.startswith("train") else 10_000
-    size = 4 + 4 * dimensions + math.prod((count, SIDE, SIDE)[:dimensions])
+    shape = (60_000 if name.startswith("train") else 10_000, SIDE, SIDE)[:dimensions]
+    # The IDX format: two zero bytes, the type (8: bytes), the number of dimensions, their sizes, the values.
+    header = bytes([0, 0, 8, dimensions]) + np.array(shape, ">i4").tobytes()
+    size = len(header) + math.prod(shape)
     check_file(path, "fetch it again")
     with reading(path, "the original file of MNIST", "fetch it again"):
         if path == compressed and (found := file_digest(path, "md5")) != FILES[name].compressed_md5:
             raise ValueError(f"its MD5 is {found}, the original's {FILES[name].compressed_md5}")
         with gzip.open(path) if path == compressed else path.open("rb") as file:
             data = file.read(size + 1)
-        array = _parse_idx(data, dimensions, count)
+        if data[: len(header)] != header:
+            raise ValueError("its header is another")
+        if len(data) != size:
+            raise ValueError(f"it has not the {size:,} bytes that its header says")
+        array: Bytes = np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
         if dimensions == 1 and array.max() > 9:
             raise ValueError(f"it has the label {array.max()}, where digits go up to 9")
         return array, hashlib.sha256(data).hexdigest() == FILES[name].sha256
-
-
-def _parse_idx(data: bytes, dimensions: int, count: int) -> Bytes:
-    """The IDX format: two zero bytes, the type (8: bytes), the number of dimensions, their sizes, the values."""
-    shape: tuple[int, ...] = (count, SIDE, SIDE)[:dimensions]
-    header: bytes = bytes([0, 0, 8, dimensions]) + np.array(shape, ">i4").tobytes()
-    if data[: len(header)] != header:
-        raise ValueError("its header is another")
-    if len(data) != len(header) + math.prod(shape):
-        raise ValueError(f"it has not the {len(header) + math.prod(shape):,} bytes that its header says")
-    array: npt.NDArray[Any] = np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
-    return array
