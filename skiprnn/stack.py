@@ -158,11 +158,7 @@ def _check_lengths(lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor 
     lengths = torch.as_tensor(lengths)
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(f"lengths must be ({batch},) integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
-    if (
-        not lengths.is_cuda
-        and not torch.compiler.is_compiling()
-        and batch
-        and (int(lengths.min()) < 0 or int(lengths.max()) > steps)
-    ):
+    checked = batch and lengths.is_cpu and not torch.compiler.is_compiling()
+    if checked and not 0 <= lengths.min() <= lengths.max() <= steps:
         raise ValueError(f"lengths must lie in 0..{steps}, got {int(lengths.min())}..{int(lengths.max())}")
     return lengths.to(x.device)
