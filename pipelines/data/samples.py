@@ -233,24 +233,24 @@ def _open_arrays(path: Path) -> Iterator[tuple[list[str], Callable[[str], Any]]]
 
 
 def _choose(names: list[str], dataset: str | None, path: Path) -> str:
-    if dataset is None and (ragged := {"lengths", "offsets"} & set(names)):
+    if dataset is not None:
+        likely = [name for name in names if name == dataset.strip("/")]
+    elif ragged := {"lengths", "offsets"} & set(names):
         raise SkipRNNError(
             f"{path} has {' and '.join(sorted(ragged))}, which only `skiprnn gen-data own` reads; predict on the data "
             "file that it makes"
         )
-    if dataset is None:
-        likely = names if len(names) == 1 else [name for name in LIKELY if name in names][:1]
     else:
-        likely = [name for name in names if name == dataset.strip("/")]
-    if not likely:
-        listed = ", ".join(name for name in names[:20] if name) or "none"
-        if not names:
-            raise SkipRNNError(f"{path} holds no dataset; {REMEDY}")
-        raise SkipRNNError(
-            f"{path} has no dataset {dataset}; it has {listed}" if dataset else
-            f"which dataset of {path} shall be read? Name one of {listed} with --dataset"
-        )  # fmt: skip
-    return likely[0]
+        likely = names if len(names) == 1 else [name for name in LIKELY if name in names][:1]
+    if likely:
+        return likely[0]
+    if not names:
+        raise SkipRNNError(f"{path} holds no dataset; {REMEDY}")
+    listed = ", ".join(name for name in names[:20] if name) or "none"
+    raise SkipRNNError(
+        f"{path} has no dataset {dataset}; it has {listed}" if dataset else
+        f"which dataset of {path} shall be read? Name one of {listed} with --dataset"
+    )  # fmt: skip
 
 
 def _array_sources(array: Any, input_size: int, path: Path, dataset: str) -> Sequence[Source]:
@@ -268,10 +268,7 @@ def _array_sources(array: Any, input_size: int, path: Path, dataset: str) -> Seq
         )
     if not several:
         return [_array_source(lambda t: array[t].reshape(-1), shape[0], name, path)]
-    return _Lazily(
-        shape[0],
-        lambda i: _array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path),
-    )
+    return _Lazily(shape[0], lambda i: _array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path))
 
 
 def _array_source(sample: Callable[[int], Any], length: int, name: str, path: Path | None = None) -> Source:
