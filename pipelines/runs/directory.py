@@ -233,17 +233,14 @@ def lock_run(run: Path) -> Iterator[None]:
     """
     if not os.path.isdir(run):  # which some versions of filelock would make
         raise SkipRNNError(f"{run} is not a run directory; make one with `skiprnn train`")
-    lock = FileLock(Path(run) / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(Path(run) / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise SkipRNNError(f"{run} is in use by another process; wait for it or choose another --out") from error
     except OSError as error:
         raise SkipRNNError(f"cannot write in {run}: {error.strerror}; check its permissions") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[str, Any]) -> None:
