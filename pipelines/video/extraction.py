@@ -12,8 +12,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -315,12 +316,9 @@ class _Store:
         return all(there.get(key) == value for key, value in self._parameters.items())
 
     def _write(self, entries: list[Entry], attributes: dict[str, Any]) -> None:
-        with ExitStack() as stack:
-            merged = stack.enter_context(reading_videos(self._path)) if self._merged else None
-            write_features(
-                self._path, entries, lambda entry: self._features(entry, merged), attributes, dtype=self._dtype,
-                overwrite=True,
-            )  # fmt: skip
+        with reading_videos(self._path) if self._merged else nullcontext() as merged:
+            read = partial(self._features, merged=merged)
+            write_features(self._path, entries, read, attributes, dtype=self._dtype, overwrite=True)
 
     def _features(self, entry: Entry, merged: Callable[[str], Floats] | None) -> Floats:
         part = self._part(entry.name)
