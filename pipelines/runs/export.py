@@ -21,7 +21,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.runs.load import load_run
 from pipelines.runs.model import SequenceModel, with_gate
 from pipelines.tasks import Task
-from skiprnn import SkipGRU, SkipLSTM
+from skiprnn import SkipRNN
 
 OPSET = 20
 CHECK_BATCH = 256  # sequences a call
@@ -48,13 +48,13 @@ class Export:
 class Step(nn.Module):
     """One step of a model, its state laid open: what ``export`` writes, and what ``torch.export`` can trace."""
 
-    rnn: SkipLSTM | SkipGRU
+    rnn: SkipRNN
     head: nn.Linear
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
         gated = with_gate(model)
-        assert isinstance(gated.rnn, SkipLSTM | SkipGRU)
+        assert isinstance(gated.rnn, SkipRNN)
         self.rnn, self.head = gated.rnn, gated.head
         self.rnn.engine = "auto"  # a run may have named one that cannot be traced
 
