@@ -1,6 +1,5 @@
 """``predict``: what a trained run says of one sequence, reading only the samples it uses."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -103,7 +102,7 @@ class Predictor:
     def _open(
         self, path: Path, dataset: str | None, index: int | None, header: bool | None
     ) -> Iterator[Iterable[Source]]:
-        if not os.path.isfile(path) or not (schema := schema_of(path)):
+        if not (schema := schema_of(path)):
             with self._model.task.open(path, replace(self._reading, dataset=dataset, header=header)) as sources:
                 yield _chosen(sources, index, path)
             return
