@@ -65,9 +65,9 @@ def grid_of_table(
         options: fields of the configuration that are to be other than the preset's.
     """
     return [
-        configure(
-            task, preset, data=str((data / f"{row.data.name}.h5").absolute()), cell=row.cell, skip=row.lam is not None,
-            lam=row.lam or 0.0, p_skip=row.p_skip, seed=seed, **_of_model(row.cell, row.lam, options),
+        _config(
+            task, preset, row.cell, row.lam, options, p_skip=row.p_skip, seed=seed,
+            data=str((data / f"{row.data.name}.h5").absolute()),
         )
         for row in table(task)
         for seed in seeds
@@ -78,19 +78,15 @@ def grid(
     task: str, preset: str, cells: Iterable[str], lams: Iterable[float | None], seeds: Iterable[int], **options: Any
 ) -> list[TrainConfig]:
     """The configurations of one's own grid; a λ of None is the plain cell."""
-    return [
-        configure(
-            task, preset, cell=cell, skip=lam is not None, lam=lam or 0.0, seed=seed, **_of_model(cell, lam, options)
-        )
-        for cell, lam, seed in product(cells, lams, seeds)
-    ]
+    return [_config(task, preset, cell, lam, options, seed=seed) for cell, lam, seed in product(cells, lams, seeds)]
 
 
-def _of_model(cell: str, lam: float | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a grid that a model has: all, but that only a Skip GRU may reset before the product."""
-    return {
-        name: value for name, value in options.items() if name != "reset_after" or (cell == "gru" and lam is not None)
-    }
+def _config(
+    task: str, preset: str, cell: str, lam: float | None, options: dict[str, Any], **others: Any
+) -> TrainConfig:
+    """A model's configuration, with a grid's options; that of how a GRU resets is for those that learn a gate alone."""
+    fitting = options if cell == "gru" and lam is not None else {k: v for k, v in options.items() if k != "reset_after"}
+    return configure(task, preset, cell=cell, skip=lam is not None, lam=lam or 0.0, **fitting, **others)
 
 
 def plan(out: Path, configs: Iterable[TrainConfig]) -> list[Planned]:
