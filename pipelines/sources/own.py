@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from pipelines.data import doors
 from pipelines.data.arrays import open_npz
@@ -247,10 +248,7 @@ def _padded(sequences: Sequence[Floats]) -> tuple[Floats, npt.NDArray[np.int64]]
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     shape = (len(sequences), int(lengths.max()), width)
     check_fits(4 * math.prod(shape), f"sequences of shape {shape}, all as long as the longest,")
-    x = np.zeros(shape, dtype=np.float32)
-    for row, sequence in enumerate(sequences):
-        x[row, : len(sequence)] = sequence
-    return x, lengths
+    return pad_sequence([torch.from_numpy(sequence) for sequence in sequences], batch_first=True).numpy(), lengths
 
 
 def _task(sequences: Sequence[Floats], y: npt.NDArray[Any], names: list[str], train: npt.NDArray[np.int64]) -> Task:

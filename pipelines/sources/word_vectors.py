@@ -78,12 +78,8 @@ def _archive(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
     with closing(open_npz(path, REMEDY)) as arrays:
         names, vectors = arrays.array("words"), arrays.array("vectors")
         rows = arrays.array("row") if "row" in arrays else np.arange(len(names))
-        if (
-            names.dtype.kind != "U"
-            or vectors.ndim != 2
-            or vectors.dtype.kind not in "fiu"
-            or rows.dtype.kind not in "iu"
-        ):
+        right = names.dtype.kind == "U" and vectors.dtype.kind in "fiu" and rows.dtype.kind in "iu"
+        if not right or vectors.ndim != 2:
             raise ValueError("it needs words (N,), vectors (M, D) and row (N,)")
         for word, row in zip(names.tolist(), rows.tolist(), strict=True):
             if word in words:
