@@ -95,29 +95,25 @@ def write_imdb(
     words = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
     if not words:
         raise SkipRNNError(f"no word of the training text occurs {min_count} times; lower --min-count")
+    vocabulary = ["", "", *words]  # by their numbers
     numbers = {word: number for number, word in enumerate(words, start=UNKNOWN + 1)}
     known = read_vectors(word2vec, set(words)) if word2vec is not None else {}
     if known:
         dimensions = len(next(iter(known.values())))
-    check_fits(8 * (len(words) + 2) * dimensions, f"{len(words):,} vectors of {dimensions:,} numbers")
+    check_fits(8 * len(vocabulary) * dimensions, f"{len(words):,} vectors of {dimensions:,} numbers")
     for name, part in splits.items():
         check_fits(4 * length * len(part), f"{name}, {len(part):,} reviews of {length:,} words each,")
     draws = np.random.default_rng(derive_seed(seed, "imdb", "vectors"))
-    vectors = draws.uniform(-RANGE, RANGE, (len(words) + 2, dimensions)).astype(np.float32)
+    vectors = draws.uniform(-RANGE, RANGE, (len(vocabulary), dimensions)).astype(np.float32)
     vectors[PADDING] = 0
     for word, vector in known.items():
         vectors[numbers[word]] = vector
 
-    task = Imdb(
-        length=length,
-        dimensions=dimensions,
-        vocabulary=len(words) + 2,
-        vocabulary_sha256=Imdb.digest_of(["", "", *words]),
-    )
+    task = Imdb(length, dimensions, len(vocabulary), Imdb.digest_of(vocabulary))
     with sequences_writer(path, overwrite=overwrite) as writer:
         for name, part in splits.items():
             writer.write_split(name, len(part), [_sequences(part, tokens[name], numbers, length)])
-        writer.write_extra("words", np.array(["", "", *words], dtype=object))
+        writer.write_extra("words", np.array(vocabulary, dtype=object))
         writer.write_extra("vectors", vectors)
         origin = {"word2vec": Path(word2vec).name, "word2vec_sha256": file_digest(word2vec)} if word2vec else {}
         writer.finish({"task": task.name, **task.parameters(), "seed": seed, "min_count": min_count, **origin})
@@ -185,12 +181,11 @@ def _from_archive(path: Path, split: str) -> Iterator[Review]:
             parts = Path(member.name).parts
             if member.size > MEMBER:
                 raise ValueError(f"it has a file of {in_words(member.size)}, which IMDB has not")
-            if member.isfile() and len(parts) >= 3 and parts[-3] == split and parts[-2] in CLASSES:
-                file = archive.extractfile(member)
-                if file is not None:
-                    if member.size > REVIEW or len(texts) > REVIEWS:
-                        raise ValueError("it has more or longer reviews than IMDB")
-                    texts["/".join(parts[-2:])] = Review(file.read().decode("utf-8"), CLASSES.index(parts[-2]))
+            wanted = member.isfile() and len(parts) >= 3 and parts[-3] == split and parts[-2] in CLASSES
+            if wanted and (file := archive.extractfile(member)) is not None:
+                if member.size > REVIEW or len(texts) > REVIEWS:
+                    raise ValueError("it has more or longer reviews than IMDB")
+                texts["/".join(parts[-2:])] = Review(file.read().decode("utf-8"), CLASSES.index(parts[-2]))
     for name in sorted(texts):
         yield texts[name]
 
