@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipelines.data import memory
-from pipelines.data.doors import Array, check_claim, check_file, reading
+from pipelines.data.doors import Array, check_claim, opening, reading
 from pipelines.errors import SkipRNNError
 
 
@@ -49,22 +49,19 @@ class Npz:
 
 def is_zip(path: Path, remedy: str) -> bool:
     """Whether a file begins as zip archives do, such as .npz."""
-    check_file(path, remedy)
-    with reading(path, "a readable file", remedy), path.open("rb") as file:
+    with opening(path, "a readable file", remedy), path.open("rb") as file:
         return file.read(2) == b"PK"
 
 
 def open_npz(path: Path, remedy: str) -> Npz:
     """Open an .npz archive for reading; to be closed."""
-    check_file(path, remedy)
-    with reading(path, "an .npz archive", remedy):
+    with opening(path, "an .npz archive", remedy):
         return Npz(path, zipfile.ZipFile(path), remedy)
 
 
 def map_npy(path: Path, remedy: str) -> Array:
     """The array in a .npy file, mapped: a part of it is read when it is used."""
-    size = check_file(path, remedy)
-    with reading(path, "a .npy file", remedy):
+    with opening(path, "a .npy file", remedy) as size:
         with path.open("rb") as file:
             shape, fortran, dtype, start = _npy_header(file)
         if start + math.prod(shape) * dtype.itemsize > size:

@@ -72,6 +72,14 @@ def check_file(path: Path, remedy: str) -> int:
     return status.st_size
 
 
+@contextmanager
+def opening(path: Path, what: str, remedy: str) -> Iterator[int]:
+    """As ``reading``, for a block that opens a file with an end; yields its size in bytes."""
+    size = check_file(path, remedy)
+    with reading(path, what, remedy):
+        yield size
+
+
 def check_claim(claimed: int, stored: int, what: str) -> None:
     """Refuse an array that its file cannot hold.
 
@@ -95,14 +103,13 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 def read_bytes(path: Path, remedy: str, *, limit: int = TEXT) -> bytes:
     """A whole file of ``limit`` bytes at most."""
-    size = check_file(path, remedy)
-    if size > limit:
-        raise SkipRNNError(
-            f"cannot read {path}: it has {memory.in_words(size)}, more than the {memory.in_words(limit)} of such a "
-            f"file; {remedy}"
-        )
-    memory.check_fits(size, str(path))
-    with reading(path, "a readable file", remedy):
+    with opening(path, "a readable file", remedy) as size:
+        if size > limit:
+            raise SkipRNNError(
+                f"cannot read {path}: it has {memory.in_words(size)}, more than the {memory.in_words(limit)} of such a "
+                f"file; {remedy}"
+            )
+        memory.check_fits(size, str(path))
         return path.read_bytes()
 
 

@@ -17,9 +17,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pipelines.data import doors
 from pipelines.data.arrays import is_zip, map_npy, open_npz
-from pipelines.data.doors import lines_of, reading
+from pipelines.data.doors import lines_of, opening, reading
 from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
@@ -124,8 +123,7 @@ def image_source(path: Path, side: int) -> Source:
     Raises:
         SkipRNNError: it is no image.
     """
-    doors.check_file(path, REMEDY)
-    with reading(path, "an image", REMEDY), warnings.catch_warnings():
+    with opening(path, "an image", REMEDY), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is odd about it, its size among that
         with Image.open(path) as image:
             if image.width * image.height > PIXELS:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.data.doors import check_file, file_digest, reading
+from pipelines.data.doors import file_digest, opening
 from pipelines.data.sequences import Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.seeds import derive_seed
@@ -127,8 +127,7 @@ def _read(folder: Path, name: str, dimensions: int) -> tuple[Bytes, bool]:
     # The IDX format: two zero bytes, the type (8: bytes), the number of dimensions, their sizes, the values.
     header = bytes([0, 0, 8, dimensions]) + np.array(shape, ">i4").tobytes()
     size = len(header) + math.prod(shape)
-    check_file(path, "fetch it again")
-    with reading(path, "the original file of MNIST", "fetch it again"):
+    with opening(path, "the original file of MNIST", "fetch it again"):
         if path == compressed and (found := file_digest(path, "md5")) != FILES[name].compressed_md5:
             raise ValueError(f"its MD5 is {found}, the original's {FILES[name].compressed_md5}")
         with gzip.open(path) if path == compressed else path.open("rb") as file:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipelines.data import doors
 from pipelines.data.arrays import open_npz
-from pipelines.data.doors import check_file, reading
+from pipelines.data.doors import opening, reading
 from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.memory import check_fits
 from pipelines.data.samples import csv_source, is_number
@@ -135,8 +135,7 @@ def _folder(folder: Path, header: bool | None, allow_outside: bool) -> _Raw:
 
 def _csv(path: Path, width: int | None, header: bool | None) -> tuple[Floats, bool]:
     """The rows of a file, and whether it began with names 0,1,... of columns."""
-    check_file(path, REMEDY)
-    with reading(path, "CSV", REMEDY), path.open(encoding="utf-8-sig", errors="replace") as file:
+    with opening(path, "CSV", REMEDY), path.open(encoding="utf-8-sig", errors="replace") as file:
         source = csv_source(file, width, str(path), header)
         samples: list[npt.NDArray[Any]] = []
         while (sample := source.read(len(samples))) is not None:

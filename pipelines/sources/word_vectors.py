@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.data.arrays import open_npz
-from pipelines.data.doors import check_file, lines_of, reading
+from pipelines.data.doors import lines_of, opening
 from pipelines.errors import SkipRNNError
 
 REMEDY = "name another file with --word2vec, or leave it out"
@@ -31,9 +31,8 @@ def read_vectors(path: Path, words: set[str]) -> dict[str, Vector]:
     path = Path(path)
     if path.suffix not in readers:
         raise SkipRNNError(f"cannot read word vectors from {path}: its name must end in {', '.join(readers)}")
-    check_file(path, REMEDY)
     found: dict[str, Vector] = {}
-    with reading(path, "word vectors", REMEDY), np.errstate(over="ignore"):  # to infinity, which is refused
+    with opening(path, "word vectors", REMEDY), np.errstate(over="ignore"):  # to infinity, which is refused
         for word, vector in readers[path.suffix](path, words):
             found.setdefault(word, vector)
     if len({vector.shape for vector in found.values()}) > 1 or any(vector.size == 0 for vector in found.values()):

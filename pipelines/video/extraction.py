@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from pipelines.data.doors import check_file, file_digest, parse_json, read_json, reading
+from pipelines.data.doors import check_file, file_digest, opening, parse_json, read_json, reading
 from pipelines.data.features import Entry, read_entries, reading_videos, write_features
 from pipelines.data.fields import check_fields
 from pipelines.data.files import atomic_path, check_writable, write_text
@@ -345,8 +345,7 @@ class _Store:
 
     def _done(self, name: str) -> _Done | None:
         part = self._part(name)
-        with suppress(SkipRNNError), reading(part, "a part", ""):
-            check_file(part, "")
+        with suppress(SkipRNNError), opening(part, "a part", ""):
             with safe_open(part, "numpy") as file:
                 about = parse_json(file.metadata()["about"], dict)
             if about.pop("name") == name:

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model, get_model_weights
 
 from pipelines.data import memory
-from pipelines.data.doors import check_file, file_digest, reading
+from pipelines.data.doors import file_digest, opening
 from pipelines.errors import SkipRNNError
 from pipelines.video.decode import CROP, Clip, printable
 
@@ -225,12 +225,10 @@ def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors by name, and the file's SHA-256."""
-    size = check_file(path, REMEDY)
-    with reading(path, "a file of tensors", REMEDY), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what the file may be instead
+    with opening(path, "a file of tensors", REMEDY) as size, warnings.catch_warnings(action="ignore"):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                size = max(size, sum(member.file_size for member in archive.infolist()))
+                memory.check_fits(sum(member.file_size for member in archive.infolist()), str(path))
         memory.check_fits(size, str(path))
         digest = file_digest(path)
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
