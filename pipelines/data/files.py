@@ -1,6 +1,7 @@
 """Writing files: whole or not at all, however the process ends."""
 
 import errno
+import json
 import os
 import re
 import secrets
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import SkipRNNError
 
@@ -50,6 +52,11 @@ def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a small text file atomically."""
     with atomic_path(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:

@@ -1,6 +1,5 @@
 """Tables of a sweep's results: results.json with every run, table.md and table.tex with means over seeds."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from typing import Any
 
 from pipelines.data.doors import read_json, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.files import write_text
+from pipelines.data.files import write_json, write_text
 from pipelines.grids.paper import table
 from pipelines.runs.config import TrainConfig, configure
 
@@ -148,7 +147,7 @@ def write_results(
     """
     lines = lines_of(results)
     whole = {**about, "lines": [asdict(line) for line in lines], "runs": results, "failed": failed}
-    write_text(out / "results.json", json.dumps(whole, indent=2) + "\n")
+    write_json(out / "results.json", whole)
     write_text(out / "table.md", markdown(lines))
     write_text(out / "table.tex", latex(lines))
     return lines

@@ -3,7 +3,6 @@
 A run that is finished is kept, one that was interrupted goes on, one that failed is tried again and then reported.
 """
 
-import json
 import math
 import tempfile
 import time
@@ -19,7 +18,7 @@ import torch
 
 from pipelines.data.doors import read_json, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.files import write_text
+from pipelines.data.files import write_json, write_text
 from pipelines.data.schema import read_attributes
 from pipelines.errors import SkipRNNError
 from pipelines.grids.paper import DATA_SETS, table
@@ -298,7 +297,7 @@ def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
         "training_seconds": records[-1]["seconds"],
         "evaluation": asdict(evaluate_run(run.path)),
     }
-    write_text(path, json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     return result
 
 

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from pipelines.data.doors import parse_json, read_json, read_text, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.files import write_text
+from pipelines.data.files import write_json, write_text
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
 
@@ -78,7 +78,7 @@ def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> P
         with hidden as work:
             new, old = Path(work) / "new", Path(work) / "old"
             new.mkdir()
-            _write_json(new / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
+            write_json(new / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
             try:
                 if target.exists():
                     with lock_run(target):
@@ -165,7 +165,7 @@ def load_config(run: Path) -> TrainConfig:
 
 def record_task(run: Path, attributes: dict[str, Any]) -> None:
     """Write ``task.json``, so that the run can be used without its data."""
-    _write_json(Path(run) / "task.json", attributes)
+    write_json(Path(run) / "task.json", attributes)
 
 
 def load_task(run: Path) -> dict[str, Any]:
@@ -195,13 +195,13 @@ def load_words(run: Path) -> list[str]:
 def extend_run(run: Path, **options: Any) -> TrainConfig:
     """Change how long, or where, a run goes on training."""
     config = replace(load_config(run), **options)
-    _write_json(Path(run) / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
+    write_json(Path(run) / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
     return config
 
 
 def record_outcome(run: Path, outcome: dict[str, Any]) -> None:
     """Write ``outcome.json``."""
-    _write_json(Path(run) / "outcome.json", outcome)
+    write_json(Path(run) / "outcome.json", outcome)
 
 
 def load_outcome(run: Path) -> dict[str, Any] | None:
@@ -270,7 +270,7 @@ def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[st
         "cuda": torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else None,
         **({"accepted_edits": edits} if edits else {}),
     }
-    _write_json(path, [*sessions, session])
+    write_json(path, [*sessions, session])
 
 
 def remove_leftovers(run: Path) -> None:
@@ -335,7 +335,3 @@ def _lines(run: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _with_line(digest: str, line: str) -> str:
     return hashlib.sha256(f"{digest}{line}\n".encode()).hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
