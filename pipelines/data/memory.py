@@ -94,24 +94,20 @@ def _of_groups() -> list[int]:
     left = []
     for controller, limit, used, reclaimable in versions:
         for group in _groups(controller):
-            try:
+            with suppress(OSError, ValueError):  # "max": none
                 most, now = int((group / limit).read_text()), int((group / used).read_text())
                 stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
                 left.append(max(most - now + int(stat.get(reclaimable, 0)), 0))
-            except (OSError, ValueError):  # "max": none
-                continue
     return left
 
 
 def _groups(controller: str) -> list[Path]:
     """The control groups of this process, the innermost first."""
-    try:
-        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        return []
-    for _, controllers, path in lines:
-        if controller in controllers.split(","):
-            root = CGROUPS / controller
-            inner = root / path.lstrip("/")
-            return [group for group in (inner, *inner.parents) if group == root or root in group.parents]
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                root = CGROUPS / controller
+                inner = root / path.lstrip("/")
+                return [group for group in (inner, *inner.parents) if group == root or root in group.parents]
     return []
