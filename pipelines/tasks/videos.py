@@ -99,11 +99,13 @@ class Videos(ClassificationTask):
                 yield sources
             return
         from pipelines.video.lookup import network_of, open_video
+        from pipelines.video.network import Origin
 
         if reading.dataset is not None:
             raise SkipRNNError(f"{path} is one video; drop --dataset")
         if "network" not in reading.kept:
-            reading.kept["network"] = network_of(self, reading.weights, reading.device)
+            origin = Origin(self.network, self.weights, self.weights_sha256, self.resize, self.precision)
+            reading.kept["network"] = network_of(origin, reading.weights, reading.device)
         with open_video(path, self, reading.kept["network"], pads=not reading.true_lengths) as video:
             yield [video]
 

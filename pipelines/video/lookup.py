@@ -24,31 +24,30 @@ EVERY_FRAME_BATCH = 8  # frames
 Floats = npt.NDArray[np.float32]
 
 
-def network_of(task: VideoTask, weights: str | None, device: torch.device) -> FrameNetwork:
-    """The network that computed the features of a task, ready to compute more.
+def network_of(origin: Origin, weights: str | None, device: torch.device) -> FrameNetwork:
+    """The network that computed the features of a run, ready to compute more.
 
     Args:
-        task: what a run was trained on.
+        origin: what the run's task says of it.
         weights: where to find them; None is where they came from.
         device: where to run it.
 
     Raises:
         SkipRNNError: the features were made elsewhere, or the weights cannot be had or are others.
     """
-    if task.network not in FRAME_COST:
+    if origin.network not in FRAME_COST:
         raise SkipRNNError(
-            f"the run was trained on features made elsewhere ({task.network or 'by what is not said'}), so it cannot "
+            f"the run was trained on features made elsewhere ({origin.network or 'by what is not said'}), so it cannot "
             "look at a video; predict on a feature file"
         )
-    if weights == "random" and task.weights.startswith("random:"):
-        weights = task.weights
-    origin = Origin(task.network, task.weights, task.weights_sha256, task.resize, task.precision)
+    if not weights or (weights == "random" and origin.weights.startswith("random:")):
+        weights = origin.weights
     try:
-        network, _ = load_network(task.network, weights or task.weights, device=device, origin=origin)
+        network, _ = load_network(origin.network, weights, device=device, origin=origin)
     except SkipRNNError as error:
         raise SkipRNNError(
-            f"no weights to look at frames with: {error}. The run's features were made with {task.weights} of "
-            f"{task.network}, SHA-256 of the tensors {task.weights_sha256[:16]}…; name these with --weights"
+            f"no weights to look at frames with: {error}. The run's features were made with {origin.weights} of "
+            f"{origin.network}, SHA-256 of the tensors {origin.weights_sha256[:16]}…; name these with --weights"
         ) from error
     for count in (1, EVERY_FRAME_BATCH):  # the first call of a size takes longer
         network(torch.zeros(count, 3, 224, 224, dtype=torch.uint8))

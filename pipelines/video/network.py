@@ -30,7 +30,7 @@ REMEDY = "name imagenet1k_v1, imagenet1k_v2, random, or a .pth or .safetensors f
 
 
 class VideoTask(Protocol):
-    """What a task on videos says of their frames and features."""
+    """What a task on videos says of their frames."""
 
     @property
     def name(self) -> str: ...
@@ -45,15 +45,7 @@ class VideoTask(Protocol):
         """Of a frame."""
 
     @property
-    def network(self) -> str: ...
-    @property
-    def weights(self) -> str: ...
-    @property
-    def weights_sha256(self) -> str: ...
-    @property
     def resize(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
 
     def parameters(self) -> dict[str, Any]:
         """All of this, and what else the data file is to say."""
