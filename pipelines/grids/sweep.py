@@ -310,17 +310,16 @@ def estimate(configs: list[TrainConfig], jobs: int | None) -> dict[TrainConfig, 
         configs: of runs.
         jobs: as for ``local``, which says how many cores a run has.
     """
+    kinds = {config: replace(config, seed=0, lam=0.0) for config in configs}
     known: dict[TrainConfig, float | None] = {}
     before = torch.get_num_threads()
     try:
-        for config in configs:
-            kind = replace(config, seed=0, lam=0.0)
-            if kind not in known:
-                torch.set_num_threads(max(cores() // at_once(len(configs), choose_device(config.device), jobs), 1))
-                known[kind] = _estimate(kind)
+        for kind in dict.fromkeys(kinds.values()):
+            torch.set_num_threads(max(cores() // at_once(len(configs), choose_device(kind.device), jobs), 1))
+            known[kind] = _estimate(kind)
     finally:
         torch.set_num_threads(before)
-    return {config: known[replace(config, seed=0, lam=0.0)] for config in configs}
+    return {config: known[kind] for config, kind in kinds.items()}
 
 
 def _estimate(config: TrainConfig) -> float | None:
