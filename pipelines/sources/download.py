@@ -1,6 +1,5 @@
 """Files from the network: checked by digest, kept whole or not at all."""
 
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ def download(
                 if found != digest:
                     raise ValueError(f"its {algorithm} is {found}, not {digest}")
             return path
-        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError, SkipRNNError) as error:
+        except (OSError, ValueError, SkipRNNError) as error:
             failures.append(f"{url}: {error}")
     raise SkipRNNError(
         f"cannot download {path.name}: {'; '.join(failures)}. Fetch it by other means and name its folder with --source"
