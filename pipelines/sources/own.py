@@ -92,17 +92,20 @@ def write_own(
     _check(raw, source)
     y, names = _targets(raw, source)
     rows = _rows(raw, y if names else None, val, test, seed, source)
-    x, lengths = _padded(raw.sequences)
+    lengths = np.array([len(sequence) for sequence in raw.sequences], dtype=np.int64)
+    ragged, longest = len(set(lengths.tolist())) > 1, int(lengths.max())
+    shape = (len(lengths), longest, raw.sequences[0].shape[1])
+    check_fits(4 * math.prod(shape), f"sequences of shape {shape}, all as long as the longest,")
+    x = pad_sequence([torch.from_numpy(sequence) for sequence in raw.sequences], batch_first=True)
     task = _task(raw.sequences, y, names, rows["train"])
-    ragged = len(set(lengths.tolist())) > 1
     with sequences_writer(path, overwrite=overwrite) as writer:
         for split in SPLITS:
             part = rows[split]
             split_lengths = torch.from_numpy(lengths[part]) if ragged else None
-            sequences = Sequences(torch.from_numpy(x[part]), torch.from_numpy(y[part]), split_lengths)
+            sequences = Sequences(x[part], torch.from_numpy(y[part]), split_lengths)
             writer.write_split(split, len(part), [sequences])
         writer.finish({"task": task.name, **task.parameters(), "seed": seed, "source": source.name})
-    return WrittenSequences(task, {split: len(part) for split, part in rows.items()}, x.shape[1], raw.numeric_headers)
+    return WrittenSequences(task, {split: len(part) for split, part in rows.items()}, longest, raw.numeric_headers)
 
 
 def _folder(folder: Path, header: bool | None, allow_outside: bool) -> _Raw:
@@ -240,14 +243,6 @@ def _rows(
         if len(part) == 0:
             raise SkipRNNError(f"{source}: {count} sequences leave none for {split}; give more, or their splits")
     return rows
-
-
-def _padded(sequences: Sequence[Floats]) -> tuple[Floats, npt.NDArray[np.int64]]:
-    width = sequences[0].shape[1]
-    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    shape = (len(sequences), int(lengths.max()), width)
-    check_fits(4 * math.prod(shape), f"sequences of shape {shape}, all as long as the longest,")
-    return pad_sequence([torch.from_numpy(sequence) for sequence in sequences], batch_first=True).numpy(), lengths
 
 
 def _task(sequences: Sequence[Floats], y: npt.NDArray[Any], names: list[str], train: npt.NDArray[np.int64]) -> Task:
