@@ -153,7 +153,14 @@ def write_features(
             raise SkipRNNError(f"{len(entries)} videos leave none for {split}; give more, or other splits")
 
     def stored(entry: Entry) -> Floats:
-        return _stored(entry.name, read(entry), attributes["features"], dtype)
+        rows, width = read(entry), attributes["features"]
+        if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
+            raise SkipRNNError(f"{entry.name}: features of shape {rows.shape}, where (T, {width}) was expected")
+        with np.errstate(over="ignore"):  # to infinity, which is refused
+            rows = rows.astype(dtype)
+        if not np.isfinite(rows).all():
+            raise SkipRNNError(f"{entry.name}: a feature is NaN or too large for {dtype}; store float32")
+        return rows
 
     counts = []
     for number, entry in enumerate(entries):
@@ -244,17 +251,6 @@ def _check(path: Path, rows: StoredRows, videos: list[tuple[Entry, list[int]]]) 
         blocks = (rows[start : min(start + BLOCK, last)].numpy() for start in range(first, last, BLOCK))
         if sha256(blocks) != entry.features_sha256:
             raise SkipRNNError(f"{path}: the features of {entry.name} were changed after they were made; {REMEDY}")
-
-
-def _stored(name: str, rows: Floats, width: int, dtype: str) -> Floats:
-    """A video's features as they are stored."""
-    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
-        raise SkipRNNError(f"{name}: features of shape {rows.shape}, where (T, {width}) was expected")
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        rows = rows.astype(dtype)
-    if not np.isfinite(rows).all():
-        raise SkipRNNError(f"{name}: a feature is NaN or too large for {dtype}; store float32")
-    return rows
 
 
 def _entries(file: Hdf5) -> list[Entry]:

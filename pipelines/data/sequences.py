@@ -178,7 +178,13 @@ def _read_split(file: Hdf5, path: Path, name: str, rows: slice | None) -> Sequen
             raise SkipRNNError(f"{path}: split {name} was changed after it was made; {REMEDY}")
     if "lengths" in arrays and not (arrays["lengths"].min() >= 0 and arrays["lengths"].max() <= x.shape[1]):
         raise SkipRNNError(f"{path}: split {name} has lengths outside 0..{x.shape[1]}; {REMEDY}")
-    return _finite(Sequences(**{key: torch.from_numpy(array) for key, array in arrays.items()}), path, name)
+    sequences = Sequences(**{key: torch.from_numpy(array) for key, array in arrays.items()})
+    for key, tensor in (("x", sequences.x), ("y", sequences.y)):
+        finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+        if not finite.all():
+            first = int((~finite).nonzero()[0])
+            raise SkipRNNError(f"{path}: {name}/{key} of sequence {first} holds NaN or infinity; drop such sequences")
+    return sequences
 
 
 def _read_extra(file: Hdf5, path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -203,12 +209,3 @@ def sha256(blocks: Iterable[npt.NDArray[Any]]) -> str:
     for block in blocks:
         digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()
-
-
-def _finite(sequences: Sequences, path: Path, name: str) -> Sequences:
-    for key, tensor in (("x", sequences.x), ("y", sequences.y)):
-        finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
-        if not finite.all():
-            first = int((~finite).nonzero()[0])
-            raise SkipRNNError(f"{path}: {name}/{key} of sequence {first} holds NaN or infinity; drop such sequences")
-    return sequences
