@@ -113,11 +113,28 @@ def extract_features(
     store = _Store(Path(path), parameters, chosen, overwrite)
     recipe = Recipe(Sampling(task.fps, task.seconds), task.resize, batch_size)
     wanted, extracted, steps = chosen[shard[0] :: shard[1]], 0, 0
+    later: list[Video] = []  # those that another process is at
     locks: dict[str, FileLock] = {}
+
+    def claimed() -> Iterator[Job]:
+        """The videos to be done, locked."""
+        for video in wanted:
+            source = videos.root / video.name
+            if not store.has(video.name, source):
+                lock = store.lock(video.name)
+                if lock is None:
+                    later.append(video)
+                    continue
+                if not store.has(video.name, source):  # nor has another process done it meanwhile
+                    locks[video.name] = lock
+                    yield Job(video.name, source)
+                    continue
+                lock.release()
+            on_progress(1, 0)
+
     try:
         while wanted:
-            later: list[Video] = []
-            jobs = _claimed(store, videos.root, wanted, later, locks, on_progress)
+            later, jobs = [], claimed()
             if (first := next(jobs, None)) is not None:
                 with closing(executor(chain([first], jobs), network, recipe)) as results:
                     for job, result in results:
@@ -145,30 +162,6 @@ def extract_features(
 def report_path(path: Path) -> Path:
     """Where the report of an extraction to ``path`` is written: a JSON object a video."""
     return path.with_name(f"{path.name}.report.jsonl")
-
-
-def _claimed(
-    store: "_Store",
-    root: Path,
-    wanted: list[Video],
-    later: list[Video],
-    locks: dict[str, FileLock],
-    on_progress: Callable[[int, int], None],
-) -> Iterator[Job]:
-    """The videos to be done, locked; those that another process is at are put off."""
-    for video in wanted:
-        source = root / video.name
-        if not store.has(video.name, source):
-            lock = store.lock(video.name)
-            if lock is None:
-                later.append(video)
-                continue
-            if not store.has(video.name, source):  # nor has another process done it meanwhile
-                locks[video.name] = lock
-                yield Job(video.name, source)
-                continue
-            lock.release()
-        on_progress(1, 0)
 
 
 class _Store:
