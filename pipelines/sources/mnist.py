@@ -87,24 +87,19 @@ def write_mnist(
     order = np.random.default_rng(derive_seed(seed, "mnist")).permutation(len(images))
     val, train = np.sort(order[:VALIDATION]), np.sort(order[VALIDATION:])
     splits = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": tuple(test)}
+    classes = np.full(10, -1, dtype=np.int64)  # of the digits; those left out have none
+    for index, digit in enumerate(task.digits):
+        classes[int(digit)] = index
     sizes = {}
     with sequences_writer(path, overwrite=overwrite) as writer:
         for name, (pixels, digits) in splits.items():
-            sequences = _sequences(task, pixels, digits)
+            y = classes[digits]
+            x = pixels[y >= 0].reshape(-1, SIDE * SIDE, 1)
+            sequences = Sequences(torch.from_numpy(x), torch.from_numpy(y[y >= 0]))
             sizes[name] = len(sequences)
             writer.write_split(name, len(sequences), [sequences])
         writer.finish({"task": task.name, **task.parameters(), "seed": seed})
     return Conversion(sizes, [name for name, (_, is_original) in read.items() if not is_original])
-
-
-def _sequences(task: Mnist, pixels: Bytes, digits: Bytes) -> Sequences:
-    classes = np.full(10, -1, dtype=np.int64)
-    for index, digit in enumerate(task.digits):
-        classes[int(digit)] = index
-    y = classes[digits]
-    chosen = y >= 0
-    x = pixels[chosen].reshape(-1, SIDE * SIDE, 1)
-    return Sequences(torch.from_numpy(x), torch.from_numpy(y[chosen]))
 
 
 def _fetch(cache: Path, on_progress: Callable[[int], None]) -> Path:
