@@ -92,17 +92,15 @@ def write_own(
     _check(raw, source)
     y, names = _targets(raw, source)
     rows = _rows(raw, y if names else None, val, test, seed, source)
-    lengths = np.array([len(sequence) for sequence in raw.sequences], dtype=np.int64)
+    lengths = torch.tensor([len(sequence) for sequence in raw.sequences])
     ragged, longest = len(set(lengths.tolist())) > 1, int(lengths.max())
     shape = (len(lengths), longest, raw.sequences[0].shape[1])
     check_fits(4 * math.prod(shape), f"sequences of shape {shape}, all as long as the longest,")
     x = pad_sequence([torch.from_numpy(sequence) for sequence in raw.sequences], batch_first=True)
     task = _task(raw.sequences, y, names, rows["train"])
     with sequences_writer(path, overwrite=overwrite) as writer:
-        for split in SPLITS:
-            part = rows[split]
-            split_lengths = torch.from_numpy(lengths[part]) if ragged else None
-            sequences = Sequences(x[part], torch.from_numpy(y[part]), split_lengths)
+        for split, part in rows.items():
+            sequences = Sequences(x[part], torch.from_numpy(y[part]), lengths[part] if ragged else None)
             writer.write_split(split, len(part), [sequences])
         writer.finish({"task": task.name, **task.parameters(), "seed": seed, "source": source.name})
     return WrittenSequences(task, {split: len(part) for split, part in rows.items()}, longest, raw.numeric_headers)
