@@ -187,16 +187,13 @@ def _arrays(file: h5py.File) -> list[tuple[int, int]]:
     """Where the values of arrays stand."""
     ranges: list[tuple[int, int]] = []
 
-    def add_chunk(chunk: Any) -> None:
-        ranges.append((chunk.byte_offset, chunk.byte_offset + chunk.size))
-
     def add(_: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset):
             return
         if item.id.get_offset() is not None:
             ranges.append((item.id.get_offset(), item.id.get_offset() + item.id.get_storage_size()))
         elif item.chunks and item.shape and hasattr(item.id, "chunk_iter"):
-            item.id.chunk_iter(add_chunk)
+            item.id.chunk_iter(lambda chunk: ranges.append((chunk.byte_offset, chunk.byte_offset + chunk.size)))
 
     file.visititems(add)
     return ranges

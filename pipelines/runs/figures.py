@@ -81,8 +81,7 @@ def _looked_at(trained: TrainedRun, sequences: Sequences) -> tuple[Tensor, Tenso
             some = sequences.take(slice(start, start + AT_ONCE))
             prediction = trained.model(some.x, some.lengths)
             found.append((prediction.update_gate.bool().cpu(), prediction.output.cpu()))
-    used, outputs = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return used, outputs
+    return torch.cat([used for used, _ in found]), torch.cat([outputs for _, outputs in found])
 
 
 def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path:
