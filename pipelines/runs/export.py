@@ -206,11 +206,8 @@ def _compare(path: Path, model: SequenceModel, task: Task, sequences: Split) -> 
 def initial_state(session: Any, batch: int) -> list[npt.NDArray[np.float32]]:
     """The state before the first step, as the file has it: h (and c), (layers, B, H), 1 and 0, (B,) each."""
     saved = session.get_modelmeta().custom_metadata_map
-    state = []
-    for entry in session.get_inputs()[1:]:
-        value = np.array(json.loads(saved[entry.name]), dtype=np.float32)
-        state.append(np.repeat(value[:, None], batch, 1) if value.ndim else np.repeat(value, batch))
-    return state
+    values = [np.array(json.loads(saved[entry.name]), dtype=np.float32) for entry in session.get_inputs()[1:]]
+    return [np.repeat(value[:, None], batch, 1) if value.ndim else np.repeat(value, batch) for value in values]
 
 
 def replay(

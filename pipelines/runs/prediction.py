@@ -110,8 +110,7 @@ class Predictor:
         if split not in SPLITS:
             raise SkipRNNError(f"{path} has the datasets {', '.join(f'{name}/x' for name in SPLITS)}, not {dataset}")
         rows = None if index is None else slice(index, index + 1)
-        true_lengths = self._reading.true_lengths
-        _, data = load_data(path, self._model.task, (split,), true_lengths=true_lengths, rows=rows)
+        _, data = load_data(path, self._model.task, (split,), true_lengths=self._reading.true_lengths, rows=rows)
         name = f"{path}:{split}/x"
         if schema == FEATURES:
             yield _chosen(sequence_sources(data.splits[split], name), index, path)
