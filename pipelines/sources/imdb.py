@@ -69,7 +69,7 @@ def write_imdb(
         source: the folder aclImdb, its archive, or a folder with ``*train*.jsonl`` and ``*test*.jsonl``, compressed by
             xz or not; None downloads the archive into ``cache``.
         cache: folder for downloads.
-        word2vec: initial vectors, see ``words.read_vectors``; words it lacks, or all without it, are drawn from
+        word2vec: initial vectors, see ``word_vectors.read_vectors``; words it lacks, or all without it, are drawn from
             U(-0.25, 0.25).
         dimensions: of the vectors, where no file says so.
         min_count: rarer words of the training text are one unknown word.

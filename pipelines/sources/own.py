@@ -78,7 +78,7 @@ def write_own(
         path: the HDF5 file to write.
         val, test: shares of the sequences, where no split is given; drawn class by class.
         seed: of the draw.
-        header: whether the CSV files of a folder begin with one; None follows the rule of ``inputs.csv_source``.
+        header: whether the CSV files of a folder begin with one; None follows the rule of ``samples.csv_source``.
         allow_outside: read files outside the folder, too, where labels.csv names such.
         overwrite: replace a file that exists.
 
