@@ -1,5 +1,6 @@
 """The paper's baselines: the plain cells, and the plain cells whose updates are skipped at random."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from skiprnn.cells import GRU, LSTM, LayerState
+from skiprnn.engines import native
 from skiprnn.gate import GateState
-from skiprnn.problem import Solution
+from skiprnn.problem import Problem, Solution
 from skiprnn.stack import RecurrentStack
 
 
@@ -42,30 +44,42 @@ class _RandomSkip(RecurrentStack):
         if lengths is not None:
             used &= torch.arange(steps, device=x.device)[:, None] < lengths
         update_gate = used.to(gate.update_prob.dtype)
+        if self.p_skip == 0:
+            return Solution(*self._run_taken(x, states, lengths), gate, update_gate)
+        counts = used.sum(0)  # the samples used alone, side by side
+        longest = int(counts.max()) if counts.numel() else 0
+        order = used.int().argsort(dim=0, descending=True, stable=True)[:longest, :, None]
+        output, last = self._run_taken(x.gather(0, order.expand(-1, -1, x.shape[2])), states, counts)
+        output = torch.cat([states[-1][0][None], output.to(states[-1][0].dtype)])
+        output = output.gather(0, used.cumsum(0)[..., None].expand(-1, -1, output.shape[2]))
+        return Solution(output, last, gate, update_gate)
+
+    def _run_taken(
+        self, x: Tensor, states: list[LayerState], lengths: Tensor | None
+    ) -> tuple[Tensor, Sequence[LayerState]]:
+        """The plain cell over all of x: a Skip RNN whose gate stays open, where that is compiled, or torch's own."""
+        if not x.numel():
+            return states[-1][0].expand(*x.shape[:2], -1), states
+        gate = GateState(x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
+        shut, opened = x.new_zeros(self.hidden_size), x.new_full((1,), 100.0)
+        problem = Problem(self.cell, self.layers(), shut, opened, x, states, gate, lengths)
+        if native.why_not(problem) is None:
+            solution = native.run(problem)
+            return solution.output, solution.states
         start = tuple(torch.stack(tensors) for tensors in zip(*states, strict=True))  # (num_layers, B, H) each
-        if self.p_skip == 0 and lengths is None and x.numel():
+        if lengths is None:
             output, last = self._plain(x.transpose(0, 1) if self.batch_first else x, start)
             output = output.transpose(0, 1) if self.batch_first else output
         else:
-            output, last = self._run_used(x, used, start)
-        last = tuple(new.to(old.dtype) for new, old in zip(last, start, strict=True))  # autocast gives bfloat16
-        return Solution(output, list(zip(*last, strict=True)), gate, update_gate)
-
-    def _run_used(self, x: Tensor, used: Tensor, start: LayerState) -> tuple[Tensor, LayerState]:
-        """The plain cell over the samples used alone, packed, and its outputs repeated where samples were skipped."""
-        counts = used.sum(0)
-        longest = int(counts.max()) if counts.numel() else 0
-        shown = start[0][-1:]  # (1, B, H)
-        last = start
-        if longest:
-            order = used.int().argsort(dim=0, descending=True, stable=True)[:longest, :, None]
-            taken = x.gather(0, order.expand(-1, -1, x.shape[2]))
-            packed = pack_padded_sequence(taken, counts.clamp(min=1).cpu(), enforce_sorted=False)
+            packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
             output, last = self._plain(packed, start)
-            any_used = (counts > 0)[:, None]
-            last = tuple(torch.where(any_used, new, old) for new, old in zip(last, start, strict=True))
-            shown = torch.cat([shown, pad_packed_sequence(output)[0].to(shown.dtype)])
-        return shown.gather(0, used.cumsum(0)[..., None].expand(-1, -1, shown.shape[2])), last
+            output, _ = pad_packed_sequence(output, total_length=len(x))
+            none = (lengths == 0)[:, None]
+            last = tuple(torch.where(none, old, new) for old, new in zip(start, last, strict=True))
+            at = torch.arange(len(x), device=x.device)[:, None].minimum(lengths - 1)  # then the last state is repeated
+            output = torch.where(none, start[0][-1], output.gather(0, at.clamp(min=0)[..., None].expand_as(output)))
+        last = tuple(new.to(old.dtype) for new, old in zip(last, start, strict=True))  # autocast gives bfloat16
+        return output, list(zip(*last, strict=True))
 
     def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
         """torch's own cell over a batch or a packed sequence; of two states it takes and returns a tuple."""
@@ -77,10 +91,11 @@ class _RandomSkip(RecurrentStack):
 
 
 class RandomSkipLSTM(_RandomSkip, nn.LSTM):  # type: ignore[misc]  # forward takes and returns more
-    """An LSTM that copies its state with probability ``p_skip`` at each step; with 0, the plain LSTM at full speed.
+    """An LSTM that copies its state with probability ``p_skip`` at each step; with 0, the plain LSTM.
 
-    Initial values, ``forward`` and its result are those of ``SkipLSTM``; the gate learns nothing. Steps are skipped at
-    random in evaluation too, as in the paper's tables.
+    Initial values, ``forward`` and its result are those of ``SkipLSTM``; the gate learns nothing. The used samples go
+    through the compiled engine where it can, which on the CPU is faster than torch's own cell, or through that. Steps
+    are skipped at random in evaluation too, as in the paper's tables.
 
     Args:
         input_size, hidden_size, num_layers, batch_first, learn_initial_state, device, dtype: as for ``SkipLSTM``.
@@ -94,10 +109,11 @@ class RandomSkipLSTM(_RandomSkip, nn.LSTM):  # type: ignore[misc]  # forward tak
 
 
 class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes and returns more
-    """A GRU that copies its state with probability ``p_skip`` at each step; with 0, the plain GRU at full speed.
+    """A GRU that copies its state with probability ``p_skip`` at each step; with 0, the plain GRU.
 
     Initial values, ``forward`` and its result are those of ``SkipGRU`` (``reset_after=True``); the gate learns nothing.
-    Steps are skipped at random in evaluation too, as in the paper's tables.
+    The used samples are computed as those of ``RandomSkipLSTM``. Steps are skipped at random in evaluation too, as in
+    the paper's tables.
 
     Args:
         input_size, hidden_size, num_layers, batch_first, learn_initial_state, device, dtype: as for ``SkipLSTM``.

@@ -41,8 +41,9 @@ def _load() -> tuple[ctypes.CDLL | None, dict[str, type[ctypes.Structure]]]:
     try:
         library = ctypes.CDLL(spec.origin)
         integer, pointer = ctypes.c_int64, ctypes.c_void_p
-        library.skiprnn_block.restype, library.skiprnn_source.restype = integer, ctypes.c_char_p
-        library.skiprnn_pack.argtypes = [pointer, integer, integer, integer, pointer]
+        library.skiprnn_source.restype = library.skiprnn_instructions.restype = ctypes.c_char_p
+        library.skiprnn_instructions.argtypes = [ctypes.c_char_p]
+        library.skiprnn_sums.argtypes, library.skiprnn_sums.restype = [pointer], integer
         library.skiprnn_count.argtypes = [pointer, pointer, pointer, integer, pointer]
         library.skiprnn_follow.argtypes = [pointer, pointer, integer, integer]
         library.skiprnn_structure.argtypes, library.skiprnn_structure.restype = [integer], ctypes.c_char_p
@@ -67,6 +68,12 @@ def digest(source: Path) -> str:
 LIBRARY, _STRUCTURES = _load()
 
 
+def instructions(most: str | None = None) -> str:
+    """The instruction set in use from now on: the machine's best of avx512, avx2 and any, up to ``most``."""
+    chosen: bytes = LIBRARY.skiprnn_instructions(most.encode() if most else None)  # type: ignore[union-attr]
+    return chosen.decode()
+
+
 def structure(name: str, *, count: int = 0, **values: Any) -> Any:
     """A structure of native.cpp, or an array of so many."""
     kind = _STRUCTURES[name]
@@ -81,9 +88,14 @@ def point(structure: Any, **tensors: Tensor) -> Any:
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Call a function of the library; structures are passed by reference, numbers as int64."""
-    given = [ctypes.c_int64(a) if isinstance(a, int) else ctypes.byref(a) for a in arguments]
-    getattr(LIBRARY, f"skiprnn_{name}")(*given)
+    """Call a function of the library; structures and tensors are passed by reference, numbers as int64."""
+
+    def given(argument: Any) -> Any:
+        if isinstance(argument, int):
+            return ctypes.c_int64(argument)
+        return ctypes.c_void_p(argument.data_ptr()) if isinstance(argument, Tensor) else ctypes.byref(argument)
+
+    getattr(LIBRARY, f"skiprnn_{name}")(*map(given, arguments))
 
 
 def fits(tensors: tuple[Tensor, ...]) -> str | None:
@@ -112,15 +124,6 @@ def count(p: Tensor, acc: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
         p.data_ptr(), sums.data_ptr(), limits.data_ptr(), len(p), steps.data_ptr()
     )
     return steps, sums
-
-
-def packed(weight: Tensor, gates: int) -> Tensor:
-    """(G*H, K) -> (G*HP/16, K, 16)."""
-    weight = weight.detach().contiguous()
-    H, K = weight.shape[0] // gates, weight.shape[1]
-    out = weight.new_empty(gates * padded(H) // UNITS, K, UNITS)
-    LIBRARY.skiprnn_pack(weight.data_ptr(), gates, H, K, out.data_ptr())  # type: ignore[union-attr]
-    return out
 
 
 def padded(size: int) -> int:

@@ -185,7 +185,7 @@ PRESETS = {
 FOR_CELL: dict[tuple[str | None, str, str], dict[str, Any]] = {
     ("mnist", "quick", "gru"): {"lr": 2e-3},
     ("sine", "settled", "gru"): {"lr": 1e-3},
-    (None, "paper", "gru"): {"reset_after": False},
+    **{(None, preset, "gru"): {"reset_after": False} for preset in ("settled", "paper")},
 }
 
 

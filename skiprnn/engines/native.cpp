@@ -1,11 +1,12 @@
-// The event-driven engine on the CPU in float32: forward and backward of one layer, a few sequences at a time (see
-// native.py), and at the end of the file inference of a stack, one sequence at a time.
+// The event-driven engine on the CPU in float32: forward and backward of a stack, a block of sequences at a time (see
+// native.py), and at the end of the file one sequence whose samples come bit by bit.
 //
 // A block of sequences runs its whole event loop here, so that weights stay in the cache and nothing but products and
 // gates is left to do. Gates are padded to a multiple of 16 units; padded units stay zero. The tape of a sequence holds
 // its states after each update, row 0 being the initial one; backward computes the gates again from it.
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -22,37 +23,10 @@ typedef float u16 __attribute__((vector_size(64), aligned(4)));  // unaligned vi
     struct name { __VA_ARGS__ }; \
     static const char name##_text[] = #name " {" #__VA_ARGS__ "}";
 
-STRUCTURE(Problem,
-    int64_t T, B, D, H, gru;                       // sizes; gru: 0 LSTM, 1 GRU (reset after)
-    int64_t x_t, x_b, go_t, go_b, gg_t, gg_b;      // strides of x, grad_output and grad_gate over time and batch
-    const float *x;                                // (T, B, D)
-    const int64_t *lengths;                        // (B,)
-    const float *w_x, *w_h;                        // packed [GP/16][D or H][16]
-    const float *bias_x, *bias_h;                  // (GP,)
-    const float *w_p;                              // (HP,)
-    float b_p, gate_grad_clip;                     // the latter infinite where there is no bound
-    float *h, *c;                                  // (B, H): initial states in, final states out
-    float *p, *acc;                                // (B,): likewise
-    float *tape_h, *tape_c;                        // (B, T+1, HP)
-    float *tape_p, *tape_a;                        // (B, T+1)
-    int32_t *tape_t, *counts;                      // (B, T+1); (B,) updates
-    float *output, *update_gate;                   // (T, B, H), (T, B)
-    // backward
-    const float *grad_output, *grad_gate;          // strided, or null
-    const float *w_h_back, *w_x_back;              // packed [HP/16 or DP/16][GP][16]
-    float *grad_h, *grad_c, *grad_p, *grad_acc;    // (B, H), (B,): of the final states in, of the initial ones out
-    float *grad_x;                                 // (T, B, D), or null
-);
-
-STRUCTURE(Sums,                                    // one worker's gradients of the weights
-    float *w_x, *w_h;                              // (GP, DP), (GP, HP)
-    float *bias_x, *bias_h;                        // (GP,)
-    float *w_p, *b_p;                              // (HP,), (1,)
-);
-
-STRUCTURE(Layer,                                   // weights and biases as in Problem
+STRUCTURE(Layer,                                   // shaped as in torch, or packed by skiprnn_pack_stack
     int64_t D;
-    const float *w_x, *w_h, *bias_x, *bias_h;
+    const float *w_x, *w_h, *bias_x, *bias_h;      // packed [GP/16][D or H][16] and (GP,)
+    const float *w_x_back, *w_h_back;              // packed [DP/16 or HP/16][GP][16], for training
 );
 
 STRUCTURE(Stack,
@@ -62,14 +36,24 @@ STRUCTURE(Stack,
     float b_p;
 );
 
-STRUCTURE(Inference,
+STRUCTURE(Problem,
     const Stack *stack;
-    int64_t T, B, x_t, x_b;
-    const float *x;                                // (T, B, D), strided
+    int64_t T, B;
+    int64_t x_t, x_b, go_t, go_b, gg_t, gg_b;      // strides of x, grad_output and grad_gate over time and batch
+    const float *x;                                // (T, B, D)
     const int64_t *lengths;                        // (B,)
     float *h, *c;                                  // (layers, B, H): initial states in, final states out
     float *p, *acc;                                // (B,): likewise
     float *output, *update_gate;                   // (T, B, H), (T, B)
+    float *tape_h, *tape_c;                        // (layers, B, T+1, HP), or null: nobody will go back
+    float *tape_p, *tape_a;                        // (B, T+1)
+    int32_t *tape_t, *counts;                      // (B, T+1); (B,) updates
+    // backward
+    float gate_grad_clip;                          // infinite where there is no bound
+    const float *grad_output, *grad_gate;          // strided, or null
+    float *grad_h, *grad_c, *grad_p, *grad_acc;    // (layers, B, H), (B,): of the final states in, of the initial out
+    float *grad_x;                                 // (T, B, D), or null
+    float *sums;                                   // (workers, skiprnn_sums): each worker's gradients of the weights
 );
 
 STRUCTURE(Follower,                                // one sequence, whose samples come bit by bit
@@ -82,7 +66,7 @@ STRUCTURE(Follower,                                // one sequence, whose sample
 
 namespace {
 
-const int ROWS = 32;      // sequences of a block
+const int ROWS = 32;      // sequences of a block, at most
 const int SKIPS = 64;     // skipped steps whose inputs go through one product
 const int PENDING = 256;  // updates whose weight gradients are summed in one product
 
@@ -147,75 +131,119 @@ INLINE void transpose_step(const v16 *a, v16 *b) {
         }
 }
 
-// C[MR, 16] (+)= A[MR, K] · W[K, 16]
-template <int MR>
-INLINE void tile(const float *A, int64_t lda, int64_t K, const float *W, float *C, int64_t ldc, const float *bias) {
-    v16 sum[MR];
+// C[R, 16 V] = bias + A[R, K] · W, or C += A · W where bias is null; W: V panels [K][16], so far apart
+template <int R, int V>
+INLINE void tile(const float *A, int64_t lda, int64_t K, const float *W, int64_t panel, float *C, int64_t ldc,
+                 const float *bias) {
+    v16 sum[R][V];
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; m++) sum[m] = bias ? load(bias) : load(C + m * ldc);
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sum[r][v] = load((bias ? bias : C + r * ldc) + 16 * v);
     for (int64_t k = 0; k < K; k++) {
-        v16 w = load(W + 16 * k);
+        v16 w[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) w[v] = load(W + v * panel + 16 * k);
 #pragma GCC unroll 8
-        for (int m = 0; m < MR; m++) sum[m] += A[m * lda + k] * w;
+        for (int r = 0; r < R; r++) {
+            const float a = A[r * lda + k];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sum[r][v] += a * w[v];
+        }
     }
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; m++) store(C + m * ldc, sum[m]);
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store(C + r * ldc + 16 * v, sum[r][v]);
 }
 
-// C[16 NB] (+)= A[K] · W, for one row: several sums at a time, because each waits for its own last addition
-template <int NB>
-INLINE void row(const float *A, int64_t K, const float *W, float *C, const float *bias) {
-    v16 sum[NB];
-#pragma GCC unroll 4
-    for (int m = 0; m < NB; m++) sum[m] = load((bias ? bias : C) + 16 * m);
-    for (int64_t k = 0; k < K; k++) {
-#pragma GCC unroll 4
-        for (int m = 0; m < NB; m++) sum[m] += A[k] * load(W + 16 * (m * K + k));
-    }
-#pragma GCC unroll 4
-    for (int m = 0; m < NB; m++) store(C + 16 * m, sum[m]);
+// The same for N columns, a multiple of 16, and all of n rows that are full tiles; returns how many those are.
+template <int R, int V>
+INLINE int64_t tiles(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, float *C,
+                     int64_t ldc, const float *bias) {
+    const int64_t whole = n / R * R, panel = 16 * K;
+    int64_t j = 0;
+    for (; whole && j + 16 * V <= N; j += 16 * V)
+        for (int64_t i = 0; i < whole; i += R)
+            tile<R, V>(A + i * lda, lda, K, W + j * K, panel, C + i * ldc + j, ldc, bias ? bias + j : nullptr);
+    for (; whole && j < N; j += 16)
+        for (int64_t i = 0; i < whole; i += R)
+            tile<R, 1>(A + i * lda, lda, K, W + j * K, panel, C + i * ldc + j, ldc, bias ? bias + j : nullptr);
+    return whole;
 }
 
 // C[n, N] = bias + A[n, K] · W, or C += A · W where bias is null; W packed [N/16][K][16]
+template <int R, int V>
 INLINE void product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, float *C, int64_t ldc,
                     const float *bias) {
-    const int64_t tiled = n / 4 * 4;
-    for (int64_t j = 0; tiled && j < N; j += 16) {
-        const float *b = bias ? bias + j : nullptr;
-        int64_t i = 0;
-        for (; i + 8 <= tiled; i += 8) tile<8>(A + i * lda, lda, K, W + j * K, C + i * ldc + j, ldc, b);
-        for (; i < tiled; i += 4) tile<4>(A + i * lda, lda, K, W + j * K, C + i * ldc + j, ldc, b);
-    }
-    for (int64_t i = tiled; i < n; i++) {
-        int64_t j = 0;
-        for (; j + 64 <= N; j += 64) row<4>(A + i * lda, K, W + j * K, C + i * ldc + j, bias ? bias + j : nullptr);
-        for (; j < N; j += 16) row<1>(A + i * lda, K, W + j * K, C + i * ldc + j, bias ? bias + j : nullptr);
-    }
+    int64_t i = tiles<R, V>(A, lda, n, K, W, N, C, ldc, bias);
+    if (R > 4) i += tiles<4, V>(A + i * lda, lda, n - i, K, W, N, C + i * ldc, ldc, bias);
+    i += tiles<2, 2 * V>(A + i * lda, lda, n - i, K, W, N, C + i * ldc, ldc, bias);
+    tiles<1, 4>(A + i * lda, lda, n - i, K, W, N, C + i * ldc, ldc, bias);
 }
 
-// C[M, N] += A[n, M]ᵀ · B[n, N]; M is a multiple of 8, N of 16
-INLINE void outer_product(const float *A, int64_t M, const float *B, int64_t N, int64_t n, float *C) {
-    for (int64_t j = 0; j < N; j += 16)
-        for (int64_t i = 0; i < M; i += 8) {
-            v16 sum[8];
+// C[R, 16 V] += A[n, R]ᵀ · B[n, 16 V]
+template <int R, int V>
+INLINE void outer_tile(const float *A, int64_t lda, const float *B, int64_t ldb, int64_t n, float *C, int64_t ldc) {
+    v16 sum[R][V];
 #pragma GCC unroll 8
-            for (int m = 0; m < 8; m++) sum[m] = load(C + (i + m) * N + j);
-            for (int64_t r = 0; r < n; r++) {
-                v16 b = load(B + r * N + j);
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sum[r][v] = load(C + r * ldc + 16 * v);
+    for (int64_t k = 0; k < n; k++) {
+        v16 b[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) b[v] = load(B + k * ldb + 16 * v);
 #pragma GCC unroll 8
-                for (int m = 0; m < 8; m++) sum[m] += A[r * M + i + m] * b;
-            }
-#pragma GCC unroll 8
-            for (int m = 0; m < 8; m++) store(C + (i + m) * N + j, sum[m]);
+        for (int r = 0; r < R; r++) {
+            const float a = A[k * lda + r];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sum[r][v] += a * b[v];
         }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store(C + r * ldc + 16 * v, sum[r][v]);
 }
+
+// C[M, N] += A[n, M]ᵀ · B[n, N]; M is a multiple of 16, and so is N, that of B and C
+template <int R, int V>
+INLINE void outer_product(const float *A, int64_t lda, int64_t M, const float *B, int64_t N, int64_t n, float *C) {
+    int64_t j = 0;
+    for (; j + 16 * V <= N; j += 16 * V)
+        for (int64_t i = 0; i < M; i += R) outer_tile<R, V>(A + i, lda, B + j, N, n, C + i * N + j, N);
+    for (; j < N; j += 16)
+        for (int64_t i = 0; i < M; i += R) outer_tile<R, 1>(A + i, lda, B + j, N, n, C + i * N + j, N);
+}
+
+// An instruction set: its products, in tiles of R rows and V vectors, as many sums as its registers hold.
+#define INSTRUCTIONS(name, R, V, ...)                                                                                \
+    struct name {                                                                                                    \
+        __VA_ARGS__ static void product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, \
+                                        float *C, int64_t ldc, const float *bias) {                                  \
+            ::product<R, V>(A, lda, n, K, W, N, C, ldc, bias);                                                       \
+        }                                                                                                            \
+        __VA_ARGS__ static void outer_product(const float *A, int64_t lda, int64_t M, const float *B, int64_t N,      \
+                                              int64_t n, float *C) {                                                 \
+            ::outer_product<R, V>(A, lda, M, B, N, n, C);                                                            \
+        }                                                                                                            \
+    };
+#if defined(__x86_64__) && defined(__GNUC__)
+#define AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
+#define AVX2 __attribute__((target("avx2,fma")))
+INSTRUCTIONS(Avx512, 8, 2, AVX512 __attribute__((noinline)))
+INSTRUCTIONS(Avx2, 4, 1, AVX2 __attribute__((noinline)))
+#endif
+INSTRUCTIONS(Any, 4, 1, __attribute__((noinline)))
 
 // Zeroed memory, handed out in pieces that start at multiples of 64 bytes; as plain pointers, because calls of
 // std::vector are not inlined into functions for one instruction set.
 struct Memory {
     std::vector<float> all;
     int64_t next;
-    explicit Memory(int64_t floats) : all(floats + 16 * 12) { next = (64 - (uintptr_t)all.data() % 64) % 64 / 4; }
+    explicit Memory(int64_t floats) : all(floats + 16 * 12) { rewind(); }
+    void rewind() { next = (64 - (uintptr_t)all.data() % 64) % 64 / 4; }
     float *take(int64_t floats) {
         float *piece = all.data() + next;
         next += padded(floats);
@@ -224,23 +252,22 @@ struct Memory {
 };
 
 struct Gates {  // activations of 16 units
-    v16 i, f, g, o, tanh_c;  // LSTM; the GRU's r, z, n are i, f, g, and o is the hidden share of n
+    v16 i, f, g, o, tanh_c;  // LSTM; a GRU's r, z, n are i, f, g, and where it resets after, o is the hidden share of n
     v16 h, c;
 };
 
-template <bool GRU>
-INLINE Gates candidate(const float *zx, const float *zh, int64_t HP, int64_t u, v16 h, v16 c) {
+// From the shares of input and state; zn is the state's share of a GRU's n.
+template <int KIND>
+INLINE Gates candidate(const float *zx, const float *zh, const float *zn, int64_t HP, int64_t u, v16 h, v16 c) {
     Gates s;
-    if (GRU) {
-        s.i = sigmoid(load(zx + u) + load(zh + u));
-        s.f = sigmoid(load(zx + HP + u) + load(zh + HP + u));
-        s.o = load(zh + 2 * HP + u);
-        s.g = hyperbolic(load(zx + 2 * HP + u) + s.i * s.o);
+    s.i = sigmoid(load(zx + u) + load(zh + u));
+    s.f = sigmoid(load(zx + HP + u) + load(zh + HP + u));
+    if (KIND) {
+        s.o = load(zn + u);
+        s.g = hyperbolic(load(zx + 2 * HP + u) + (KIND == 1 ? s.i * s.o : s.o));
         s.h = (1.0f - s.f) * s.g + s.f * h;
         s.c = s.h;
     } else {
-        s.i = sigmoid(load(zx + u) + load(zh + u));
-        s.f = sigmoid(load(zx + HP + u) + load(zh + HP + u));
         s.g = hyperbolic(load(zx + 2 * HP + u) + load(zh + 2 * HP + u));
         s.o = sigmoid(load(zx + 3 * HP + u) + load(zh + 3 * HP + u));
         s.c = s.f * c + s.i * s.g;
@@ -255,22 +282,38 @@ struct Skipped {  // 16 units of a candidate that was not taken
 };
 
 // The same with fewer divisions, good to 2e-7 of 1: skipped steps are many, and only sums over units leave them.
-template <bool GRU>
-INLINE Skipped skipped_candidate(const float *zx, const float *zh, int64_t HP, int64_t u, v16 h, v16 c) {
-    v16 i = exponential(-clamped(load(zx + u) + load(zh + u), 40.0f));
+template <int KIND>
+INLINE Skipped skipped_candidate(const float *zx, const float *zh, const float *zn, int64_t HP, int64_t u, v16 h,
+                                 v16 c) {
     v16 f = exponential(-clamped(load(zx + HP + u) + load(zh + HP + u), 40.0f));
-    if (GRU) {
-        v16 n = load(zx + 2 * HP + u) + load(zh + 2 * HP + u) / (1.0f + i);
-        n = exponential(2.0f * clamped(n, 10.0f));
+    if (KIND) {
+        v16 n = load(zn + u);
+        if (KIND == 1) n /= 1.0f + exponential(-clamped(load(zx + u) + load(zh + u), 40.0f));
+        n = exponential(2.0f * clamped(load(zx + 2 * HP + u) + n, 10.0f));
         v16 taken = (f * (n - 1.0f) + h * (n + 1.0f)) / ((1.0f + f) * (n + 1.0f));
         return {taken, taken};
     }
+    v16 i = exponential(-clamped(load(zx + u) + load(zh + u), 40.0f));
     v16 g = exponential(2.0f * clamped(load(zx + 2 * HP + u) + load(zh + 2 * HP + u), 10.0f));
     v16 o = exponential(-clamped(load(zx + 3 * HP + u) + load(zh + 3 * HP + u), 40.0f));
     c = c / (1.0f + f) + (g - 1.0f) / ((1.0f + i) * (1.0f + g));
     g = exponential(2.0f * clamped(c, 10.0f));
     return {(g - 1.0f) / ((1.0f + o) * (1.0f + g)), c};
 }
+
+// What a GRU that resets before multiplies by its last weights: reset[n, HP] = r⊙h, r from the rows' shares.
+INLINE void reset_states(const float *zx, const float *zh, const float *h, int64_t HP, float *reset) {
+    for (int64_t u = 0; u < HP; u += 16)
+        store(reset + u, sigmoid(load(zx + u) + load(zh + u)) * load(h + u));
+}
+
+// The sizes of a stack, padded.
+struct Sizes {
+    int64_t L, H, HP, GP, ZP;  // ZP: of GP, the columns of the product with h
+    INLINE int64_t gates(int64_t kind) { return kind ? 3 : 4; }
+    explicit Sizes(const Stack &q)
+        : L(q.layers), H(q.H), HP(padded(H)), GP(gates(q.kind) * HP), ZP(q.kind == 2 ? 2 * HP : GP) {}
+};
 
 INLINE float bounded(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
 
@@ -308,119 +351,377 @@ INLINE int64_t next_update(float p, float &acc, int64_t t, int64_t end) {
     return end;
 }
 
-template <bool GRU>
-INLINE void forward_block(const Problem &q, int64_t first, int64_t last) {
-    const int64_t H = q.H, HP = padded(H), GP = (GRU ? 3 : 4) * HP, S = q.T + 1;
-    Memory memory(ROWS * (q.D + HP + 2 * GP));
-    float *xs = memory.take(ROWS * q.D), *hs = memory.take(ROWS * HP);
-    float *zx = memory.take(ROWS * GP), *zh = memory.take(ROWS * GP);
-    int64_t t[ROWS], active[ROWS];
-    for (int64_t b = first; b < last; b++) {
-        memcpy(q.tape_h + b * S * HP, q.h + b * H, H * sizeof(float));
-        if (!GRU) memcpy(q.tape_c + b * S * HP, q.c + b * H, H * sizeof(float));
-        q.tape_p[b * S] = q.p[b];
-        q.tape_a[b * S] = q.acc[b];
-        q.counts[b] = 0;
-        t[b - first] = next_update(q.p[b], q.acc[b], -1, q.lengths[b]);
+// One update of n sequences: h and c hold a layer's states of all rows, (n, HP), every `apart` floats; p[n] becomes their
+// update probabilities. Scratch: zx and zh, (n, GP), reset, (n, HP).
+template <class Set, int KIND>
+INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c, int64_t apart, float *p, float *zx,
+                   float *zh, float *reset) {
+    const Sizes s(q);
+    const float *below = x;
+    int64_t below_apart = q.layer[0].D;
+    for (int64_t l = 0; l < s.L; l++, h += apart, c += apart) {
+        const Layer &w = q.layer[l];
+        Set::product(below, below_apart, n, w.D, w.w_x, s.GP, zx, s.GP, w.bias_x);
+        Set::product(h, s.HP, n, s.H, w.w_h, s.ZP, zh, s.GP, w.bias_h);
+        if (KIND == 2) {
+            for (int64_t r = 0; r < n; r++) reset_states(zx + r * s.GP, zh + r * s.GP, h + r * s.HP, s.HP, reset + r * s.HP);
+            Set::product(reset, s.HP, n, s.H, w.w_h + s.ZP * s.H, s.HP, zh + s.ZP, s.GP, w.bias_h + s.ZP);
+        }
+        for (int64_t r = 0; r < n; r++) {
+            float *hr = h + r * s.HP, *cr = c + r * s.HP;
+            v16 dot{};
+            for (int64_t u = 0; u < s.HP; u += 16) {
+                const float *z = zh + r * s.GP;
+                Gates g = candidate<KIND>(zx + r * s.GP, z, z + 2 * s.HP, s.HP, u, load(hr + u), KIND ? v16{} : load(cr + u));
+                if (u + 16 > s.H) g.h = first_lanes(g.h, s.H - u), g.c = first_lanes(g.c, s.H - u);  // were inputs infinite
+                store(hr + u, g.h);
+                if (!KIND) store(cr + u, g.c);
+                dot += g.c * load(q.w_p + u);
+            }
+            if (l == s.L - 1) p[r] = probability(total(dot) + q.b_p);
+        }
+        below = h;
+        below_apart = s.HP;
+    }
+}
+
+INLINE int64_t forward_floats(const Stack &q) {
+    const Sizes s(q);
+    return ROWS * (q.layer[0].D + 2 * s.L * s.HP + 2 * s.GP + s.HP);
+}
+
+template <class Set, int KIND>
+INLINE void forward_block(const Problem &q, int64_t first, int64_t last, Memory &memory) {
+    const Stack &stack = *q.stack;
+    const Sizes s(stack);
+    const int64_t H = s.H, HP = s.HP, D = stack.layer[0].D, S = q.T + 1, apart = ROWS * HP;
+    float *xs = memory.take(ROWS * D), *hs = memory.take(s.L * apart), *cs = memory.take(s.L * apart);
+    float *zx = memory.take(ROWS * s.GP), *zh = memory.take(ROWS * s.GP), *reset = memory.take(ROWS * HP);
+    int64_t of[ROWS], t[ROWS], shown[ROWS], count[ROWS];  // of the rows still running, the first n
+    float p[ROWS];
+    int64_t n = last - first;
+    for (int64_t r = 0; r < n; r++) {
+        const int64_t b = first + r;
+        of[r] = b, shown[r] = count[r] = 0;
+        for (int64_t l = 0; l < s.L; l++) {
+            memcpy(hs + l * apart + r * HP, q.h + (l * q.B + b) * H, H * sizeof(float));
+            memset(hs + l * apart + r * HP + H, 0, (HP - H) * sizeof(float));
+            if (KIND) continue;
+            memcpy(cs + l * apart + r * HP, q.c + (l * q.B + b) * H, H * sizeof(float));
+            memset(cs + l * apart + r * HP + H, 0, (HP - H) * sizeof(float));
+        }
+        if (q.tape_h) q.tape_p[b * S] = q.p[b], q.tape_a[b * S] = q.acc[b];
+        t[r] = next_update(q.p[b], q.acc[b], -1, q.lengths[b]);
     }
     for (;;) {
-        int64_t n = 0;
-        for (int64_t b = first; b < last; b++)
-            if (t[b - first] < q.lengths[b]) {
-                memcpy(&xs[n * q.D], q.x + t[b - first] * q.x_t + b * q.x_b, q.D * sizeof(float));
-                memcpy(&hs[n * HP], q.tape_h + (b * S + q.counts[b]) * HP, HP * sizeof(float));
-                active[n++] = b;
-            }
-        if (n == 0) break;
-        product(xs, q.D, n, q.D, q.w_x, GP, zx, GP, q.bias_x);
-        product(hs, HP, n, H, q.w_h, GP, zh, GP, q.bias_h);
+        int64_t running = 0;
         for (int64_t r = 0; r < n; r++) {
-            const int64_t b = active[r], k = b * S + q.counts[b]++, at = t[b - first];
-            v16 dot{};
-            for (int64_t u = 0; u < HP; u += 16) {
-                v16 c = GRU ? v16{} : load(q.tape_c + k * HP + u);
-                Gates s = candidate<GRU>(&zx[r * GP], &zh[r * GP], HP, u, load(&hs[r * HP + u]), c);
-                if (u + 16 > H) s.h = first_lanes(s.h, H - u), s.c = first_lanes(s.c, H - u);  // were inputs infinite
-                store(q.tape_h + (k + 1) * HP + u, s.h);
-                if (!GRU) store(q.tape_c + (k + 1) * HP + u, s.c);
-                dot += s.c * load(q.w_p + u);
+            const int64_t b = of[r];
+            const bool ends = t[r] >= q.lengths[b];
+            const float *top = hs + (s.L - 1) * apart + r * HP;
+            for (const int64_t until = ends ? q.T : t[r]; shown[r] < until; shown[r]++)
+                memcpy(q.output + (shown[r] * q.B + b) * H, top, H * sizeof(float));
+            for (int64_t l = 0; l < s.L; l++) {
+                float *h = hs + l * apart, *c = cs + l * apart;
+                const int64_t row = (l * q.B + b) * S + count[r];
+                if (q.tape_h) memcpy(q.tape_h + row * HP, h + r * HP, HP * sizeof(float));
+                if (q.tape_h && !KIND) memcpy(q.tape_c + row * HP, c + r * HP, HP * sizeof(float));
+                if (ends) {
+                    memcpy(q.h + (l * q.B + b) * H, h + r * HP, H * sizeof(float));
+                    if (!KIND) memcpy(q.c + (l * q.B + b) * H, c + r * HP, H * sizeof(float));
+                } else if (running < r) {
+                    memcpy(h + running * HP, h + r * HP, HP * sizeof(float));
+                    if (!KIND) memcpy(c + running * HP, c + r * HP, HP * sizeof(float));
+                }
             }
-            const float p = probability(total(dot) + q.b_p);
-            q.tape_t[k + 1] = (int32_t)at;
-            q.tape_a[k + 1] = q.acc[b];
-            q.tape_p[k + 1] = q.p[b] = p;
+            if (q.tape_h) q.counts[b] = (int32_t)count[r];
+            if (ends) continue;
+            of[running] = b, t[running] = t[r], shown[running] = shown[r], count[running] = count[r] + 1;
+            memcpy(xs + running * D, q.x + t[r] * q.x_t + b * q.x_b, D * sizeof(float));
+            running++;
+        }
+        if ((n = running) == 0) break;
+        update<Set, KIND>(stack, xs, n, hs, cs, apart, p, zx, zh, reset);
+        for (int64_t r = 0; r < n; r++) {
+            const int64_t b = of[r], k = b * S + count[r];
+            if (q.tape_h) q.tape_t[k] = (int32_t)t[r], q.tape_a[k] = q.acc[b], q.tape_p[k] = p[r];
+            q.p[b] = p[r];
             q.acc[b] = 0;
-            q.update_gate[at * q.B + b] = 1;
-            t[b - first] = next_update(p, q.acc[b], at, q.lengths[b]);
+            q.update_gate[t[r] * q.B + b] = 1;
+            t[r] = next_update(p[r], q.acc[b], t[r], q.lengths[b]);
         }
-    }
-    int64_t shown[ROWS] = {};
-    for (int64_t at = 0; at < q.T; at++)
-        for (int64_t b = first; b < last; b++) {
-            int64_t &e = shown[b - first];
-            if (e < q.counts[b] && q.tape_t[b * S + e + 1] == at) e++;
-            memcpy(q.output + (at * q.B + b) * H, q.tape_h + (b * S + e) * HP, H * sizeof(float));
-        }
-    for (int64_t b = first; b < last; b++) {
-        const int64_t k = b * S + q.counts[b];
-        memcpy(q.h + b * H, q.tape_h + k * HP, H * sizeof(float));
-        if (!GRU) memcpy(q.c + b * H, q.tape_c + k * HP, H * sizeof(float));
     }
 }
 
-// Gradients of the weights, summed over several updates at a time.
-struct Pending {
-    Memory memory;
-    int64_t n = 0, DP, HP, GP;
-    float *x, *h, *zx, *zh;  // (n, DP), (n, HP), (n, GP), (n, GP)
-    Pending(int64_t DP, int64_t HP, int64_t GP)
-        : memory((PENDING + ROWS) * (DP + HP + 2 * GP)), DP(DP), HP(HP), GP(GP), x(memory.take((PENDING + ROWS) * DP)),
-          h(memory.take((PENDING + ROWS) * HP)), zx(memory.take((PENDING + ROWS) * GP)),
-          zh(memory.take((PENDING + ROWS) * GP)) {}
+// What a worker keeps of a layer on its way back.
+struct LayerBack {
+    int64_t D, DP;
+    float *Gh, *Gc, *zh;                        // (ROWS, HP), (ROWS, HP), (ROWS, GP): of each sequence of the block
+    float *z;                                   // (ROWS, GP): the state's share of an update's gates
+    float *x, *h, *reset, *dz, *dzh;            // (PENDING + ROWS, ...): updates whose weights' gradients are not summed yet
+    float *w_x, *w_h, *bias_x, *bias_h;         // the sums: (GP, DP), (GP, HP), (GP,), (GP,)
+};
+struct Back {
+    LayerBack *layer;
+    float *w_p, *b_p;                           // sums
+    int64_t pending;
+    float *xs, *zx, *zn, *reset, *below;        // of skipped steps: (SKIPS, D or GP or HP)
+    float *back, *up, *zeros;                   // (ROWS, HP), (ROWS, the widest DP), (the widest DP,)
 };
 
-template <bool GRU>
-INLINE void flush(Pending &w, Sums &sums) {
-    const float *zh = GRU ? w.zh : w.zx;
-    outer_product(w.zx, w.GP, w.x, w.DP, w.n, sums.w_x);
-    outer_product(zh, w.GP, w.h, w.HP, w.n, sums.w_h);
-    for (int64_t r = 0; r < w.n; r++)
-        for (int64_t u = 0; u < w.GP; u += 16) {
-            store(sums.bias_x + u, load(sums.bias_x + u) + load(&w.zx[r * w.GP + u]));
-            store(sums.bias_h + u, load(sums.bias_h + u) + load(zh + r * w.GP + u));
-        }
-    w.n = 0;
+INLINE int64_t sums_floats(const Stack &q) {  // of a worker's gradients
+    const Sizes s(q);
+    int64_t floats = s.HP + 16;
+    for (int64_t l = 0; l < s.L; l++) floats += s.GP * (padded(q.layer[l].D) + s.HP + 2);
+    return floats;
 }
 
-template <bool GRU>
-INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Sums &sums, Pending &w) {
-    const int64_t D = q.D, H = q.H, HP = padded(H), DP = padded(D), GP = (GRU ? 3 : 4) * HP, S = q.T + 1;
-    Memory memory(ROWS * (4 * HP + GP + DP) + SKIPS * (GP + D) + DP);
-    float *Gh = memory.take(ROWS * HP), *Gc = memory.take(ROWS * HP), *hs = memory.take(ROWS * HP);
-    float *back = memory.take(ROWS * HP), *zh = memory.take(ROWS * GP), *z = memory.take(SKIPS * GP);
-    float *xs = memory.take(SKIPS * D), *dx = memory.take(ROWS * DP), *no_bias = memory.take(DP);
+INLINE int64_t backward_floats(const Stack &q) {
+    const Sizes s(q);
+    int64_t floats = 4096, widest = s.HP;
+    for (int64_t l = 0; l < s.L; l++) {
+        const int64_t DP = padded(q.layer[l].D);
+        widest = DP > widest ? DP : widest;
+        floats += sizeof(LayerBack) / 4 + ROWS * (2 * s.HP + 2 * s.GP) + (PENDING + ROWS) * (DP + 2 * s.HP + 2 * s.GP) + 256;
+    }
+    return floats + SKIPS * (q.layer[0].D + s.GP + 3 * s.HP) + ROWS * s.HP + (ROWS + 1) * widest;
+}
+
+template <int KIND>
+INLINE Back prepared(const Stack &q, float *sums, Memory &memory) {
+    const Sizes s(q);
+    const int64_t many = PENDING + ROWS;
+    int64_t widest = s.HP;
+    Back w;
+    w.layer = (LayerBack *)memory.take(s.L * sizeof(LayerBack) / 4);
+    for (int64_t l = 0; l < s.L; l++) {
+        LayerBack &a = w.layer[l];
+        a.D = q.layer[l].D, a.DP = padded(a.D);
+        widest = a.DP > widest ? a.DP : widest;
+        a.Gh = memory.take(ROWS * s.HP), a.Gc = memory.take(ROWS * s.HP);
+        a.zh = memory.take(ROWS * s.GP), a.z = memory.take(ROWS * s.GP);
+        a.x = memory.take(many * a.DP), a.h = memory.take(many * s.HP);
+        a.reset = KIND == 2 ? memory.take(many * s.HP) : nullptr;
+        a.dz = memory.take(many * s.GP), a.dzh = KIND == 1 ? memory.take(many * s.GP) : a.dz;
+        a.w_x = sums, a.w_h = a.w_x + s.GP * a.DP, a.bias_x = a.w_h + s.GP * s.HP, a.bias_h = a.bias_x + s.GP;
+        sums = a.bias_h + s.GP;
+    }
+    w.w_p = sums, w.b_p = sums + s.HP;
+    w.pending = 0;
+    w.xs = memory.take(SKIPS * q.layer[0].D), w.zx = memory.take(SKIPS * s.GP), w.zn = memory.take(SKIPS * s.HP);
+    w.reset = memory.take(SKIPS * s.HP), w.below = memory.take(SKIPS * s.HP);
+    w.back = memory.take(ROWS * s.HP), w.up = memory.take(ROWS * widest), w.zeros = memory.take(widest);
+    return w;
+}
+
+// Adds the gradients of the updates that are pending to those of the weights.
+template <class Set, int KIND>
+INLINE void flush(const Sizes &s, Back &w) {
+    for (int64_t l = 0; l < s.L; l++) {
+        const LayerBack &a = w.layer[l];
+        Set::outer_product(a.dz, s.GP, s.GP, a.x, a.DP, w.pending, a.w_x);
+        Set::outer_product(a.dzh, s.GP, s.ZP, a.h, s.HP, w.pending, a.w_h);
+        if (KIND == 2) Set::outer_product(a.dz + s.ZP, s.GP, s.HP, a.reset, s.HP, w.pending, a.w_h + s.ZP * s.HP);
+        for (int64_t r = 0; r < w.pending; r++)
+            for (int64_t u = 0; u < s.GP; u += 16) {
+                store(a.bias_x + u, load(a.bias_x + u) + load(a.dz + r * s.GP + u));
+                store(a.bias_h + u, load(a.bias_h + u) + load(a.dzh + r * s.GP + u));
+            }
+    }
+    w.pending = 0;
+}
+
+INLINE void add_output(const Problem &q, int64_t H, int64_t t, int64_t b, float *G) {
+    if (q.grad_output)
+        for (int64_t u = 0; u < H; u++) G[u] += q.grad_output[t * q.go_t + b * q.go_b + u];
+}
+
+// Back over m steps, skipped after update k: step at[i] of sequence of[i].
+template <class Set, int KIND>
+INLINE void back_over_skips(const Problem &q, int64_t first, int64_t k, int64_t m, const int64_t *of, const int64_t *at,
+                            Back &w) {
+    const Stack &stack = *q.stack;
+    const Sizes s(stack);
+    const int64_t H = s.H, HP = s.HP, S = q.T + 1;
+    float gains[SKIPS] = {};
+    for (int64_t l = 0; l < s.L; l++) {
+        const Layer &layer = stack.layer[l];
+        const LayerBack &a = w.layer[l];
+        const bool top = l == s.L - 1;
+        Set::product(l ? w.below : w.xs, l ? HP : a.D, m, a.D, layer.w_x, s.GP, w.zx, s.GP, layer.bias_x);
+        if (KIND == 2) {
+            for (int64_t i = 0; i < m; i++)
+                reset_states(w.zx + i * s.GP, a.zh + (of[i] - first) * s.GP, q.tape_h + ((l * q.B + of[i]) * S + k) * HP, HP,
+                             w.reset + i * HP);
+            Set::product(w.reset, HP, m, H, layer.w_h + s.ZP * H, HP, w.zn, HP, layer.bias_h + s.ZP);
+        }
+        for (int64_t i = 0; i < m; i++) {
+            const int64_t b = of[i], t = at[i], r = b - first, row = (l * q.B + b) * S + k;
+            const float *zh = a.zh + r * s.GP, *zn = KIND == 2 ? w.zn + i * HP : zh + 2 * HP;
+            float *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
+            if (top) add_output(q, H, t, b, Gh);
+            v16 gain{}, dot{};
+            for (int64_t u = 0; u < HP; u += 16) {
+                v16 h = load(q.tape_h + row * HP + u), c = KIND ? v16{} : load(q.tape_c + row * HP + u);
+                Skipped new_state = skipped_candidate<KIND>(w.zx + i * s.GP, zh, zn, HP, u, h, c);
+                gain += (new_state.h - h) * load(Gh + u);
+                if (!KIND) gain += (new_state.c - c) * load(Gc + u);
+                if (top)
+                    dot += new_state.c * load(stack.w_p + u);
+                else
+                    store(w.below + i * HP + u, new_state.h);
+            }
+            gains[i] += total(gain);
+            if (!top) continue;
+            const int64_t begin = k ? q.tape_t[b * S + k] : -1;
+            const float p = q.tape_p[b * S + k], acc = k ? 0 : q.tape_a[b * S];
+            const float p_skipped = probability(total(dot) + stack.b_p);
+            float gu = gains[i] + q.grad_p[b] * (p_skipped - p) - q.grad_acc[b] * (acc + (t - begin) * p);
+            if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
+            q.grad_acc[b] += bounded(gu, q.gate_grad_clip);
+            q.grad_p[b] += q.grad_acc[b];
+        }
+    }
+}
+
+// Back over update k of the n sequences first + active[i].
+template <class Set, int KIND>
+INLINE void back_over_update(const Problem &q, int64_t first, int64_t k, int64_t n, const int64_t *active, Back &w) {
+    const Stack &stack = *q.stack;
+    const Sizes s(stack);
+    const int64_t H = s.H, HP = s.HP, GP = s.GP, S = q.T + 1;
+    float gains[ROWS] = {};
+    for (int64_t l = 0; l < s.L; l++) {  // the gates once more
+        const Layer &layer = stack.layer[l];
+        const LayerBack &a = w.layer[l];
+        float *x = a.x + w.pending * a.DP, *h = a.h + w.pending * HP, *zx = a.dz + w.pending * GP;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t b = first + active[i];
+            const float *below = l ? q.tape_h + (((l - 1) * q.B + b) * S + k) * HP
+                                   : q.x + q.tape_t[b * S + k] * q.x_t + b * q.x_b;
+            memcpy(x + i * a.DP, below, a.D * sizeof(float));
+            memcpy(h + i * HP, q.tape_h + ((l * q.B + b) * S + k - 1) * HP, HP * sizeof(float));
+        }
+        Set::product(x, a.DP, n, a.D, layer.w_x, GP, zx, GP, layer.bias_x);
+        Set::product(h, HP, n, H, layer.w_h, s.ZP, a.z, GP, layer.bias_h);
+        for (int64_t i = 0; i < n; i++)  // the segment before needs it too
+            memcpy(a.zh + active[i] * GP, a.z + i * GP, s.ZP * sizeof(float));
+        if (KIND == 2) {
+            float *reset = a.reset + w.pending * HP;
+            for (int64_t i = 0; i < n; i++) reset_states(zx + i * GP, a.z + i * GP, h + i * HP, HP, reset + i * HP);
+            Set::product(reset, HP, n, H, layer.w_h + s.ZP * H, HP, a.z + s.ZP, GP, layer.bias_h + s.ZP);
+        }
+    }
+    for (int64_t l = s.L - 1; l >= 0; l--) {
+        const Layer &layer = stack.layer[l];
+        const LayerBack &a = w.layer[l];
+        const bool top = l == s.L - 1;
+        float *h_before = a.h + w.pending * HP, *zx = a.dz + w.pending * GP, *zxh = a.dzh + w.pending * GP;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t r = active[i], b = first + r, row = b * S + k;
+            float *dz = zx + i * GP, *dzh = zxh + i * GP, *z = a.z + i * GP, *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
+            const float *c_before = KIND ? nullptr : q.tape_c + ((l * q.B + b) * S + k - 1) * HP;
+            if (top) add_output(q, H, q.tape_t[row], b, Gh);
+            const float p = q.tape_p[row], grad_logit = top ? q.grad_p[b] * p * (1 - p) : 0;
+            v16 gain{};
+            for (int64_t u = 0; u < HP; u += 16) {
+                v16 h0 = load(h_before + i * HP + u), c0 = KIND ? v16{} : load(c_before + u);
+                Gates g = candidate<KIND>(dz, z, z + 2 * HP, HP, u, h0, c0);
+                v16 gh = load(Gh + u), via_gate{};
+                gain += (g.h - h0) * gh;
+                if (top) {
+                    store(w.w_p + u, load(w.w_p + u) + grad_logit * g.c);
+                    via_gate = grad_logit * load(stack.w_p + u);
+                } else
+                    gh += load(w.up + i * HP + u);
+                if (KIND) {
+                    gh += via_gate;
+                    v16 dn = gh * (1.0f - g.f) * (1.0f - g.g * g.g), dzz = gh * (h0 - g.g) * g.f * (1.0f - g.f);
+                    store(dz + HP + u, dzz), store(dz + 2 * HP + u, dn);
+                    store(w.back + i * HP + u, gh * g.f);
+                    if (KIND == 2) {
+                        store(dz + u, g.i);  // for the time being
+                    } else {
+                        v16 dr = dn * g.o * g.i * (1.0f - g.i);
+                        store(dz + u, dr);
+                        store(dzh + u, dr), store(dzh + HP + u, dzz), store(dzh + 2 * HP + u, dn * g.i);
+                    }
+                } else {
+                    v16 gc = load(Gc + u);
+                    gain += (g.c - c0) * gc;
+                    gc += via_gate + gh * g.o * (1.0f - g.tanh_c * g.tanh_c);
+                    store(dz + u, gc * g.g * g.i * (1.0f - g.i));
+                    store(dz + HP + u, gc * c0 * g.f * (1.0f - g.f));
+                    store(dz + 2 * HP + u, gc * g.i * (1.0f - g.g * g.g));
+                    store(dz + 3 * HP + u, gh * g.tanh_c * g.o * (1.0f - g.o));
+                    store(Gc + u, gc * g.f);
+                    store(w.back + i * HP + u, v16{});
+                }
+            }
+            if (top) w.b_p[0] += grad_logit;
+            gains[i] += total(gain);
+        }
+        if (KIND == 2) {
+            Set::product(zx + s.ZP, GP, n, HP, layer.w_h_back + s.ZP * HP, HP, w.reset, HP, w.zeros);  // by r⊙h
+            for (int64_t i = 0; i < n; i++)
+                for (int64_t u = 0; u < HP; u += 16) {
+                    v16 by_reset = load(w.reset + i * HP + u), r = load(zx + i * GP + u);
+                    store(w.back + i * HP + u, load(w.back + i * HP + u) + by_reset * r);
+                    store(zx + i * GP + u, by_reset * load(h_before + i * HP + u) * r * (1.0f - r));
+                }
+        }
+        Set::product(zxh, GP, n, s.ZP, layer.w_h_back, HP, w.back, HP, nullptr);
+        for (int64_t i = 0; i < n; i++) memcpy(a.Gh + active[i] * HP, w.back + i * HP, HP * sizeof(float));
+        if (l || q.grad_x) Set::product(zx, GP, n, GP, layer.w_x_back, a.DP, w.up, a.DP, w.zeros);
+        for (int64_t i = 0; !l && q.grad_x && i < n; i++) {
+            const int64_t b = first + active[i], t = q.tape_t[b * S + k];
+            memcpy(q.grad_x + (t * q.B + b) * a.D, w.up + i * a.DP, a.D * sizeof(float));
+        }
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t b = first + active[i], row = b * S + k, t = q.tape_t[row];
+        float gu = gains[i] + q.grad_p[b] * (q.tape_p[row] - q.tape_p[row - 1]) - q.grad_acc[b] * q.tape_a[row];
+        if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
+        q.grad_p[b] = q.grad_acc[b] = bounded(gu, q.gate_grad_clip);
+    }
+    w.pending += n;
+}
+
+template <class Set, int KIND>
+INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Back &w) {
+    const Stack &stack = *q.stack;
+    const Sizes s(stack);
+    const int64_t D = stack.layer[0].D, H = s.H, HP = s.HP, GP = s.GP, S = q.T + 1;
     int64_t active[ROWS], most = 0;
     for (int64_t b = first; b < last; b++) {
         const int64_t r = b - first;
-        memcpy(&Gh[r * HP], q.grad_h + b * H, H * sizeof(float));
-        if (!GRU) memcpy(&Gc[r * HP], q.grad_c + b * H, H * sizeof(float));
-        if (q.grad_output)  // past its end a sequence's output repeats its last state
-            for (int64_t t = q.lengths[b]; t < q.T; t++)
-                for (int64_t u = 0; u < H; u++) Gh[r * HP + u] += q.grad_output[t * q.go_t + b * q.go_b + u];
+        for (int64_t l = 0; l < s.L; l++) {
+            const LayerBack &a = w.layer[l];
+            memcpy(a.Gh + r * HP, q.grad_h + (l * q.B + b) * H, H * sizeof(float));
+            memset(a.Gh + r * HP + H, 0, (HP - H) * sizeof(float));
+            if (KIND) continue;
+            memcpy(a.Gc + r * HP, q.grad_c + (l * q.B + b) * H, H * sizeof(float));
+            memset(a.Gc + r * HP + H, 0, (HP - H) * sizeof(float));
+        }
+        for (int64_t t = q.lengths[b]; t < q.T; t++)  // past its end a sequence's output repeats its last state
+            add_output(q, H, t, b, w.layer[s.L - 1].Gh + r * HP);
         if (q.counts[b] > most) most = q.counts[b];
     }
     for (int64_t k = most; k >= 0; k--) {
-        // the hidden share of the gates, for sequences whose last state this is
+        // the state's share of the gates, for sequences whose last state this is
         int64_t n = 0;
         for (int64_t b = first; b < last; b++)
-            if (q.counts[b] == k) {
-                memcpy(&hs[n * HP], q.tape_h + (b * S + k) * HP, HP * sizeof(float));
-                active[n++] = b - first;
-            }
-        if (n) product(hs, HP, n, H, q.w_h, GP, z, GP, q.bias_h);
-        for (int64_t i = 0; i < n; i++) memcpy(&zh[active[i] * GP], &z[i * GP], GP * sizeof(float));
+            if (q.counts[b] == k) active[n++] = b - first;
+        for (int64_t l = 0; n && l < s.L; l++) {
+            const LayerBack &a = w.layer[l];
+            const Layer &layer = stack.layer[l];
+            for (int64_t i = 0; i < n; i++)
+                memcpy(w.back + i * HP, q.tape_h + ((l * q.B + first + active[i]) * S + k) * HP, HP * sizeof(float));
+            Set::product(w.back, HP, n, H, layer.w_h, s.ZP, a.z, GP, layer.bias_h);
+            for (int64_t i = 0; i < n; i++) memcpy(a.zh + active[i] * GP, a.z + i * GP, s.ZP * sizeof(float));
+        }
 
-        // back over the steps skipped after update k, of one sequence after the other, several a product
+        // the steps skipped after update k, of one sequence after the other, several a product
         int64_t b = first, t = 0, at[SKIPS], of[SKIPS];
         for (bool entered = false;;) {
             int64_t m = 0;
@@ -435,180 +736,65 @@ INLINE void backward_block(const Problem &q, int64_t first, int64_t last, Sums &
                     entered = false;
                     continue;
                 }
-                memcpy(xs + m * D, q.x + t * q.x_t + b * q.x_b, D * sizeof(float));
+                memcpy(w.xs + m * D, q.x + t * q.x_t + b * q.x_b, D * sizeof(float));
                 of[m] = b;
                 at[m++] = t--;
             }
             if (m == 0) break;
-            product(xs, D, m, D, q.w_x, GP, z, GP, q.bias_x);
-            for (int64_t i = 0; i < m; i++) {
-                const int64_t b = of[i], t = at[i], r = b - first, row = b * S + k, begin = k ? q.tape_t[row] : -1;
-                const float p = q.tape_p[row], acc = k ? 0 : q.tape_a[row];
-                if (q.grad_output)
-                    for (int64_t u = 0; u < H; u++) Gh[r * HP + u] += q.grad_output[t * q.go_t + b * q.go_b + u];
-                v16 gain{}, dot{};
-                for (int64_t u = 0; u < HP; u += 16) {
-                    v16 h = load(q.tape_h + row * HP + u), c = GRU ? v16{} : load(q.tape_c + row * HP + u);
-                    Skipped s = skipped_candidate<GRU>(z + i * GP, zh + r * GP, HP, u, h, c);
-                    gain += (s.h - h) * load(Gh + r * HP + u);
-                    if (!GRU) gain += (s.c - c) * load(Gc + r * HP + u);
-                    dot += s.c * load(q.w_p + u);
-                }
-                const float p_skipped = probability(total(dot) + q.b_p);
-                float gu = total(gain) + q.grad_p[b] * (p_skipped - p) - q.grad_acc[b] * (acc + (t - begin) * p);
-                if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
-                q.grad_acc[b] += bounded(gu, q.gate_grad_clip);
-                q.grad_p[b] += q.grad_acc[b];
-            }
+            back_over_skips<Set, KIND>(q, first, k, m, of, at, w);
         }
         if (k == 0) break;
 
-        // back over update k
         n = 0;
         for (int64_t b = first; b < last; b++)
-            if (q.counts[b] >= k) {
-                const int64_t t = q.tape_t[b * S + k];
-                float *px = &w.x[(w.n + n) * DP];
-                memcpy(px, q.x + t * q.x_t + b * q.x_b, D * sizeof(float));
-                memcpy(&w.h[(w.n + n) * HP], q.tape_h + (b * S + k - 1) * HP, HP * sizeof(float));
-                active[n++] = b - first;
-            }
-        float *zx = &w.zx[w.n * GP], *h_before = &w.h[w.n * HP], *x_at = &w.x[w.n * DP];
-        product(x_at, DP, n, D, q.w_x, GP, zx, GP, q.bias_x);
-        product(h_before, HP, n, H, q.w_h, GP, z, GP, q.bias_h);
-        for (int64_t i = 0; i < n; i++) {
-            const int64_t r = active[i], b = first + r, row = b * S + k, t = q.tape_t[row];
-            memcpy(&zh[r * GP], &z[i * GP], GP * sizeof(float));  // the segment before needs it too
-            float *dz = zx + i * GP, *dzh = &w.zh[(w.n + i) * GP];
-            if (q.grad_output)
-                for (int64_t u = 0; u < H; u++) Gh[r * HP + u] += q.grad_output[t * q.go_t + b * q.go_b + u];
-            const float p = q.tape_p[row], gp = q.grad_p[b], grad_logit = gp * p * (1 - p);
-            v16 gain{};
-            for (int64_t u = 0; u < HP; u += 16) {
-                v16 h0 = load(h_before + i * HP + u), c0 = GRU ? v16{} : load(q.tape_c + (row - 1) * HP + u);
-                Gates s = candidate<GRU>(dz, &z[i * GP], HP, u, h0, c0);
-                v16 gh = load(&Gh[r * HP + u]);
-                gain += (s.h - h0) * gh;
-                store(sums.w_p + u, load(sums.w_p + u) + grad_logit * s.c);
-                v16 via_gate = grad_logit * load(q.w_p + u);
-                if (GRU) {
-                    gh += via_gate;
-                    v16 dn = gh * (1.0f - s.f) * (1.0f - s.g * s.g);
-                    v16 dr = dn * s.o * s.i * (1.0f - s.i), dzz = gh * (h0 - s.g) * s.f * (1.0f - s.f);
-                    store(dz + u, dr), store(dz + HP + u, dzz), store(dz + 2 * HP + u, dn);
-                    store(dzh + u, dr), store(dzh + HP + u, dzz), store(dzh + 2 * HP + u, dn * s.i);
-                    store(&back[i * HP + u], gh * s.f);
-                } else {
-                    v16 gc = load(&Gc[r * HP + u]);
-                    gain += (s.c - c0) * gc;
-                    gc += via_gate + gh * s.o * (1.0f - s.tanh_c * s.tanh_c);
-                    store(dz + u, gc * s.g * s.i * (1.0f - s.i));
-                    store(dz + HP + u, gc * c0 * s.f * (1.0f - s.f));
-                    store(dz + 2 * HP + u, gc * s.i * (1.0f - s.g * s.g));
-                    store(dz + 3 * HP + u, gh * s.tanh_c * s.o * (1.0f - s.o));
-                    store(&Gc[r * HP + u], gc * s.f);
-                    store(&back[i * HP + u], v16{});
-                }
-            }
-            sums.b_p[0] += grad_logit;
-            float gu = total(gain) + gp * (p - q.tape_p[row - 1]) - q.grad_acc[b] * q.tape_a[row];
-            if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
-            q.grad_p[b] = q.grad_acc[b] = bounded(gu, q.gate_grad_clip);
-        }
-        product(GRU ? &w.zh[w.n * GP] : zx, GP, n, GP, q.w_h_back, HP, back, HP, nullptr);
-        for (int64_t i = 0; i < n; i++) memcpy(&Gh[active[i] * HP], &back[i * HP], HP * sizeof(float));
-        if (q.grad_x) {
-            product(zx, GP, n, GP, q.w_x_back, DP, dx, DP, no_bias);
-            for (int64_t i = 0; i < n; i++) {
-                const int64_t b = first + active[i], t = q.tape_t[b * S + k];
-                memcpy(q.grad_x + (t * q.B + b) * D, &dx[i * DP], D * sizeof(float));
-            }
-        }
-        if ((w.n += n) >= PENDING) flush<GRU>(w, sums);
+            if (q.counts[b] >= k) active[n++] = b - first;
+        back_over_update<Set, KIND>(q, first, k, n, active, w);
+        if (w.pending >= PENDING) flush<Set, KIND>(s, w);
     }
-    for (int64_t b = first; b < last; b++) {
-        memcpy(q.grad_h + b * H, &Gh[(b - first) * HP], H * sizeof(float));
-        if (!GRU) memcpy(q.grad_c + b * H, &Gc[(b - first) * HP], H * sizeof(float));
+    for (int64_t b = first; b < last; b++)
+        for (int64_t l = 0; l < s.L; l++) {
+            const LayerBack &a = w.layer[l];
+            memcpy(q.grad_h + (l * q.B + b) * H, a.Gh + (b - first) * HP, H * sizeof(float));
+            if (!KIND) memcpy(q.grad_c + (l * q.B + b) * H, a.Gc + (b - first) * HP, H * sizeof(float));
+        }
+}
+
+// Worker `worker` of `workers` runs every workers-th block, of as many sequences as leave none idle.
+INLINE int64_t block(const Problem &q, int64_t workers) {
+    const int64_t each = (q.B + workers - 1) / workers;
+    return each < ROWS ? each : ROWS;
+}
+
+template <class Set, int KIND>
+INLINE void forward(const Problem &q, int64_t worker, int64_t workers) {
+    Memory memory(forward_floats(*q.stack));
+    const int64_t rows = block(q, workers);
+    for (int64_t first = worker * rows; first < q.B; first += workers * rows) {
+        memory.rewind();
+        forward_block<Set, KIND>(q, first, first + rows < q.B ? first + rows : q.B, memory);
     }
 }
 
-// One update of a stack whose states are h and c, (layers, HP); returns the update probability.
-template <int KIND>
-INLINE float update(const Stack &q, const float *x, float *h, float *c, float *zx, float *zh) {
-    const int64_t H = q.H, HP = padded(H), GP = (KIND ? 3 : 4) * HP;
-    v16 dot{};
-    for (int64_t l = 0; l < q.layers; x = h, h += HP, c += HP, l++) {
-        const Layer &w = q.layer[l];
-        product(x, w.D, 1, w.D, w.w_x, GP, zx, GP, w.bias_x);
-        product(h, HP, 1, H, w.w_h, KIND == 2 ? 2 * HP : GP, zh, GP, w.bias_h);
-        if (KIND == 2) {  // the candidate reads r⊙h
-            float *n = zh + 2 * HP, *reset = zh;
-            memcpy(n, w.bias_h + 2 * HP, HP * sizeof(float));
-            for (int64_t u = 0; u < HP; u += 16)
-                store(reset + u, sigmoid(load(zx + u) + load(zh + u)) * load(h + u));
-            product(reset, HP, 1, H, w.w_h + 2 * HP * H, HP, n, HP, nullptr);
-        }
-        dot = v16{};
-        for (int64_t u = 0; u < HP; u += 16) {
-            Gates s;
-            if (KIND == 2) {
-                v16 z = sigmoid(load(zx + HP + u) + load(zh + HP + u));
-                s.h = (1.0f - z) * hyperbolic(load(zx + 2 * HP + u) + load(zh + 2 * HP + u)) + z * load(h + u);
-                s.c = s.h;
-            } else
-                s = candidate<KIND == 1>(zx, zh, HP, u, load(h + u), load(c + u));
-            if (u + 16 > H) s.h = first_lanes(s.h, H - u), s.c = first_lanes(s.c, H - u);  // were inputs infinite
-            store(h + u, s.h);
-            store(c + u, s.c);
-            dot += s.c * load(q.w_p + u);
-        }
-    }
-    return probability(total(dot) + q.b_p);
-}
-
-INLINE float update(const Stack &q, const float *x, float *h, float *c, float *zx, float *zh) {
-    return q.kind == 0   ? update<0>(q, x, h, c, zx, zh)
-           : q.kind == 1 ? update<1>(q, x, h, c, zx, zh)
-                         : update<2>(q, x, h, c, zx, zh);
-}
-
-// Worker `worker` of `workers` runs every workers-th sequence.
-INLINE void infer(const Inference &q, int64_t worker, int64_t workers) {
-    const Stack &stack = *q.stack;
-    const int64_t H = stack.H, HP = padded(H), L = stack.layers;
-    Memory memory(2 * L * HP + 8 * HP);
-    float *h = memory.take(L * HP), *c = memory.take(L * HP), *zx = memory.take(4 * HP), *zh = memory.take(4 * HP);
-    for (int64_t b = worker; b < q.B; b += workers) {
-        for (int64_t l = 0; l < L; l++) {
-            memcpy(h + l * HP, q.h + (l * q.B + b) * H, H * sizeof(float));
-            memcpy(c + l * HP, q.c + (l * q.B + b) * H, H * sizeof(float));
-        }
-        int64_t shown = 0;
-        for (int64_t t = -1;;) {
-            const int64_t next = next_update(q.p[b], q.acc[b], t, q.lengths[b]);
-            t = next < q.lengths[b] ? next : q.T;
-            for (; shown < t; shown++) memcpy(q.output + (shown * q.B + b) * H, h + (L - 1) * HP, H * sizeof(float));
-            if (t == q.T) break;
-            q.p[b] = update(stack, q.x + t * q.x_t + b * q.x_b, h, c, zx, zh);
-            q.acc[b] = 0;
-            q.update_gate[t * q.B + b] = 1;
-        }
-        for (int64_t l = 0; l < L; l++) {
-            memcpy(q.h + (l * q.B + b) * H, h + l * HP, H * sizeof(float));
-            if (stack.kind == 0) memcpy(q.c + (l * q.B + b) * H, c + l * HP, H * sizeof(float));
-        }
-    }
+template <class Set, int KIND>
+INLINE void backward(const Problem &q, int64_t worker, int64_t workers) {
+    Memory memory(backward_floats(*q.stack));
+    Back w = prepared<KIND>(*q.stack, q.sums + worker * sums_floats(*q.stack), memory);
+    const int64_t rows = block(q, workers);
+    for (int64_t first = worker * rows; first < q.B; first += workers * rows)
+        backward_block<Set, KIND>(q, first, first + rows < q.B ? first + rows : q.B, w);
+    flush<Set, KIND>(Sizes(*q.stack), w);
 }
 
 // Takes T samples, of which one at least is used.
+template <class Set, int KIND>
 INLINE void follow(Follower &q, const float *x, int64_t x_t, int64_t T) {
-    const int64_t HP = padded(q.stack->H);
-    Memory memory(8 * HP);
-    float *zx = memory.take(4 * HP), *zh = memory.take(4 * HP);
+    const Sizes s(*q.stack);
+    Memory memory(2 * s.GP + s.HP);
+    float *zx = memory.take(s.GP), *zh = memory.take(s.GP), *reset = memory.take(s.HP);
     int64_t t = q.skips;
     for (q.used = 0; t < T; q.used++) {
         float acc = 0;
-        *q.p = update(*q.stack, x + t * x_t, q.h, q.c, zx, zh);
+        update<Set, KIND>(*q.stack, x + t * x_t, 1, q.h, q.c, s.HP, q.p, zx, zh, reset);
         q.last = t;
         t = next_update(*q.p, acc, t, INT64_MAX);
     }
@@ -637,58 +823,58 @@ INLINE void pack(const float *w, int64_t gates, int64_t H, int64_t K, float *out
         }
 }
 
-// Worker `worker` of `workers` runs every workers-th block.
-INLINE void forward(const Problem &q, int64_t worker, int64_t workers) {
-    for (int64_t first = worker * ROWS; first < q.B; first += workers * ROWS) {
-        const int64_t last = first + ROWS < q.B ? first + ROWS : q.B;
-        if (q.gru)
-            forward_block<true>(q, first, last);
-        else
-            forward_block<false>(q, first, last);
-    }
+// out, (KP / 16, gates * HP, 16) = w, (gates * H, K), for products with gradients of the gates
+INLINE void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, float *out) {
+    for (int64_t k = 0; k < K; k += 16)
+        for (int64_t g = 0; g < gates; g++)
+            for (int64_t u = 0; u < padded(H); u++, out += 16)
+                for (int64_t i = 0; i < 16; i++) out[i] = u < H && k + i < K ? w[(g * H + u) * K + k + i] : 0;
 }
 
-INLINE void backward(const Problem &q, Sums &sums, int64_t worker, int64_t workers) {
-    const int64_t HP = padded(q.H);
-    Pending pending(padded(q.D), HP, (q.gru ? 3 : 4) * HP);
-    for (int64_t first = worker * ROWS; first < q.B; first += workers * ROWS) {
-        const int64_t last = first + ROWS < q.B ? first + ROWS : q.B;
-        if (q.gru)
-            backward_block<true>(q, first, last, sums, pending);
-        else
-            backward_block<false>(q, first, last, sums, pending);
+// The same for every instruction set.
+#define FOR_KIND(name, kind, ...)                                                                             \
+    (kind == 0 ? name<Set, 0>(__VA_ARGS__) : kind == 1 ? name<Set, 1>(__VA_ARGS__) : name<Set, 2>(__VA_ARGS__))
+#define ENTRIES(attribute, Instructions)                                                                      \
+    attribute void forward(const Problem &q, int64_t worker, int64_t workers, Instructions) {                 \
+        typedef Instructions Set;                                                                             \
+        FOR_KIND(forward, q.stack->kind, q, worker, workers);                                                 \
+    }                                                                                                         \
+    attribute void backward(const Problem &q, int64_t worker, int64_t workers, Instructions) {                \
+        typedef Instructions Set;                                                                             \
+        FOR_KIND(backward, q.stack->kind, q, worker, workers);                                                \
+    }                                                                                                         \
+    attribute void follow(Follower &q, const float *x, int64_t x_t, int64_t T, Instructions) {                \
+        typedef Instructions Set;                                                                             \
+        FOR_KIND(follow, q.stack->kind, q, x, x_t, T);                                                        \
+    }                                                                                                         \
+    attribute void pack(const float *w, int64_t gates, int64_t H, int64_t K, float *out, Instructions) {      \
+        pack(w, gates, H, K, out);                                                                            \
+    }                                                                                                         \
+    attribute void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, float *out, Instructions) { \
+        pack_back(w, gates, H, K, out);                                                                       \
     }
-    if (q.gru)
-        flush<true>(pending, sums);
-    else
-        flush<false>(pending, sums);
-}
-
-// The same for several instruction sets, of which the machine's best is called.
-#define FOR_INSTRUCTIONS(suffix, attribute)                                                                       \
-    attribute void forward_##suffix(const Problem &q, int64_t worker, int64_t workers) {                           \
-        forward(q, worker, workers);                                                                              \
-    }                                                                                                             \
-    attribute void backward_##suffix(const Problem &q, Sums &sums, int64_t worker, int64_t workers) {              \
-        backward(q, sums, worker, workers);                                                                       \
-    }                                                                                                             \
-    attribute void infer_##suffix(const Inference &q, int64_t worker, int64_t workers) { infer(q, worker, workers); } \
-    attribute void follow_##suffix(Follower &q, const float *x, int64_t x_t, int64_t T) { follow(q, x, x_t, T); }  \
-    attribute void pack_##suffix(const float *w, int64_t gates, int64_t H, int64_t K, float *out) {                \
-        pack(w, gates, H, K, out);                                                                                \
-    }
-#if defined(__x86_64__) && defined(__GNUC__)
-FOR_INSTRUCTIONS(avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))))
-FOR_INSTRUCTIONS(avx2, __attribute__((target("avx2,fma"))))
-#define CALL(name, ...)                                                                                           \
-    (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") \
-         ? name##_avx512(__VA_ARGS__)                                                                             \
-     : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? name##_avx2(__VA_ARGS__)                  \
-                                                                       : name##_any(__VA_ARGS__))
+#ifdef AVX512
+ENTRIES(AVX512, Avx512)
+ENTRIES(AVX2, Avx2)
+const bool has_avx512 = __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl");
+const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
-#define CALL(name, ...) name##_any(__VA_ARGS__)
+typedef Any Avx512, Avx2;
+const bool has_avx512 = false, has_avx2 = false;
 #endif
-FOR_INSTRUCTIONS(any, )
+ENTRIES(, Any)
+
+// The machine's best, or the best up to the one named.
+const char *best(const char *most) {
+    const bool plain = most && !strcmp(most, "any"), narrow = plain || (most && !strcmp(most, "avx2"));
+    return has_avx512 && !narrow ? "avx512" : has_avx2 && !plain ? "avx2" : "any";
+}
+const char *instructions = best(getenv("SKIPRNN_INSTRUCTIONS"));
+#define CALL(name, ...)                                                \
+    (!strcmp(instructions, "avx512") ? name(__VA_ARGS__, Avx512())     \
+     : !strcmp(instructions, "avx2") ? name(__VA_ARGS__, Avx2())       \
+                                     : name(__VA_ARGS__, Any()))
 
 }  // namespace
 
@@ -700,15 +886,13 @@ void skiprnn_forward(const Problem *q, int64_t workers) {
     for (int64_t worker = 0; worker < workers; worker++) CALL(forward, *q, worker, workers);
 }
 
-void skiprnn_backward(const Problem *q, Sums *sums, int64_t workers) {
+void skiprnn_backward(const Problem *q, int64_t workers) {
 #pragma omp parallel for schedule(static, 1) num_threads(workers)
-    for (int64_t worker = 0; worker < workers; worker++) CALL(backward, *q, sums[worker], worker, workers);
+    for (int64_t worker = 0; worker < workers; worker++) CALL(backward, *q, worker, workers);
 }
 
-void skiprnn_infer(const Inference *q, int64_t workers) {
-#pragma omp parallel for schedule(static, 1) num_threads(workers)
-    for (int64_t worker = 0; worker < workers; worker++) CALL(infer, *q, worker, workers);
-}
+// Floats of a worker's gradients: of each layer w_x (GP, DP), w_h (GP, HP), bias_x and bias_h; then w_p and b_p (16).
+int64_t skiprnn_sums(const Stack *q) { return sums_floats(*q); }
 
 void skiprnn_follow(Follower *q, const float *x, int64_t x_t, int64_t T) { CALL(follow, *q, x, x_t, T); }
 
@@ -717,37 +901,44 @@ void skiprnn_count(const float *p, float *acc, const int64_t *limit, int64_t B, 
     for (int64_t b = 0; b < B; b++) steps[b] = next_update(p[b], acc[b], -1, limit[b]);
 }
 
-void skiprnn_pack(const float *w, int64_t gates, int64_t H, int64_t K, float *out) {
-    CALL(pack, w, gates, H, K, out);
-}
-
 // Copies a stack's weights, shaped as torch has them, into `memory`, as Stack describes them.
-void skiprnn_pack_stack(const Stack *raw, Stack *packed, float *memory) {
-    const int64_t H = raw->H, gates = raw->kind ? 3 : 4;
+void skiprnn_pack_stack(const Stack *raw, Stack *packed, float *memory, int64_t training) {
+    const int64_t H = raw->H, HP = padded(H), gates = raw->kind ? 3 : 4;
     Layer *layer = const_cast<Layer *>(packed->layer);
-    const auto copy = [&memory, H](const float *w, int64_t gates, int64_t K) {
+    const auto copy = [&memory, H, HP](const float *w, int64_t gates, int64_t K) {
         float *const out = memory;
-        skiprnn_pack(w, gates, H, K, out);
-        memory += gates * padded(H) * K;
+        CALL(pack, w, gates, H, K, out);
+        memory += gates * HP * K;
+        return out;
+    };
+    const auto copy_back = [&memory, H, HP](const float *w, int64_t gates, int64_t K) {
+        float *const out = memory;
+        CALL(pack_back, w, gates, H, K, out);
+        memory += gates * HP * padded(K);
         return out;
     };
     for (int64_t l = 0; l < raw->layers; l++) {
         const Layer &w = raw->layer[l];
         layer[l] = {w.D, copy(w.w_x, gates, w.D), copy(w.w_h, gates, H), copy(w.bias_x, gates, 1),
-                    copy(w.bias_h, gates, 1)};
+                    copy(w.bias_h, gates, 1), nullptr, nullptr};
+        if (!training) continue;
+        layer[l].w_x_back = copy_back(w.w_x, gates, w.D);
+        if (raw->kind < 2)
+            layer[l].w_h_back = copy_back(w.w_h, gates, H);
+        else  // the products of r and z with h, then that of n with r⊙h
+            layer[l].w_h_back = copy_back(w.w_h, 2, H), copy_back(w.w_h + 2 * H * H, 1, H);
     }
     *packed = {raw->kind, raw->layers, H, layer, copy(raw->w_p, 1, 1), raw->b_p};
 }
 
-int64_t skiprnn_block() { return ROWS; }
+const char *skiprnn_instructions(const char *most) { return instructions = best(most); }
 const char *skiprnn_source() { return SOURCE; }
 const char *skiprnn_structure(int64_t number) {
-    const char *const texts[] = {Problem_text, Sums_text, Layer_text, Stack_text, Inference_text, Follower_text};
-    return number < 6 ? texts[number] : nullptr;
+    const char *const texts[] = {Layer_text, Stack_text, Problem_text, Follower_text};
+    return number < 4 ? texts[number] : nullptr;
 }
 int64_t skiprnn_size(int64_t number) {
-    const int64_t sizes[] = {sizeof(Problem), sizeof(Sums),      sizeof(Layer),
-                             sizeof(Stack),   sizeof(Inference), sizeof(Follower)};
+    const int64_t sizes[] = {sizeof(Layer), sizeof(Stack), sizeof(Problem), sizeof(Follower)};
     return sizes[number];
 }
 }

@@ -26,13 +26,16 @@ def test_without_skipping_it_is_torchs_own_cell(baseline, skip, batch_first):
 
 
 @pytest.mark.parametrize(("baseline", "skip"), BASELINES)
-def test_it_takes_the_weights_of_a_skip_rnn(baseline, skip):
-    rnn = skip(3, 5, 2, update_bias=100.0)
-    plain = baseline(3, 5, 2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # compiled, and torch's own
+def test_it_takes_the_weights_of_a_skip_rnn(baseline, skip, dtype):
+    rnn = skip(3, 5, 2, update_bias=100.0, dtype=dtype)
+    plain = baseline(3, 5, 2, dtype=dtype)
     assert plain.load_state_dict(rnn.state_dict(), strict=False).unexpected_keys == ["update_weight", "update_bias"]
-    x = torch.randn(9, 4, 3)
-    torch.testing.assert_close(plain(x).output, rnn(x).output)
-    torch.testing.assert_close(plain(x, lengths=[9, 2, 1, 5]).output, rnn(x, lengths=[9, 2, 1, 5]).output)
+    x = torch.randn(9, 4, 3, dtype=dtype)
+    for lengths in (None, [9, 2, 0, 5], [4, 2, 1, 0]):
+        ours, expected = plain(x, lengths=lengths), rnn(x, lengths=lengths)
+        torch.testing.assert_close(ours.output, expected.output)
+        torch.testing.assert_close(ours.state.h, expected.state.h)
 
 
 @pytest.mark.parametrize(("baseline", "skip"), BASELINES)

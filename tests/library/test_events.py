@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from skiprnn import SkipGRU, SkipLSTM, budget_loss
+from skiprnn import SkipGRU, SkipLSTM, budget_loss, compiled
 from skiprnn.engines import events, native
 from skiprnn.engines.events import _Update as update
 from tests.problems import BIASES, MODULES, assert_same, build, needs_compiled, problem, run
@@ -19,7 +19,20 @@ SHAPES = {  # T, B, D, H, layers
     "wide": (20, 70, 40, 16, 1),
     "two_layers": (30, 5, 3, 7, 2),
     "three_layers": (25, 4, 2, 6, 3),
+    "wide_inputs": (15, 9, 300, 63, 2),
 }
+INSTRUCTIONS = ("avx512", "avx2", "any")
+
+
+@pytest.fixture(params=INSTRUCTIONS)
+def instructions(request):
+    """Each instruction set that the machine has."""
+    if compiled.LIBRARY is None:
+        pytest.skip("the compiled path was not built")
+    if compiled.instructions(request.param) != request.param:
+        pytest.skip(f"the machine has no {request.param}")
+    yield
+    compiled.instructions()
 
 
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
@@ -58,10 +71,8 @@ def test_equals_the_reference_on_random_problems(name, seed):
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
-@pytest.mark.parametrize(
-    "shape", [s for s in SHAPES.values() if s[-1] == 1], ids=[n for n, s in SHAPES.items() if s[-1] == 1]
-)
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", MODULES)
 def test_the_compiled_path_equals_the_reference(name, shape, bias, per_step):
     x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     lengths = torch.arange(shape[1]) * 7 % (shape[0] + 1) if per_step else None
@@ -74,6 +85,22 @@ def test_the_compiled_path_equals_the_reference(name, shape, bias, per_step):
         run(reference, x, lengths=lengths, per_step=per_step, state=state),
         tolerance=2e-5,
     )
+
+
+@pytest.mark.usefixtures("two_threads", "instructions")
+@pytest.mark.parametrize("bias", ["most", "few"])
+@pytest.mark.parametrize("shape", ["odd", "wide_inputs"])
+@pytest.mark.parametrize("name", MODULES)
+def test_every_instruction_set_computes_the_same(name, shape, bias):
+    shape = SHAPES[shape]
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lengths = torch.arange(shape[1]) * 7 % (shape[0] + 1)
+    engines = (("events", torch.float32), ("reference", torch.float64))
+    results = [run(build(name, shape, BIASES[bias], *engine), x, lengths=lengths) for engine in engines]
+    assert_same(*results, tolerance=2e-5)
+    with torch.no_grad():
+        output = build(name, shape, BIASES[bias], *engines[0])(x.float(), None, lengths).output
+    torch.testing.assert_close(output.double(), results[1][0].output, rtol=0, atol=1e-5)
 
 
 @needs_compiled
@@ -92,7 +119,7 @@ def test_the_compiled_path_reads_any_layout_and_is_deterministic():
 
 
 @needs_compiled
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", MODULES)
 def test_without_the_compiled_path_torch_does_the_same(name, monkeypatch):
     shape = SHAPES["odd"]
     x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0))
@@ -110,8 +137,8 @@ def test_without_the_compiled_path_torch_does_the_same(name, monkeypatch):
         *(("torch", name, shape) for name in MODULES for shape in ("paper", "odd", "two_layers")),
         *(
             pytest.param("compiled", name, shape, marks=needs_compiled)
-            for name in ("lstm", "gru")
-            for shape in ("paper", "odd", "wide")
+            for name in MODULES
+            for shape in ("paper", "odd", "wide", "two_layers")
         ),
     ],
 )
@@ -242,11 +269,11 @@ def test_copies_take_the_compiled_path():
 def test_inference_keeps_no_tape(monkeypatch):
     kept = []
     monkeypatch.setattr(events, "_Update", lambda *values: kept.append(update(*values)) or kept[-1])
-    rnn = build("lstm", (20, 3, 2, 8, 2), 0.0, "events", torch.float32)
+    rnn, x = build("lstm", (20, 3, 2, 8, 2), 0.0, "events", torch.float64), torch.randn(20, 3, 2).double()
     with torch.no_grad():
-        rnn(torch.randn(20, 3, 2))
+        rnn(x)
     assert not kept
-    rnn(torch.randn(20, 3, 2))
+    rnn(x)
     assert kept
 
 
