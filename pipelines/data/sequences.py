@@ -92,10 +92,8 @@ class DataFile:
 class SequencesWriter:
     """Writes an open HDF5 file split by split, chunk by chunk, with the digest as it goes."""
 
-    def __init__(self, file: h5py.File, disk: "PatientFile") -> None:
-        self._file = file
-        self._disk = disk
-        self._digest = hashlib.sha256()
+    def __init__(self, file: h5py.File, disk: PatientFile) -> None:
+        self._file, self._disk, self._digest = file, disk, hashlib.sha256()
 
     def write_split(self, name: str, size: int, chunks: Iterable[Sequences]) -> None:
         group, start = self._file.create_group(name), 0

@@ -60,8 +60,7 @@ def write_report(
         "how many times as fast a step is as the plain cell's. Inference: milliseconds of a sequence, and how many "
         "times as fast that is as the same weights with the gate open at every step.</p>",
     ]
-    for path, reason in results["failed"].items():
-        parts.append(f'<p class="note">Failed: {escape(path)}: {escape(reason)}</p>')
+    parts += [f'<p class="note">Failed: {escape(p)}: {escape(reason)}</p>' for p, reason in results["failed"].items()]
     with tempfile.TemporaryDirectory() as work:
         for name, (caption, draw) in _figures(folder, results).items():
             path = Path(work) / f"{name}.png"
