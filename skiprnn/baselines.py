@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from skiprnn.cells import GRU, LSTM, LayerState
 from skiprnn.engines import native
 from skiprnn.gate import GateState
-from skiprnn.problem import Problem
+from skiprnn.problem import Problem, Solution
 from skiprnn.stack import RecurrentStack
 
 
@@ -40,22 +40,22 @@ class _RandomSkip(RecurrentStack):
 
     def _run(
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
-    ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
+    ) -> Solution:
         steps, batch, _ = x.shape
         used = torch.rand(steps, batch, device=x.device) >= self.p_skip
         if lengths is not None:
             used &= torch.arange(steps, device=x.device)[:, None] < lengths
         update_gate = used.to(gate.update_prob.dtype)
         if self.p_skip == 0:
-            return *self._run_taken(x, states, lengths, every_step), gate, update_gate
+            return Solution(*self._run_taken(x, states, lengths, every_step), gate, update_gate)
         counts = used.sum(0)  # the samples used alone, side by side
         longest = int(counts.max()) if counts.numel() else 0
         order = used.int().argsort(dim=0, descending=True, stable=True)[:longest, :, None]
         output, last = self._run_taken(x.gather(0, order.expand(-1, -1, x.shape[2])), states, counts, every_step)
-        if not every_step:
-            return output, last, gate, update_gate
-        output = torch.cat([states[-1][0][None], output.to(states[-1][0].dtype)])
-        return output.gather(0, used.cumsum(0)[..., None].expand(-1, -1, output.shape[2])), last, gate, update_gate
+        if every_step:
+            output = torch.cat([states[-1][0][None], output.to(states[-1][0].dtype)])
+            output = output.gather(0, used.cumsum(0)[..., None].expand(-1, -1, output.shape[2]))
+        return Solution(output, last, gate, update_gate)
 
     def _run_taken(
         self, x: Tensor, states: list[LayerState], lengths: Tensor | None, every_step: bool
@@ -85,8 +85,9 @@ class _RandomSkip(RecurrentStack):
         return output, list(zip(*last, strict=True))
 
     def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
-        """torch's own cell over a batch or a packed sequence."""
-        raise NotImplementedError
+        """torch's own cell over a batch or a packed sequence; of two states it takes and returns a tuple."""
+        output, last = self._torch.forward(self, x, start if len(start) > 1 else start[0])
+        return output, last if isinstance(last, tuple) else (last,)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, p_skip={self.p_skip}"
@@ -109,9 +110,6 @@ class RandomSkipLSTM(_RandomSkip, nn.LSTM):  # type: ignore[misc]  # forward tak
 
     cell, _torch = LSTM, nn.LSTM
 
-    def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
-        return nn.LSTM.forward(self, x, (start[0], start[1]))
-
 
 class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes and returns more
     """A GRU that copies its state with probability ``p_skip`` at each step; with 0, the plain GRU.
@@ -129,7 +127,3 @@ class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes
     """
 
     cell, _torch = GRU, nn.GRU
-
-    def _plain(self, x: Any, start: LayerState) -> tuple[Any, LayerState]:
-        output, last = nn.GRU.forward(self, x, start[0])
-        return output, (last,)

@@ -1,7 +1,6 @@
 """SkipRNN, SkipLSTM and SkipGRU: their parameters, and what an engine is given of them."""
 
 import operator
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from skiprnn import gate
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerState
 from skiprnn.engines import ENGINES, solve
 from skiprnn.gate import GateState
-from skiprnn.problem import Problem
+from skiprnn.problem import Problem, Solution
 from skiprnn.stack import RecurrentStack, State
 
 
@@ -81,15 +80,11 @@ class SkipRNN(RecurrentStack):
 
     def _run(
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
-    ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
+    ) -> Solution:
         self._check_bound()
-        return solve(
-            self.engine,
-            Problem(
-                self.cell, self.layers(), self.update_weight, self.update_bias, x, states, gate, lengths,
-                self.gate_grad_clip, every_step,
-            ),
-        )  # fmt: skip
+        weights = (self.layers(), self.update_weight, self.update_bias)
+        bound = self.gate_grad_clip
+        return solve(self.engine, Problem(self.cell, *weights, x, states, gate, lengths, bound, every_step))
 
     def _check_bound(self) -> None:
         if self.gate_grad_clip is not None and not self.gate_grad_clip > 0:

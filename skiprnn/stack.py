@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from skiprnn.cells import Cell, LayerState
 from skiprnn.gate import GateState
+from skiprnn.problem import Solution
 
 State = Any  # LSTMState, GRUState, or the named tuple of another cell
 
@@ -96,8 +97,7 @@ class RecurrentStack(nn.Module):
 
     def _run(
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
-    ) -> tuple[Tensor, Sequence[LayerState], GateState, Tensor]:
-        """The output of every step where it is wanted, the states and the gate's after the last step, the gate."""
+    ) -> Solution:
         raise NotImplementedError
 
     def _register_initial_state(self, learned: bool) -> None:
@@ -171,11 +171,7 @@ def _check_lengths(lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor 
     lengths = torch.as_tensor(lengths)
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(f"lengths must be ({batch},) integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
-    if (
-        not lengths.is_cuda
-        and not torch.compiler.is_compiling()
-        and batch
-        and (int(lengths.min()) < 0 or int(lengths.max()) > steps)
-    ):
+    checked = batch and lengths.is_cpu and not torch.compiler.is_compiling()
+    if checked and not 0 <= lengths.min() <= lengths.max() <= steps:
         raise ValueError(f"lengths must lie in 0..{steps}, got {int(lengths.min())}..{int(lengths.max())}")
     return lengths.to(x.device)

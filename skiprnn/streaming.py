@@ -47,20 +47,18 @@ class Stream:
         self.rnn = rnn
         self.head = head
         self.embed = embed
-        self._stack = (
-            native.PackedStack(rnn.cell, rnn.layers(), rnn.update_weight, rnn.update_bias)
-            if native.unfit(rnn.cell, tuple(rnn.parameters())) is None
-            else None
-        )
+        packed = None
+        if native.unfit(rnn.cell, tuple(rnn.parameters())) is None:
+            packed = native.PackedStack(rnn.cell, rnn.layers(), rnn.update_weight, rnn.update_bias)
         with torch.inference_mode(False), torch.no_grad():  # tensors that may be written to anywhere
             initial = rnn.initial_state(1)
             tensors = [tensor.clone() for tensor in initial]
-            units = rnn.hidden_size if self._stack is None else self._stack.units
+            units = rnn.hidden_size if packed is None else packed.units
             self._states: list[Tensor] = [s.new_zeros(rnn.num_layers, units) for s in tensors[:-2]]
             self._p, self._zero = torch.ones_like(tensors[-2]), torch.zeros_like(tensors[-1])
         self._start: State = type(initial)(*tensors)
         self._start_skips = int(gate.skipped_steps(self._start.update_prob, self._start.cum_update_prob))
-        self._follower = None if self._stack is None else native.Follower(self._stack, self._states, self._p)
+        self._follower = None if packed is None else native.Follower(packed, self._states, self._p)
         self.reset(state)
 
     @torch.no_grad()

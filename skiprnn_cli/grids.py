@@ -14,7 +14,7 @@ from pipelines.runs.config import NONE, TrainConfig
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
-    from pipelines.grids.sweep import Finished, Planned
+    from pipelines.grids.sweep import Planned
 
 LOOK_EVERY = 20.0  # s between lines about runs that are being trained
 NOT_SETTABLE = {"task", "preset", "data", "cell", "skip", "lam", "p_skip", "seed", "device"}
@@ -143,7 +143,7 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
 
 
 @contextmanager
-def _watching(runs: list["Planned"]) -> Iterator[Callable[["Finished"], None]]:
+def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None], None]]:
     """Say which runs end, and now and then where the others are."""
     from pipelines.grids.sweep import is_finished
     from pipelines.runs.directory import read_metrics
@@ -173,15 +173,14 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Finished"], None]]:
                     with lock:
                         click.echo(f"  {said}", err=True)
 
-    def on_finished(finished: "Finished") -> None:
+    def on_finished(run: "Planned", reason: str | None) -> None:
         nonlocal done
-        run = finished.planned
-        done += finished.reason is None
+        done += reason is None
         with lock:
-            if finished.reason is None:
+            if reason is None:
                 click.echo(f"{done} of {len(runs)} runs finished; {line(run)}", err=True)
             else:
-                click.echo(f"{run.path}: {finished.reason}", err=True)
+                click.echo(f"{run.path}: {reason}", err=True)
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()

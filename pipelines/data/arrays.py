@@ -2,34 +2,32 @@
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from pipelines.data import memory
-from pipelines.data.doors import Array, check_claim, check_file, reading
+from pipelines.data.doors import Array, check_claim, opening, reading
 from pipelines.errors import SkipRNNError
 
 
-class Npz(Mapping[str, Array]):
+class Npz:
     """An open .npz archive, an array of which is read when it is asked for."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, remedy: str) -> None:
         self.path, self._archive, self._remedy = path, archive, remedy
         self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
-    def __contains__(self, name: object) -> bool:
+    def __contains__(self, name: str) -> bool:
         return name in self._members
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
+    def names(self) -> list[str]:
+        """The arrays."""
+        return list(self._members)
 
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __getitem__(self, name: str) -> Array:
+    def array(self, name: str) -> Array:
+        """An array, read whole."""
         info, what = self._members.get(name), f"{name} in {self.path}"
         if info is None:
             raise SkipRNNError(f"{self.path} has no {name}; {self._remedy}")
@@ -51,22 +49,19 @@ class Npz(Mapping[str, Array]):
 
 def is_zip(path: Path, remedy: str) -> bool:
     """Whether a file begins as zip archives do, such as .npz."""
-    check_file(path, remedy)
-    with reading(path, "a readable file", remedy), path.open("rb") as file:
+    with opening(path, "a readable file", remedy), path.open("rb") as file:
         return file.read(2) == b"PK"
 
 
 def open_npz(path: Path, remedy: str) -> Npz:
     """Open an .npz archive for reading; to be closed."""
-    check_file(path, remedy)
-    with reading(path, "an .npz archive", remedy):
+    with opening(path, "an .npz archive", remedy):
         return Npz(path, zipfile.ZipFile(path), remedy)
 
 
 def map_npy(path: Path, remedy: str) -> Array:
     """The array in a .npy file, mapped: a part of it is read when it is used."""
-    size = check_file(path, remedy)
-    with reading(path, "a .npy file", remedy):
+    with opening(path, "a .npy file", remedy) as size:
         with path.open("rb") as file:
             shape, fortran, dtype, start = _npy_header(file)
         if start + math.prod(shape) * dtype.itemsize > size:

@@ -5,6 +5,7 @@ memory before the size it claims was held against the file's own and the memory 
 a terminal), and nothing is read that stands in another file than the one that was named.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
@@ -71,6 +72,14 @@ def check_file(path: Path, remedy: str) -> int:
     return status.st_size
 
 
+@contextmanager
+def opening(path: Path, what: str, remedy: str) -> Iterator[int]:
+    """As ``reading``, for a block that opens a file with an end; yields its size in bytes."""
+    size = check_file(path, remedy)
+    with reading(path, what, remedy):
+        yield size
+
+
 def check_claim(claimed: int, stored: int, what: str) -> None:
     """Refuse an array that its file cannot hold.
 
@@ -86,16 +95,21 @@ def check_claim(claimed: int, stored: int, what: str) -> None:
         )
 
 
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """The hexadecimal digest of a file, which is read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def read_bytes(path: Path, remedy: str, *, limit: int = TEXT) -> bytes:
     """A whole file of ``limit`` bytes at most."""
-    size = check_file(path, remedy)
-    if size > limit:
-        raise SkipRNNError(
-            f"cannot read {path}: it has {memory.in_words(size)}, more than the {memory.in_words(limit)} of such a "
-            f"file; {remedy}"
-        )
-    memory.check_fits(size, str(path))
-    with reading(path, "a readable file", remedy):
+    with opening(path, "a readable file", remedy) as size:
+        if size > limit:
+            raise SkipRNNError(
+                f"cannot read {path}: it has {memory.in_words(size)}, more than the {memory.in_words(limit)} of such a "
+                f"file; {remedy}"
+            )
+        memory.check_fits(size, str(path))
         return path.read_bytes()
 
 
@@ -106,10 +120,6 @@ def read_text(path: Path, what: str, remedy: str, *, limit: int = TEXT) -> str:
         return data.decode("utf-8")
 
 
-@overload
-def read_json(path: Path, kind: type[dict[str, Any]], remedy: str, *, limit: int = ...) -> dict[str, Any]: ...
-@overload
-def read_json(path: Path, kind: type[list[Any]], remedy: str, *, limit: int = ...) -> list[Any]: ...
 def read_json(path: Path, kind: type[K], remedy: str, *, limit: int = TEXT) -> K:
     """The object or list in a JSON file of ``limit`` bytes at most."""
     text = read_text(path, "JSON", remedy, limit=limit)
@@ -117,10 +127,6 @@ def read_json(path: Path, kind: type[K], remedy: str, *, limit: int = TEXT) -> K
         return parse_json(text, kind)
 
 
-@overload
-def parse_json(text: str, kind: type[dict[str, Any]]) -> dict[str, Any]: ...
-@overload
-def parse_json(text: str, kind: type[list[Any]]) -> list[Any]: ...
 def parse_json(text: str, kind: type[K]) -> K:
     """The object or list that a JSON text says.
 

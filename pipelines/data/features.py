@@ -9,7 +9,7 @@ memory and share it; older files have them in chunks, which are read or loaded.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,8 +24,8 @@ from torch import Tensor
 from pipelines.data import memory
 from pipelines.data.checked import Checked
 from pipelines.data.hdf5 import Hdf5
-from pipelines.data.schema import FEATURES, describe, hdf5_writer, open_data, root_attributes, signals_waiting
-from pipelines.data.sequences import SPLITS, DataFile, Sequences
+from pipelines.data.schema import FEATURES, describe, hdf5_writer, open_data, signals_waiting
+from pipelines.data.sequences import SPLITS, DataFile, Sequences, sha256
 from pipelines.data.stored_rows import REMEDY, StoredRows
 from pipelines.errors import SkipRNNError
 
@@ -62,8 +62,7 @@ class FlatSequences:
     counts: Tensor  # (N,) int64, its frames, at most steps
     steps: int  # of a sequence
     width: int  # D
-    row_bytes: int
-    target: torch.device = CPU
+    device: torch.device = CPU  # where ``take`` puts what it takes
     reads_padding: bool = False
 
     def __len__(self) -> int:
@@ -73,11 +72,6 @@ class FlatSequences:
     def lengths(self) -> Tensor | None:
         """(N,), or None where absent frames are read like others."""
         return None if self.reads_padding else self.counts
-
-    @property
-    def device(self) -> torch.device:
-        """Where ``take`` puts what it takes."""
-        return self.target
 
     @property
     def streams(self) -> bool:
@@ -96,18 +90,19 @@ class FlatSequences:
         target, rows = torch.device(device), self.rows
         moved = {name: getattr(self, name).to(target) for name in ("y", "starts", "counts")}
         if isinstance(rows, Tensor):
-            return replace(self, rows=rows.to(target), target=target, **moved)
+            return replace(self, rows=rows.to(target), device=target, **moved)
         first = int(self.starts.min())
         last = int((self.starts + self.counts).max())
         moved["starts"] = moved["starts"] - first
         if target.type == "cpu" and (mapped := rows.mapped) is not None:
-            return replace(self, rows=mapped[first:last], target=target, **moved)
-        if (last - first) * self.row_bytes > SHARE * memory.on_device(target):
-            return replace(self, target=target)
-        here = torch.empty(last - first, self.width, dtype=rows[:1].dtype, device=target)
+            return replace(self, rows=mapped[first:last], device=target, **moved)
+        row, free = rows[:1], torch.cuda.mem_get_info(target)[0] if target.type == "cuda" else memory.available()
+        if (last - first) * row.nbytes > SHARE * free:
+            return replace(self, device=target)
+        here = torch.empty(last - first, self.width, dtype=row.dtype, device=target)
         for start in range(first, last, BLOCK):
             here[start - first : start - first + BLOCK] = rows[start : min(start + BLOCK, last)]
-        return replace(self, rows=here, target=target, **moved)
+        return replace(self, rows=here, device=target, **moved)
 
     def take(self, rows: Tensor | slice) -> Sequences:
         """The sequences of the given row numbers, x (B, steps, D) with zeros for absent frames."""
@@ -124,7 +119,7 @@ class FlatSequences:
             self.rows[start : start + count] for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
         ]
         x = torch.stack([torch.nn.functional.pad(part, (0, 0, 0, self.steps - len(part))) for part in parts])
-        return Sequences(x, y, None if self.reads_padding else counts).to(self.target)
+        return Sequences(x, y, None if self.reads_padding else counts).to(self.device)
 
     __getitem__ = take  # what a DataLoader calls
 
@@ -158,13 +153,20 @@ def write_features(
             raise SkipRNNError(f"{len(entries)} videos leave none for {split}; give more, or other splits")
 
     def stored(entry: Entry) -> Floats:
-        return _stored(entry.name, read(entry), attributes["features"], dtype)
+        rows, width = read(entry), attributes["features"]
+        if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
+            raise SkipRNNError(f"{entry.name}: features of shape {rows.shape}, where (T, {width}) was expected")
+        with np.errstate(over="ignore"):  # to infinity, which is refused
+            rows = rows.astype(dtype)
+        if not np.isfinite(rows).all():
+            raise SkipRNNError(f"{entry.name}: a feature is NaN or too large for {dtype}; store float32")
+        return rows
 
     counts = []
     for number, entry in enumerate(entries):
         rows = stored(entry)
         counts.append(len(rows))
-        entries[number] = replace(entry, features_sha256=_sha256([rows]))
+        entries[number] = replace(entry, features_sha256=sha256([rows]))
     offsets = np.cumsum([0, *counts], dtype=np.int64)
     with hdf5_writer(path, overwrite=overwrite) as (file, disk):
         features = file.create_dataset("features", (offsets[-1], attributes["features"]), dtype)  # in one piece
@@ -219,7 +221,8 @@ def read_features(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
     """
     path = Path(path)
     with open_data(path, FEATURES) as file:
-        attributes, entries = root_attributes(file), _entries(file)
+        attributes: dict[str, Any] = file.attributes()
+        entries = _entries(file)
         offsets = torch.from_numpy(_offsets(file, len(entries)))
         width, row_bytes = file.dataset("features").shape[1], _row_bytes(file)
     steps = attributes.get("steps")
@@ -236,7 +239,7 @@ def read_features(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
             _check(path, rows, [(entries[number], offsets[number : number + 2].tolist()) for number in numbers])
         labels = torch.tensor([entries[number].label for number in numbers])
         counts = offsets.diff()[numbers].clamp(max=steps)
-        parts[split] = FlatSequences(rows, labels, offsets[:-1][numbers], counts, steps, width, row_bytes)
+        parts[split] = FlatSequences(rows, labels, offsets[:-1][numbers], counts, steps, width)
     if not checked.parts >= set(splits):
         checked.add(splits)
     names = np.array([entry.name for entry in entries], dtype=object)
@@ -246,19 +249,8 @@ def read_features(path: Path, splits: tuple[str, ...] = SPLITS) -> DataFile:
 def _check(path: Path, rows: StoredRows, videos: list[tuple[Entry, list[int]]]) -> None:
     for entry, (first, last) in videos:
         blocks = (rows[start : min(start + BLOCK, last)].numpy() for start in range(first, last, BLOCK))
-        if _sha256(blocks) != entry.features_sha256:
+        if sha256(blocks) != entry.features_sha256:
             raise SkipRNNError(f"{path}: the features of {entry.name} were changed after they were made; {REMEDY}")
-
-
-def _stored(name: str, rows: Floats, width: int, dtype: str) -> Floats:
-    """A video's features as they are stored."""
-    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
-        raise SkipRNNError(f"{name}: features of shape {rows.shape}, where (T, {width}) was expected")
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        rows = rows.astype(dtype)
-    if not np.isfinite(rows).all():
-        raise SkipRNNError(f"{name}: a feature is NaN or too large for {dtype}; store float32")
-    return rows
 
 
 def _entries(file: Hdf5) -> list[Entry]:
@@ -271,7 +263,7 @@ def _entries(file: Hdf5) -> list[Entry]:
     if len({len(column) for column in columns}) > 1:
         raise SkipRNNError(f"{file.path}: the columns of its table are of different lengths; {REMEDY}")
     entries = [Entry(*row) for row in zip(*columns, strict=True)]
-    if _digest(entries) != root_attributes(file)["digest"]:
+    if _digest(entries) != file.attributes()["digest"]:
         raise SkipRNNError(f"{file.path}: its table of videos was changed after it was made; {REMEDY}")
     return entries
 
@@ -301,10 +293,3 @@ def _row_bytes(file: Hdf5) -> int:
 def _digest(entries: list[Entry]) -> str:
     content = [(entry.name, entry.split, entry.label, entry.features_sha256) for entry in entries]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _sha256(blocks: Iterable[Floats]) -> str:
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(np.ascontiguousarray(block).data)
-    return digest.hexdigest()

@@ -1,13 +1,15 @@
 """Writing files: whole or not at all, however the process ends."""
 
 import errno
+import json
 import os
 import re
+import secrets
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import SkipRNNError
 
@@ -32,7 +34,6 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         _put(temporary, path, overwrite=overwrite)
         temporary = None
         _sync_directory(path.parent)
@@ -51,6 +52,11 @@ def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a small text file atomically."""
     with atomic_path(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
@@ -89,13 +95,14 @@ def remove_leftovers(path: Path) -> None:
 def _claimed_file(path: Path) -> tuple[int | None, Path]:
     """A new temporary file for ``path``, and the handle that holds its lock as long as it is open."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         if sys.platform == "win32":
             os.close(handle)
-            return None, Path(name)
+            return None, temporary
         fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
-            return handle, Path(name)
+            return handle, temporary
         os.close(handle)  # taken for a leftover before it was locked
 
 
@@ -120,12 +127,6 @@ def _put(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 def _exists(path: Path) -> SkipRNNError:
     return SkipRNNError(f"{path} exists already; pass --overwrite to replace it or choose another --out")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _sync_directory(path: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 import mmap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import h5py
 import numpy as np
 
 from pipelines.data import memory
-from pipelines.data.doors import LARGE, SMALL, Array, check_claim, check_file, reading
+from pipelines.data.doors import LARGE, SMALL, Array, check_claim, opening, reading
 from pipelines.errors import SkipRNNError
 
 DEPTH, NAMES = 32, 100_000  # of groups
@@ -23,6 +24,7 @@ class Hdf5:
 
     def __init__(self, path: Path, file: h5py.File, remedy: str) -> None:
         self.path, self._file, self._remedy = path, file, remedy
+        self._reading = partial(reading, path, "HDF5", remedy)
 
     def __contains__(self, name: str) -> bool:
         with self._reading():
@@ -116,9 +118,6 @@ class Hdf5:
             item = item[part]
         return item
 
-    def _reading(self) -> Any:
-        return reading(self.path, "HDF5", self._remedy)
-
 
 def _link(group: Any, name: str) -> int | None:
     """The kind of link a group has by a name, which is not followed; None where it has none."""
@@ -137,8 +136,7 @@ def open_hdf5(path: Path, remedy: str, *, cache: int = 2**20) -> Hdf5:
         remedy: what the user can do where it cannot be read.
         cache: bytes of each array's chunks to keep in memory.
     """
-    check_file(path, remedy)
-    with reading(path, "HDF5", remedy):
+    with opening(path, "HDF5", remedy):
         file = h5py.File(path, "r", rdcc_nbytes=cache)
         try:
             _check_heaps(path, file)
@@ -189,16 +187,13 @@ def _arrays(file: h5py.File) -> list[tuple[int, int]]:
     """Where the values of arrays stand."""
     ranges: list[tuple[int, int]] = []
 
-    def add_chunk(chunk: Any) -> None:
-        ranges.append((chunk.byte_offset, chunk.byte_offset + chunk.size))
-
     def add(_: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset):
             return
         if item.id.get_offset() is not None:
             ranges.append((item.id.get_offset(), item.id.get_offset() + item.id.get_storage_size()))
         elif item.chunks and item.shape and hasattr(item.id, "chunk_iter"):
-            item.id.chunk_iter(add_chunk)
+            item.id.chunk_iter(lambda chunk: ranges.append((chunk.byte_offset, chunk.byte_offset + chunk.size)))
 
     file.visititems(add)
     return ranges

@@ -3,10 +3,8 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
 
 from pipelines.errors import SkipRNNError
 
@@ -18,11 +16,6 @@ _BOUNDING = threading.Lock()
 def available() -> int:
     """Bytes that this process could still take: what is free, within the limits of its control groups."""
     return min(_of_machine(), *_of_groups(), UNLIMITED)
-
-
-def on_device(device: torch.device) -> int:
-    """Bytes free on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available()
 
 
 def check_fits(size: int, what: str) -> None:
@@ -83,12 +76,10 @@ def in_words(size: int) -> str:
 
 
 def _of_machine() -> int:
-    try:
+    with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return UNLIMITED
@@ -103,24 +94,20 @@ def _of_groups() -> list[int]:
     left = []
     for controller, limit, used, reclaimable in versions:
         for group in _groups(controller):
-            try:
+            with suppress(OSError, ValueError):  # "max": none
                 most, now = int((group / limit).read_text()), int((group / used).read_text())
                 stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
                 left.append(max(most - now + int(stat.get(reclaimable, 0)), 0))
-            except (OSError, ValueError):  # "max": none
-                continue
     return left
 
 
 def _groups(controller: str) -> list[Path]:
     """The control groups of this process, the innermost first."""
-    try:
-        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        return []
-    for _, controllers, path in lines:
-        if controller in controllers.split(","):
-            root = CGROUPS / controller
-            inner = root / path.lstrip("/")
-            return [group for group in (inner, *inner.parents) if group == root or root in group.parents]
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                root = CGROUPS / controller
+                inner = root / path.lstrip("/")
+                return [group for group in (inner, *inner.parents) if group == root or root in group.parents]
     return []

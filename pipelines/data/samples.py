@@ -5,22 +5,21 @@ A source hands out single samples, so that what a model skips is neither parsed 
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pipelines.data import doors
 from pipelines.data.arrays import is_zip, map_npy, open_npz
-from pipelines.data.doors import lines_of, reading
-from pipelines.data.hdf5 import Hdf5, open_hdf5
+from pipelines.data.doors import lines_of, opening, reading
+from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 
@@ -82,10 +81,9 @@ def open_sources(
         return
     if header is not None:
         raise SkipRNNError(f"{path} is no CSV file, so it has no header; drop --header and --no-header")
-    with _open_arrays(path) as (arrays, names):
+    with _open_arrays(path) as (names, read):
         name = _choose(names, dataset, path)
-        array: Any = arrays.dataset(name) if isinstance(arrays, Hdf5) else arrays[name]
-        yield _array_sources(array, input_size, path, name)
+        yield _array_sources(read(name), input_size, path, name)
 
 
 class _Lazily(Sequence[Source]):
@@ -125,8 +123,7 @@ def image_source(path: Path, side: int) -> Source:
     Raises:
         SkipRNNError: it is no image.
     """
-    doors.check_file(path, REMEDY)
-    with reading(path, "an image", REMEDY), warnings.catch_warnings():
+    with opening(path, "an image", REMEDY), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is odd about it, its size among that
         with Image.open(path) as image:
             if image.width * image.height > PIXELS:
@@ -156,43 +153,29 @@ def csv_source(file: Iterable[str], input_size: int | None, name: str, header: b
     Raises:
         SkipRNNError: there is no row; or, when it is asked for, a row that is not ``input_size`` finite numbers.
     """
-    lines = lines_of(file, name)
-    line_number, rows = 0, 0  # rows: how many have been taken from the file
-    ahead: list[str] = []
-
-    def next_line() -> str | None:
-        nonlocal line_number
-        if ahead:
-            return ahead.pop()
-        for line in lines:
-            line_number += 1
-            if line.strip():
-                return line
-        return None
-
-    first = next_line()
-    cells = [] if first is None else _cells(first)
+    numbered = ((number, line) for number, line in enumerate(lines_of(file, name), start=1) if line.strip())
+    first = next(numbered, None)
+    cells = [] if first is None else _cells(first[1])
     numeric = header is None and len(cells) > 1 and cells == [str(number) for number in range(len(cells))]
-    if first is not None and (numeric or (header if header is not None else not any(map(_is_number, cells)))):
-        first = next_line()
+    if first is not None and (numeric or (header if header is not None else not any(map(is_number, cells)))):
+        first = next(numbered, None)
     if first is None:
         raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
-    ahead.append(first)
-    width = len(_cells(first)) if input_size is None else input_size
+    width = len(_cells(first[1])) if input_size is None else input_size
+    rows, taken = chain([first], numbered), 0
 
     def read(t: int) -> Floats | None:
-        nonlocal rows
-        while (line := next_line()) is not None:
-            rows += 1
-            if rows == t + 1:
-                return _parse(line, width, f"{name}, line {line_number}")
+        nonlocal taken
+        for number, line in rows:
+            taken += 1
+            if taken == t + 1:
+                return _parse(line, width, f"{name}, line {number}")
         return None
 
     def count() -> int:
-        nonlocal rows
-        while next_line() is not None:
-            rows += 1
-        return rows
+        nonlocal taken
+        taken += sum(1 for _ in rows)
+        return taken
 
     return Source(read, count, name, numeric)
 
@@ -204,9 +187,10 @@ def _cells(line: str) -> list[str]:
     return line.split()
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str, kind: type = float) -> bool:
+    """Whether a text says a number of a kind."""
     try:
-        float(cell)
+        kind(cell)
     except ValueError:
         return False
     return True
@@ -217,8 +201,8 @@ def _parse(line: str, input_size: int, where: str) -> Floats:
     if len(cells) != input_size:
         raise SkipRNNError(f"{where}: a row has {input_size} numbers, this has {len(cells)}")
     for number, cell in enumerate(cells, start=1):
-        if not _is_number(cell):
-            table = any(map(_is_number, cells))  # what is none is not quoted: it may be any file
+        if not is_number(cell):
+            table = any(map(is_number, cells))  # what is none is not quoted: it may be any file
             said = f"{cell!r:.40}" if table else f"the text in column {number}"
             raise SkipRNNError(f"{where}: {said} is not a number; mend the row, or pass --header if it is one")
     with np.errstate(over="ignore"):  # to infinity, which is refused
@@ -233,37 +217,38 @@ def check_sample(sample: Floats, where: str) -> Floats:
 
 
 @contextmanager
-def _open_arrays(path: Path) -> Iterator[tuple[Hdf5 | Mapping[str, Any], list[str]]]:
-    """The arrays of a file, and their names; that of a .npy file is ""."""
+def _open_arrays(path: Path) -> Iterator[tuple[list[str], Callable[[str], Any]]]:
+    """The names of a file's arrays, that of a .npy file is "", and what reads one, or leaves it in the file."""
     if path.suffix.lower() in (".h5", ".hdf5"):
         with closing(open_hdf5(path, REMEDY, cache=CACHE)) as file:
-            yield file, file.names()
-    elif not is_zip(path, REMEDY):
-        yield {"": map_npy(path, REMEDY)}, [""]
-    else:
+            yield file.names(), file.dataset
+    elif is_zip(path, REMEDY):
         with closing(open_npz(path, REMEDY)) as archive:
-            yield archive, list(archive)
+            yield archive.names(), archive.array
+    else:
+        array = map_npy(path, REMEDY)
+        yield [""], lambda name: array
 
 
 def _choose(names: list[str], dataset: str | None, path: Path) -> str:
-    if dataset is None and (ragged := {"lengths", "offsets"} & set(names)):
+    if dataset is not None:
+        likely = [name for name in names if name == dataset.strip("/")]
+    elif ragged := {"lengths", "offsets"} & set(names):
         raise SkipRNNError(
             f"{path} has {' and '.join(sorted(ragged))}, which only `skiprnn gen-data own` reads; predict on the data "
             "file that it makes"
         )
-    if dataset is None:
-        likely = names if len(names) == 1 else [name for name in LIKELY if name in names][:1]
     else:
-        likely = [name for name in names if name == dataset.strip("/")]
-    if not likely:
-        listed = ", ".join(name for name in names[:20] if name) or "none"
-        if not names:
-            raise SkipRNNError(f"{path} holds no dataset; {REMEDY}")
-        raise SkipRNNError(
-            f"{path} has no dataset {dataset}; it has {listed}" if dataset else
-            f"which dataset of {path} shall be read? Name one of {listed} with --dataset"
-        )  # fmt: skip
-    return likely[0]
+        likely = names if len(names) == 1 else [name for name in LIKELY if name in names][:1]
+    if likely:
+        return likely[0]
+    if not names:
+        raise SkipRNNError(f"{path} holds no dataset; {REMEDY}")
+    listed = ", ".join(name for name in names[:20] if name) or "none"
+    raise SkipRNNError(
+        f"{path} has no dataset {dataset}; it has {listed}" if dataset else
+        f"which dataset of {path} shall be read? Name one of {listed} with --dataset"
+    )  # fmt: skip
 
 
 def _array_sources(array: Any, input_size: int, path: Path, dataset: str) -> Sequence[Source]:
@@ -279,14 +264,9 @@ def _array_sources(array: Any, input_size: int, path: Path, dataset: str) -> Seq
             f"{name} has shape {shape}; the model takes {input_size} numbers a step: (T, {input_size}), or "
             f"(N, T, {input_size}) for several sequences"
         )
-    if isinstance(array, h5py.Dataset) and not several:
-        doors.check_claim(array.size * array.dtype.itemsize, array.id.get_storage_size(), name)
     if not several:
         return [_array_source(lambda t: array[t].reshape(-1), shape[0], name, path)]
-    return _Lazily(
-        shape[0],
-        lambda i: _array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path),
-    )
+    return _Lazily(shape[0], lambda i: _array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path))
 
 
 def _array_source(sample: Callable[[int], Any], length: int, name: str, path: Path | None = None) -> Source:

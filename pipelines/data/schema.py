@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
         SkipRNNError: there is no such file, or it is not an intact data file of this schema.
     """
     with open_data(path, SEQUENCES, FEATURES) as file:
-        return root_attributes(file)
+        return file.attributes()
 
 
 @contextmanager
@@ -65,16 +66,10 @@ def open_data(path: Path, *schemas: str) -> Iterator[Hdf5]:
                 f"{path} has schema version {attributes.get('schema_version')}, this skiprnn reads {SCHEMA_VERSION}; "
                 "generate it again with `skiprnn gen-data --overwrite`"
             )
+        for key in ("task", "digest"):
+            if not isinstance(attributes.get(key), str):
+                raise SkipRNNError(f"{path} does not say its {key}, so it was never finished; {REMEDY}")
         yield file
-
-
-def root_attributes(file: Hdf5) -> dict[str, Any]:
-    """The attributes of an open file, those that none lacks among them."""
-    attributes = file.attributes()
-    for key in ("task", "digest"):
-        if not isinstance(attributes.get(key), str):
-            raise SkipRNNError(f"{file.path} does not say its {key}, so it was never finished; {REMEDY}")
-    return attributes
 
 
 @contextmanager
@@ -88,7 +83,8 @@ def hdf5_writer(path: Path, *, overwrite: bool) -> Iterator[tuple[h5py.File, "Pa
 
 def describe(file: h5py.File, schema: str, attributes: dict[str, Any]) -> None:
     """Give a new file its attributes."""
-    for key, value in {"schema": schema, "schema_version": SCHEMA_VERSION, **attributes}.items():
+    ours = {"schema": schema, "schema_version": SCHEMA_VERSION, "version": version("skiprnn")}
+    for key, value in {**ours, **attributes}.items():
         file.attrs[key] = value
 
 

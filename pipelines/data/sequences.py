@@ -8,11 +8,11 @@ as the words, whose digests are attributes of that group.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -21,48 +21,18 @@ import torch
 from torch import Tensor
 
 from pipelines.data.hdf5 import Hdf5
-from pipelines.data.schema import (
-    REMEDY,
-    SEQUENCES,
-    PatientFile,
-    describe,
-    hdf5_writer,
-    open_data,
-    root_attributes,
-    signals_waiting,
-)
+from pipelines.data.schema import REMEDY, SEQUENCES, PatientFile, describe, hdf5_writer, open_data, signals_waiting
 from pipelines.errors import SkipRNNError
+
+if TYPE_CHECKING:
+    from pipelines.data.features import FlatSequences
 
 SPLITS = ("train", "val", "test")
 ARRAYS = ("x", "y", "lengths")  # of a split
 
 
-class Split(Protocol):
-    """One split of a data file."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def y(self) -> Tensor:
-        """(N,)."""
-
-    @property
-    def lengths(self) -> Tensor | None:
-        """(N,); None: all steps."""
-
-    @property
-    def steps(self) -> int:
-        """T."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def take(self, rows: Tensor | slice) -> "Sequences": ...
-
-    def to(self, device: torch.device | str) -> "Split": ...
-
-    def padded(self) -> "Split":
-        """The sequences with what stands past their ends as part of them."""
+Split: TypeAlias = "Sequences | FlatSequences"
+"""One split of a data file."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +67,10 @@ class Sequences:
     def to(self, device: torch.device | str) -> "Sequences":
         return self._map(lambda tensor: tensor.to(device))
 
+    def ends(self) -> list[int]:
+        """The steps of each sequence."""
+        return [self.steps] * len(self) if self.lengths is None else self.lengths.tolist()
+
     def arrays(self) -> dict[str, Tensor]:
         """The tensors there are, by name."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
@@ -118,12 +92,10 @@ class DataFile:
 class SequencesWriter:
     """Writes an open HDF5 file split by split, chunk by chunk, with the digest as it goes."""
 
-    def __init__(self, file: h5py.File, disk: "PatientFile") -> None:
-        self._file = file
-        self._disk = disk
-        self._digest = hashlib.sha256()
+    def __init__(self, file: h5py.File, disk: PatientFile) -> None:
+        self._file, self._disk, self._digest = file, disk, hashlib.sha256()
 
-    def write_split(self, name: str, size: int, chunks: Iterator[Sequences]) -> None:
+    def write_split(self, name: str, size: int, chunks: Iterable[Sequences]) -> None:
         group, start = self._file.create_group(name), 0
         digests = {name: hashlib.sha256() for name in ARRAYS}
         for chunk in chunks:
@@ -173,9 +145,8 @@ def read_sequences(path: Path, splits: tuple[str, ...] = SPLITS, rows: slice | N
         SkipRNNError: the file is missing, foreign, damaged, or holds values that are not finite.
     """
     with open_data(path, SEQUENCES) as file:
-        attributes = root_attributes(file)
         parts: dict[str, Split] = {name: _read_split(file, path, name, rows) for name in splits}
-        return DataFile(Path(path), attributes, parts, _read_extra(file, path) if rows is None else {})
+        return DataFile(Path(path), file.attributes(), parts, _read_extra(file, path) if rows is None else {})
 
 
 def _read_split(file: Hdf5, path: Path, name: str, rows: slice | None) -> Sequences:
@@ -205,7 +176,13 @@ def _read_split(file: Hdf5, path: Path, name: str, rows: slice | None) -> Sequen
             raise SkipRNNError(f"{path}: split {name} was changed after it was made; {REMEDY}")
     if "lengths" in arrays and not (arrays["lengths"].min() >= 0 and arrays["lengths"].max() <= x.shape[1]):
         raise SkipRNNError(f"{path}: split {name} has lengths outside 0..{x.shape[1]}; {REMEDY}")
-    return _finite(Sequences(**{key: torch.from_numpy(array) for key, array in arrays.items()}), path, name)
+    sequences = Sequences(**{key: torch.from_numpy(array) for key, array in arrays.items()})
+    for key, tensor in (("x", sequences.x), ("y", sequences.y)):
+        finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+        if not finite.all():
+            first = int((~finite).nonzero()[0])
+            raise SkipRNNError(f"{path}: {name}/{key} of sequence {first} holds NaN or infinity; drop such sequences")
+    return sequences
 
 
 def _read_extra(file: Hdf5, path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -221,13 +198,12 @@ def _read_extra(file: Hdf5, path: Path) -> dict[str, npt.NDArray[Any]]:
 def _digest(array: npt.NDArray[Any]) -> str:
     if array.dtype == object:
         return hashlib.sha256("\n".join(array.tolist()).encode()).hexdigest()
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+    return sha256([array])
 
 
-def _finite(sequences: Sequences, path: Path, name: str) -> Sequences:
-    for key, tensor in (("x", sequences.x), ("y", sequences.y)):
-        finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
-        if not finite.all():
-            first = int((~finite).nonzero()[0])
-            raise SkipRNNError(f"{path}: {name}/{key} of sequence {first} holds NaN or infinity; drop such sequences")
-    return sequences
+def sha256(blocks: Iterable[npt.NDArray[Any]]) -> str:
+    """The SHA-256 of numbers that come in blocks."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block).data)
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ import base64
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,7 @@ def write_report(
         "how many times as fast a step is as the plain cell's. Inference: milliseconds of a sequence, and how many "
         "times as fast that is as the same weights with the gate open at every step.</p>",
     ]
-    for path, reason in results["failed"].items():
-        parts.append(f'<p class="note">Failed: {escape(path)}: {escape(reason)}</p>')
+    parts += [f'<p class="note">Failed: {escape(p)}: {escape(reason)}</p>' for p, reason in results["failed"].items()]
     with tempfile.TemporaryDirectory() as work:
         for name, (caption, draw) in _figures(folder, results).items():
             path = Path(work) / f"{name}.png"
@@ -94,25 +94,20 @@ def _table(lines: list[Any]) -> str:
 def _figures(folder: Path, results: dict[str, Any]) -> dict[str, tuple[str, Callable[[Path], Any]]]:
     """What to draw, by name: captions and functions of a path."""
     runs: dict[str, list[tuple[Path, TrainConfig]]] = defaultdict(list)  # by data file
-    for path, config in _runs(folder, results):
-        runs[Path(config.data).stem].append((path, config))
+    for result in results["runs"]:
+        runs[Path(result["config"].data).stem].append((folder / "runs" / result["name"], result["config"]))
     figures: dict[str, tuple[str, Callable[[Path], Any]]] = {}
     for data, group in runs.items():
         paths = [path for path, config in group if config.p_skip is None]
         if paths:
             figures[f"curves-{data}"] = (
                 f"Learning curves on {data}: validation, mean and range over the runs",
-                lambda out, paths=paths: plot_curves(paths, out),  # type: ignore[misc]
+                partial(plot_curves, paths),
             )
         for path, config in group:
             if config.skip and config.seed == min(other.seed for _, other in group):
                 figures[f"usage-{path.name}"] = (
                     f"Samples that {config.model_name}, λ={config.lam:g}, uses on {data}",
-                    lambda out, path=path: plot_usage(path, out, examples=4),  # type: ignore[misc]
+                    partial(plot_usage, path, examples=4),
                 )
     return figures
-
-
-def _runs(folder: Path, results: dict[str, Any]) -> list[tuple[Path, TrainConfig]]:
-    configs = [TrainConfig(**result["config"]) for result in results["runs"]]
-    return [(folder / "runs" / result["name"], config) for result, config in zip(results["runs"], configs, strict=True)]

@@ -1,6 +1,5 @@
 """Tables of a sweep's results: results.json with every run, table.md and table.tex with means over seeds."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from typing import Any
 
 from pipelines.data.doors import read_json, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.files import write_text
+from pipelines.data.files import write_json, write_text
 from pipelines.grids.paper import table
 from pipelines.runs.config import TrainConfig, configure
 
@@ -66,17 +65,14 @@ def lines_of(results: list[dict[str, Any]]) -> list[Line]:
     """Means over seeds, in the order of the grid."""
     groups: dict[TrainConfig, list[dict[str, Any]]] = {}
     for result in results:
-        groups.setdefault(_key(result), []).append(result)
+        config = replace(TrainConfig(**result["config"]), seed=0, device="auto")
+        groups.setdefault(config, []).append(result)
     plain = {
         (Path(config.data).stem, config.cell): statistics.mean(map(_seconds_per_step, group))
         for config, group in groups.items()
         if not config.skip and config.p_skip is None
     }
     return [_line(config, group, plain, _model_name(config, groups)) for config, group in groups.items()]
-
-
-def _key(result: dict[str, Any]) -> TrainConfig:
-    return replace(TrainConfig(**result["config"]), seed=0, device="auto")
 
 
 def _model_name(config: TrainConfig, table: Iterable[TrainConfig]) -> str:
@@ -151,14 +147,14 @@ def write_results(
     """
     lines = lines_of(results)
     whole = {**about, "lines": [asdict(line) for line in lines], "runs": results, "failed": failed}
-    write_text(out / "results.json", json.dumps(whole, indent=2) + "\n")
+    write_json(out / "results.json", whole)
     write_text(out / "table.md", markdown(lines))
     write_text(out / "table.tex", latex(lines))
     return lines
 
 
 def read_results(out: Path) -> dict[str, Any]:
-    """The contents of a folder's results.json.
+    """The contents of a folder's results.json, lines and the configurations of runs as objects.
 
     Raises:
         SkipRNNError: there is none, or it is damaged.
@@ -172,7 +168,7 @@ def read_results(out: Path) -> dict[str, Any]:
             check_fields(Line, line)
         for result in results["runs"]:
             check_fields(TrainConfig, result["config"])
-            TrainConfig(**result["config"])
+            result["config"] = TrainConfig(**result["config"])
             if not isinstance(result["name"], str):
                 raise ValueError("a run has no name")
         results["lines"] = [Line(**line) for line in results["lines"]]

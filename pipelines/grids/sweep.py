@@ -3,7 +3,6 @@
 A run that is finished is kept, one that was interrupted goes on, one that failed is tried again and then reported.
 """
 
-import json
 import math
 import tempfile
 import time
@@ -11,6 +10,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ import torch
 
 from pipelines.data.doors import read_json, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.files import write_text
+from pipelines.data.files import write_json, write_text
 from pipelines.data.schema import read_attributes
 from pipelines.errors import SkipRNNError
 from pipelines.grids.paper import DATA_SETS, table
 from pipelines.parallel.cluster import connected, map_on_actors, require_ray
 from pipelines.parallel.devices import choose_device
-from pipelines.parallel.processes import Died, cores, pool
+from pipelines.parallel.processes import cores, map_in_processes
 from pipelines.runs.config import DEFAULT_SIZES, TrainConfig, configure
 from pipelines.runs.directory import JSON_BYTES, create_run, load_config, load_outcome, load_task, read_metrics
 from pipelines.runs.evaluation import RunEvaluation, evaluate_run
@@ -46,14 +46,6 @@ class Planned:
     config: TrainConfig
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What came of training a run; ``reason`` says why it failed."""
-
-    planned: Planned
-    reason: str | None = None
-
-
 Endings = Generator[tuple[Planned, str | None], None, None]
 Executor = Callable[[list[Planned]], Endings]
 """Trains runs; yields each with why it failed, or None."""
@@ -72,9 +64,9 @@ def grid_of_table(
         options: fields of the configuration that are to be other than the preset's.
     """
     return [
-        configure(
-            task, preset, data=str((data / f"{row.data.name}.h5").absolute()), cell=row.cell, skip=row.lam is not None,
-            lam=row.lam or 0.0, p_skip=row.p_skip, seed=seed, **_of_model(row.cell, row.lam, options),
+        _config(
+            task, preset, row.cell, row.lam, options, p_skip=row.p_skip, seed=seed,
+            data=str((data / f"{row.data.name}.h5").absolute()),
         )
         for row in table(task)
         for seed in seeds
@@ -85,23 +77,15 @@ def grid(
     task: str, preset: str, cells: Iterable[str], lams: Iterable[float | None], seeds: Iterable[int], **options: Any
 ) -> list[TrainConfig]:
     """The configurations of one's own grid; a λ of None is the plain cell."""
-    seeds = list(seeds)
-    lams = list(lams)
-    return [
-        configure(
-            task, preset, cell=cell, skip=lam is not None, lam=lam or 0.0, seed=seed, **_of_model(cell, lam, options)
-        )
-        for cell in cells
-        for lam in lams
-        for seed in seeds
-    ]
+    return [_config(task, preset, cell, lam, options, seed=seed) for cell, lam, seed in product(cells, lams, seeds)]
 
 
-def _of_model(cell: str, lam: float | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a grid that a model has: all, but that only a Skip GRU may reset before the product."""
-    return {
-        name: value for name, value in options.items() if name != "reset_after" or (cell == "gru" and lam is not None)
-    }
+def _config(
+    task: str, preset: str, cell: str, lam: float | None, options: dict[str, Any], **others: Any
+) -> TrainConfig:
+    """A model's configuration, with a grid's options; that of how a GRU resets is for those that learn a gate alone."""
+    fitting = options if cell == "gru" and lam is not None else {k: v for k, v in options.items() if k != "reset_after"}
+    return configure(task, preset, cell=cell, skip=lam is not None, lam=lam or 0.0, **fitting, **others)
 
 
 def plan(out: Path, configs: Iterable[TrainConfig]) -> list[Planned]:
@@ -137,13 +121,15 @@ def is_finished(run: Planned) -> bool:
     return run.path.exists() and load_outcome(run.path) is not None
 
 
-def train_all(runs: list[Planned], executor: Executor, on_finished: Callable[[Finished], None]) -> dict[str, str]:
+def train_all(
+    runs: list[Planned], executor: Executor, on_finished: Callable[[Planned, str | None], None]
+) -> dict[str, str]:
     """Train the runs that are not finished.
 
     Args:
         runs: from ``plan``.
         executor: ``local`` or ``on_ray``.
-        on_finished: called with each run that ends.
+        on_finished: called with each run that ends, and why it failed, or None.
 
     Returns:
         Why runs failed, by path; those that did not are left out.
@@ -151,12 +137,14 @@ def train_all(runs: list[Planned], executor: Executor, on_finished: Callable[[Fi
     failed: dict[str, str] = {}
     wanted = [run for run in runs if not is_finished(run)]
     for _ in range(ATTEMPTS):
+        if not wanted:
+            break
         with closing(executor(wanted)) as endings:
             for run, reason in endings:
                 failed.pop(str(run.path), None)
                 if reason is not None:
                     failed[str(run.path)] = reason
-                on_finished(Finished(run, reason))
+                on_finished(run, reason)
         wanted = [run for run in wanted if str(run.path) in failed]
     return failed
 
@@ -165,14 +153,13 @@ def local(jobs: int | None = None) -> Executor:
     """Processes of this machine, by default one a CPU core, or four a GPU."""
 
     def run(runs: list[Planned]) -> Endings:
-        if not runs:
-            return
         device = choose_device(runs[0].config.device)
         count = at_once(len(runs), device, jobs)
         gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-        with pool(count, train_one, threads=max(cores() // count, 1), gpus=gpus) as processes:
-            for planned, reason in processes.map(iter(runs)):
-                yield planned, "its process died, twice" if isinstance(reason, Died) else reason
+        found = map_in_processes(count, train_one, iter(runs), threads=max(cores() // count, 1), gpus=gpus)
+        with closing(found):
+            for planned, said in found:
+                yield planned, "its process died, twice" if isinstance(said, Exception) else said
 
     return run
 
@@ -194,8 +181,6 @@ def on_ray(jobs: int | None, address: str | None) -> Executor:
     require_ray()
 
     def run(runs: list[Planned]) -> Endings:
-        if not runs:
-            return
         with connected(address) as ray:
             there = ray.cluster_resources()
             gpus = int(there.get("GPU", 0))
@@ -312,7 +297,7 @@ def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
         "training_seconds": records[-1]["seconds"],
         "evaluation": asdict(evaluate_run(run.path)),
     }
-    write_text(path, json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     return result
 
 
@@ -325,17 +310,16 @@ def estimate(configs: list[TrainConfig], jobs: int | None) -> dict[TrainConfig, 
         configs: of runs.
         jobs: as for ``local``, which says how many cores a run has.
     """
+    kinds = {config: replace(config, seed=0, lam=0.0) for config in configs}
     known: dict[TrainConfig, float | None] = {}
     before = torch.get_num_threads()
     try:
-        for config in configs:
-            kind = replace(config, seed=0, lam=0.0)
-            if kind not in known:
-                torch.set_num_threads(max(cores() // at_once(len(configs), choose_device(config.device), jobs), 1))
-                known[kind] = _estimate(kind)
+        for kind in dict.fromkeys(kinds.values()):
+            torch.set_num_threads(max(cores() // at_once(len(configs), choose_device(kind.device), jobs), 1))
+            known[kind] = _estimate(kind)
     finally:
         torch.set_num_threads(before)
-    return {config: known[replace(config, seed=0, lam=0.0)] for config in configs}
+    return {config: known[kind] for config, kind in kinds.items()}
 
 
 def _estimate(config: TrainConfig) -> float | None:

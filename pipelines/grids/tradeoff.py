@@ -1,8 +1,6 @@
 """``plot-tradeoff``: how good the models of sweeps are against the samples they use."""
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -17,16 +15,8 @@ from pipelines.runs.figures import check_format, save
 from pipelines.tasks import TASKS, Task
 from pipelines.tasks.base import FORMATS
 
-
-@dataclass(frozen=True)
-class _Point:
-    """A run on its test split."""
-
-    series: str  # whose points are joined by a line
-    label: str  # what tells it from others of its series; the same for its seeds
-    order: float
-    used: float
-    metric: float
+Series = dict[str, dict[tuple[float, str], list[tuple[float, float]]]]
+"""Used samples and metric of runs, by what a line joins, and by what tells a point from others of its line."""
 
 
 def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) -> Path:
@@ -45,12 +35,12 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
     """
     check_format(out, FORMATS)
     names = _names(folders)
-    panels: dict[str, list[_Point]] = defaultdict(list)  # by data file
+    panels: dict[str, Series] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))  # by data file
     tasks: dict[str, Task] = {}
     for folder, name in names.items():
         prefix = f"{name}: " if len(names) > 1 else ""
         for result in read_results(folder)["runs"]:
-            config = TrainConfig(**result["config"])
+            config = result["config"]
             data = Path(config.data).stem
             with reading(folder / "results.json", "the results of a sweep", "run the sweep again"):
                 try:
@@ -62,15 +52,16 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
                 raise SkipRNNError(
                     f"{folder} has runs on {data} of {task}, others are of {tasks[data]}; plot each by itself"
                 )
-            panels[data].append(_point(config, prefix, used, metric))
+            line, place = _place(config)
+            panels[data][prefix + line][place].append((used, metric))
     kinds = sorted({task.name for task in tasks.values()})
     if not kinds:
         raise SkipRNNError(f"there is no finished run in {', '.join(map(str, folders))}; run the sweep again")
     if len(kinds) > 1:
         raise SkipRNNError(f"the runs are of different tasks ({', '.join(kinds)}); plot each task by itself")
     figure = Figure(figsize=(6.4 * len(panels), 4.6), layout="constrained")
-    for axis, (data, points) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
-        _draw(axis, points, tasks[data])
+    for axis, (data, series) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        _draw(axis, series, tasks[data])
         if len(panels) > 1:
             axis.set_title(data, fontsize=10)
     return save(figure, out, overwrite=overwrite)
@@ -87,26 +78,22 @@ def _names(folders: list[Path]) -> dict[Path, str]:
     return names
 
 
-def _point(config: TrainConfig, prefix: str, used: float, metric: float) -> _Point:
-    cell = config.cell.upper()
+def _place(config: TrainConfig) -> tuple[str, tuple[float, str]]:
+    """The line that a model stands on, and where: its order and its label."""
     if config.skip:
-        return _Point(f"{prefix}{config.model_name}", f"λ={config.lam:g}", config.lam, used, metric)
+        return config.model_name, (config.lam, f"λ={config.lam:g}")
     if config.p_skip is None:
-        return _Point(f"{prefix}{cell}", "", 0, used, metric)
-    return _Point(f"{prefix}{cell}, skipping at random", f"{config.p_skip:g}", config.p_skip, used, metric)
+        return config.cell.upper(), (0, "")
+    return f"{config.cell.upper()}, skipping at random", (config.p_skip, f"{config.p_skip:g}")
 
 
-def _draw(axis: Axes, points: Iterable[_Point], task: Task) -> None:
-    series: dict[str, dict[tuple[float, str], list[_Point]]] = defaultdict(lambda: defaultdict(list))
-    for point in points:
-        series[point.series][point.order, point.label].append(point)
+def _draw(axis: Axes, series: Series, task: Task) -> None:
     for name, groups in series.items():
         ordered = sorted(groups.items())
-        used = [mean(point.used for point in group) for _, group in ordered]
-        metric = [mean(point.metric for point in group) for _, group in ordered]
+        used, metric = ([mean(point[i] for point in group) for _, group in ordered] for i in (0, 1))
         (line,) = axis.plot(used, metric, "o-", label=name, markersize=6, linewidth=1)
         single = [point for _, group in ordered for point in group if len(group) > 1]
-        axis.plot([p.used for p in single], [p.metric for p in single], ".", color=line.get_color(), alpha=0.4)
+        axis.plot([x for x, _ in single], [y for _, y in single], ".", color=line.get_color(), alpha=0.4)
         for (_, label), x, y in zip((key for key, _ in ordered), used, metric, strict=True):
             axis.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
     if task.solved_at is not None:

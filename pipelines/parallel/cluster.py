@@ -69,8 +69,7 @@ def map_on_actors(
     *,
     ahead: int = 1,
     retries: int,
-    begin: Callable[..., None] | None = None,
-    arguments: tuple[Any, ...] = (),
+    begin: Callable[[], object] | None = None,
     num_gpus: float,
 ) -> Generator[tuple[J, R | Exception], None, None]:
     """Yield each job with what comes of it, or with the error of a worker that died too often.
@@ -82,15 +81,15 @@ def map_on_actors(
         jobs: taken when a worker is free.
         ahead: jobs that a worker has in hand.
         retries: of a job whose worker died.
-        begin, arguments: a function, and what it is called with, in each worker before its first job.
+        begin: called in each worker before its first job.
         num_gpus: of a worker, which takes a CPU core besides.
 
     Raises:
         SkipRNNError: a worker could not begin.
     """
     remote = ray.remote(max_restarts=-1, max_task_retries=retries, num_cpus=1, num_gpus=num_gpus)(_Actor)
-    given = [ray.put(argument) for argument in arguments]
-    actors = [remote.remote(work, begin, *given) for _ in range(workers)]
+    begin = ray.put(begin)
+    actors = [remote.remote(work, begin) for _ in range(workers)]
     starting = {one.ready.remote(): index for index, one in enumerate(actors)}
     running: dict[Any, tuple[J, int]] = {}
     free: list[int] = []
@@ -130,11 +129,11 @@ def map_on_actors(
 class _Actor:
     """What runs on a node of the cluster; it sees files under the same path as whoever sends the jobs."""
 
-    def __init__(self, work: Callable[[Any], Any], begin: Callable[..., None] | None, *arguments: Any) -> None:
+    def __init__(self, work: Callable[[Any], Any], begin: Callable[[], object] | None) -> None:
         torch.set_num_threads(1)
         self._work = work
         if begin is not None:
-            begin(*arguments)
+            begin()
 
     def ready(self) -> None:
         """Answer once there is room for this actor."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from pipelines.data.features import FlatSequences
 from pipelines.data.sequences import Sequences, Split
@@ -38,10 +38,10 @@ def batches_after(
             joint = task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
             yield joint if team.size == 1 else joint.take(team.part(config.batch_size))
     split = splits["train"]
-    rows = _BatchRows(len(split), config, step, team)
+    rows = _rows_after(step, len(split), config, team)
     if isinstance(split, FlatSequences) and split.streams:  # from the file, ahead of the step that needs them
         loader: DataLoader[Sequences] = DataLoader(
-            replace(split, target=torch.device("cpu")),  # type: ignore[arg-type]
+            replace(split, device=torch.device("cpu")),  # type: ignore[arg-type]
             sampler=rows,
             batch_size=None,
             num_workers=LOADERS,
@@ -52,18 +52,11 @@ def batches_after(
         yield from (split.take(chosen.to(device)) for chosen in rows)
 
 
-class _BatchRows(Sampler[Tensor]):
-    """The row numbers of the batches that follow a step, without end."""
-
-    def __init__(self, size: int, config: TrainConfig, step: int, team: Team) -> None:
-        self._size, self._batch_size, self._seed, self._step = size, config.batch_size, config.seed, step
-        self._team = team
-
-    def __iter__(self) -> Iterator[Tensor]:
-        step, per_epoch = self._step, math.ceil(self._size / self._batch_size)
-        while True:
-            epoch, done = divmod(step, per_epoch)
-            order = np.random.default_rng(derive_seed(self._seed, "epoch", epoch)).permutation(self._size)
-            for rows in torch.split(torch.from_numpy(order), self._batch_size)[done:]:
-                yield rows[self._team.part(len(rows))]
-                step += 1
+def _rows_after(step: int, size: int, config: TrainConfig, team: Team) -> Iterator[Tensor]:
+    """The row numbers of the batches that follow ``step``, without end."""
+    while True:
+        epoch, done = divmod(step, math.ceil(size / config.batch_size))
+        order = np.random.default_rng(derive_seed(config.seed, "epoch", epoch)).permutation(size)
+        for rows in torch.split(torch.from_numpy(order), config.batch_size)[done:]:
+            yield rows[team.part(len(rows))]
+            step += 1

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipelines.data.doors import read_bytes, read_json, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.files import atomic_path, write_text
+from pipelines.data.files import atomic_path, write_json
 from pipelines.data.memory import UNLIMITED
 from pipelines.errors import SkipRNNError
 
@@ -93,7 +93,7 @@ def save_checkpoint(run: Path, names: tuple[str, ...], checkpoint: Checkpoint) -
         "numbers": asdict(checkpoint.progress),
     }
     for name in names:
-        write_text(folder / f"{name}.json", json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n")
+        write_json(folder / f"{name}.json", {**content, "sha256": _digest(content)})
     try:
         needed = {_read(path)["tensors"] for name in NAMES if (path := folder / f"{name}.json").exists()}
     except (SkipRNNError, KeyError, TypeError):

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -31,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from pipelines.data.doors import parse_json, read_json, read_text, reading
 from pipelines.data.fields import check_fields
-from pipelines.data.files import write_text
+from pipelines.data.files import write_json, write_text
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
 
@@ -75,23 +74,21 @@ def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> P
     target = Path(path).resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        hidden = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True)
+        with hidden as work:
+            new, old = Path(work) / "new", Path(work) / "old"
+            new.mkdir()
+            write_json(new / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
+            try:
+                if target.exists():
+                    with lock_run(target):
+                        target.rename(old)
+                new.rename(target)
+            finally:
+                if old.exists() and not target.exists():
+                    old.rename(target)
     except OSError as error:
         raise SkipRNNError(f"cannot make the run directory {path}: {error.strerror}; choose another --out") from error
-    new, old = work / "new", work / "old"
-    try:
-        new.mkdir()
-        _write_json(new / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
-        if target.exists():
-            with lock_run(target):
-                target.rename(old)
-        new.rename(target)
-    except OSError as error:
-        raise SkipRNNError(f"cannot make the run directory {path}: {error.strerror}; choose another --out") from error
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(work, ignore_errors=True)
     return Path(path)
 
 
@@ -168,7 +165,7 @@ def load_config(run: Path) -> TrainConfig:
 
 def record_task(run: Path, attributes: dict[str, Any]) -> None:
     """Write ``task.json``, so that the run can be used without its data."""
-    _write_json(Path(run) / "task.json", attributes)
+    write_json(Path(run) / "task.json", attributes)
 
 
 def load_task(run: Path) -> dict[str, Any]:
@@ -198,13 +195,13 @@ def load_words(run: Path) -> list[str]:
 def extend_run(run: Path, **options: Any) -> TrainConfig:
     """Change how long, or where, a run goes on training."""
     config = replace(load_config(run), **options)
-    _write_json(Path(run) / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
+    write_json(Path(run) / "config.json", {"schema": CONFIG_SCHEMA, **asdict(config)})
     return config
 
 
 def record_outcome(run: Path, outcome: dict[str, Any]) -> None:
     """Write ``outcome.json``."""
-    _write_json(Path(run) / "outcome.json", outcome)
+    write_json(Path(run) / "outcome.json", outcome)
 
 
 def load_outcome(run: Path) -> dict[str, Any] | None:
@@ -236,17 +233,14 @@ def lock_run(run: Path) -> Iterator[None]:
     """
     if not os.path.isdir(run):  # which some versions of filelock would make
         raise SkipRNNError(f"{run} is not a run directory; make one with `skiprnn train`")
-    lock = FileLock(Path(run) / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(Path(run) / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise SkipRNNError(f"{run} is in use by another process; wait for it or choose another --out") from error
     except OSError as error:
         raise SkipRNNError(f"cannot write in {run}: {error.strerror}; check its permissions") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[str, Any]) -> None:
@@ -264,8 +258,19 @@ def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[st
             path.replace(path.with_name("environment.json.damaged"))
         except OSError as error:
             raise SkipRNNError(f"cannot move {path}, which is damaged: {error.strerror}; remove it") from error
-    sessions.append({"from_step": step, **_environment(config), **({"accepted_edits": edits} if edits else {})})
-    write_text(path, json.dumps(sessions, indent=2) + "\n")
+    session = {
+        "from_step": step,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "skiprnn": version("skiprnn"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else None,
+        **({"accepted_edits": edits} if edits else {}),
+    }
+    write_json(path, [*sessions, session])
 
 
 def remove_leftovers(run: Path) -> None:
@@ -330,20 +335,3 @@ def _lines(run: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _with_line(digest: str, line: str) -> str:
     return hashlib.sha256(f"{digest}{line}\n".encode()).hexdigest()
-
-
-def _environment(config: TrainConfig) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "skiprnn": version("skiprnn"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if config.device != "cpu" and torch.cuda.is_available() else None,
-    }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")

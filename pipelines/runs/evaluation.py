@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipelines.data.sequences import Sequences, Split
 from pipelines.parallel.team import ALONE, Team
@@ -54,9 +55,7 @@ class RunEvaluation:
     batch_size: int
     seconds_per_sequence: float  # at that batch size
     seconds_per_sequence_without_skipping: float
-    seconds_alone: (
-        float | None
-    )  # one sequence at a time, reading what it uses; None where samples are skipped at random
+    seconds_alone: float | None  # one sequence at a time, reading what it uses; None where it skips at random
     seconds_alone_without_skipping: float
 
 
@@ -105,7 +104,7 @@ def evaluate(
     model: SequenceModel, task: Task, sequences: Split, config: TrainConfig, team: Team = ALONE
 ) -> Evaluation:  # fmt: skip
     """Loss, metric and used samples of a model over sequences on its device, each process doing its part of them."""
-    batch_losses, scores, used = [], [], []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     rows, size = team.part(len(sequences)), 4 * config.batch_size
     training = model.training
     model.eval()
@@ -114,20 +113,20 @@ def evaluate(
             batch = sequences.take(slice(start, min(start + size, rows.stop)))
             with autocast(config, sequences.device):
                 prediction = model(batch.x, batch.lengths)
-            batch_losses.append(task.loss(prediction.output, batch.y) * len(batch))
-            scores.append(task.scores(prediction.output, batch.y))
-            used.append(used_samples(prediction.update_gate, batch_first=True))
+            loss, scores = task.loss(prediction.output, batch.y), task.scores(prediction.output, batch.y)
+            found.append((loss * len(batch), scores, used_samples(prediction.update_gate, batch_first=True)))
     finally:
         model.train(training)
     if team.size > 1:
-        parts = team.gather(([t.cpu() for t in batch_losses], [t.cpu() for t in scores], [t.cpu() for t in used]))
-        batch_losses, scores, used = ([tensor for part in parts for tensor in part[kind]] for kind in range(3))
-    counts = torch.cat(used).double()
+        mine = [(loss.cpu(), scores.cpu(), used.cpu()) for loss, scores, used in found]
+        found = [of_batch for part in team.gather(mine) for of_batch in part]
+    losses, metrics, counts = zip(*found, strict=True)
+    used = torch.cat(counts).double()
     return Evaluation(
-        loss=torch.stack(batch_losses).double().sum().item() / len(sequences),
-        metric=torch.cat(scores).double().mean().item(),
-        used_mean=counts.mean().item(),
-        used_std=counts.std(correction=0).item(),
+        loss=torch.stack(losses).double().sum().item() / len(sequences),
+        metric=torch.cat(metrics).double().mean().item(),
+        used_mean=used.mean().item(),
+        used_std=used.std(correction=0).item(),
     )
 
 
@@ -151,8 +150,7 @@ def _seconds_alone(
 ) -> tuple[float | None, float]:
     """Median wall-clock of one sequence in float32: through a stream, and of the plain cell over all of it."""
     config = replace(config, amp="off")
-    lengths = [sequences.x.shape[1]] * len(sequences) if sequences.lengths is None else sequences.lengths.tolist()
-    alone = [x[:length] for x, length in zip(sequences.x, lengths, strict=True) if length]
+    alone = [x[:end] for x, end in zip(sequences.x, sequences.ends(), strict=True) if end]
     plain_seconds = statistics.median(_seconds(plain, Sequences(x[None], x[:0]), config) for x in alone)
     if config.p_skip:
         return None, plain_seconds

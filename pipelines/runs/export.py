@@ -4,9 +4,9 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.runs.load import load_run
 from pipelines.runs.model import SequenceModel, with_gate
 from pipelines.tasks import Task
-from skiprnn import SkipGRU, SkipLSTM
+from skiprnn import SkipRNN
 
 OPSET = 20
 CHECK_BATCH = 256  # sequences a call
@@ -48,13 +48,13 @@ class Export:
 class Step(nn.Module):
     """One step of a model, its state laid open: what ``export`` writes, and what ``torch.export`` can trace."""
 
-    rnn: SkipLSTM | SkipGRU
+    rnn: SkipRNN
     head: nn.Linear
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
         gated = with_gate(model)
-        assert isinstance(gated.rnn, SkipLSTM | SkipGRU)
+        assert isinstance(gated.rnn, SkipRNN)
         self.rnn, self.head = gated.rnn, gated.head
         self.rnn.engine = "auto"  # a run may have named one that cannot be traced
 
@@ -112,7 +112,11 @@ def export_run(
     Raises:
         SkipRNNError: the extra ``export`` is missing, the run cannot be read, or ``out`` cannot be written.
     """
-    _require_onnx()
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(package) is None:
+            raise SkipRNNError(
+                f"export needs the package {package}; install the extra with `pip install 'skiprnn[export]'`"
+            )
     if Path(out).suffix != ".onnx":
         raise SkipRNNError(f"cannot export to {out}: its name must end in .onnx")
     check_writable(out, overwrite=overwrite)
@@ -124,22 +128,14 @@ def export_run(
     return Export(out=str(out), bytes=size, int8=int8, **result)
 
 
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise SkipRNNError(
-            f"export needs the package {error.name}; install the extra with `pip install 'skiprnn[export]'`"
-        ) from error
-
-
 def _write(traced: Traced, path: Path, int8: bool) -> None:
     import onnx
 
-    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", None), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # and older versions of onnxscript print
+    with ExitStack() as quiet:
+        quiet.enter_context(warnings.catch_warnings(action="ignore"))
+        quiet.enter_context(redirect_stdout(io.StringIO()))  # older versions of onnxscript print
+        quiet.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.WARNING)
         program = torch.onnx.export(
             traced.program, input_names=traced.inputs, output_names=traced.outputs, opset_version=OPSET, verbose=False
         )
@@ -179,39 +175,21 @@ def _strip(graph: Any) -> set[str]:
     return needed
 
 
-@contextmanager
-def _quiet(*names: str | None) -> Iterator[None]:
-    """Keep loggers from saying anything below an error."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _compare(path: Path, model: SequenceModel, task: Task, sequences: Split) -> dict[str, Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    outputs, gates, expected_outputs, expected_gates = [], [], [], []
+    found = []
     with torch.inference_mode():
         for start in range(0, len(sequences), CHECK_BATCH):
             part = sequences.take(slice(start, start + CHECK_BATCH))
             lengths = None if part.lengths is None else part.lengths.numpy()
             said, used = replay(session, model.embedding(part.x).numpy(), lengths)
-            outputs.append(torch.from_numpy(said))
-            gates.append(torch.from_numpy(used))
             expected = model(part.x, part.lengths)
-            expected_outputs.append(expected.output)
-            expected_gates.append(expected.update_gate.bool())
-    output, gate = torch.cat(outputs), torch.cat(gates)
-    expected_output, expected_gate = torch.cat(expected_outputs), torch.cat(expected_gates)
+            found.append((torch.from_numpy(said), torch.from_numpy(used), expected.output, expected.update_gate.bool()))
+    output, gate, expected_output, expected_gate = map(torch.cat, zip(*found, strict=True))
     return {
         "sequences": len(sequences),
         "gates": gate.numel(),
@@ -228,11 +206,8 @@ def _compare(path: Path, model: SequenceModel, task: Task, sequences: Split) -> 
 def initial_state(session: Any, batch: int) -> list[npt.NDArray[np.float32]]:
     """The state before the first step, as the file has it: h (and c), (layers, B, H), 1 and 0, (B,) each."""
     saved = session.get_modelmeta().custom_metadata_map
-    state = []
-    for entry in session.get_inputs()[1:]:
-        value = np.array(json.loads(saved[entry.name]), dtype=np.float32)
-        state.append(np.repeat(value[:, None], batch, 1) if value.ndim else np.repeat(value, batch))
-    return state
+    values = [np.array(json.loads(saved[entry.name]), dtype=np.float32) for entry in session.get_inputs()[1:]]
+    return [np.repeat(value[:, None], batch, 1) if value.ndim else np.repeat(value, batch) for value in values]
 
 
 def replay(

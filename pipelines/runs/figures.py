@@ -18,8 +18,7 @@ from pipelines.runs.load import TrainedRun, load_run
 from pipelines.runs.model import autocast
 from pipelines.seeds import derive_seed
 from pipelines.tasks import TASKS
-from pipelines.tasks.base import FORMATS, PAGE
-from pipelines.tasks.drawing import Usage
+from pipelines.tasks.base import FORMATS, PAGE, Usage
 
 AT_ONCE = 256  # sequences
 OF_ONE_CURVE = ("seed", "device", "preset")  # runs that differ in nothing else are drawn as one curve
@@ -82,8 +81,7 @@ def _looked_at(trained: TrainedRun, sequences: Sequences) -> tuple[Tensor, Tenso
             some = sequences.take(slice(start, start + AT_ONCE))
             prediction = trained.model(some.x, some.lengths)
             found.append((prediction.update_gate.bool().cpu(), prediction.output.cpu()))
-    used, outputs = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return used, outputs
+    return torch.cat([used for used, _ in found]), torch.cat([outputs for _, outputs in found])
 
 
 def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path:

@@ -9,7 +9,7 @@ from pipelines.data.memory import check_fits
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
 from pipelines.tasks import Task
-from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, Stream
+from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, SkipRNN, Stream
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, GRUResetBeforeCell, LSTMCell
 from skiprnn.stack import RecurrentStack
 
@@ -103,11 +103,10 @@ def without_skipping(model: SequenceModel) -> SequenceModel:
     Of a GRU that resets before the product, which torch does not have, it is our own whose gate is open.
     """
     rnn = model.rnn
-    sizes = (rnn.input_size, rnn.hidden_size, rnn.num_layers)
     if isinstance(rnn.cell, GRUResetBeforeCell):
-        return _with_open_gate(model, SkipGRU(*sizes, reset_after=False, batch_first=True))
-    cell = RandomSkipLSTM if isinstance(rnn.cell, LSTMCell) else RandomSkipGRU
-    return model.with_rnn(cell(*sizes, batch_first=True))
+        return _with_open_gate(model)
+    plain = RandomSkipLSTM if isinstance(rnn.cell, LSTMCell) else RandomSkipGRU
+    return model.with_rnn(plain(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True))
 
 
 def with_gate(model: SequenceModel) -> SequenceModel:
@@ -116,19 +115,19 @@ def with_gate(model: SequenceModel) -> SequenceModel:
     Raises:
         SkipRNNError: the model skips at random.
     """
-    rnn = model.rnn
-    if isinstance(rnn, SkipLSTM | SkipGRU):
+    if isinstance(model.rnn, SkipRNN):
         return model
-    if getattr(rnn, "p_skip", 0):
+    if getattr(model.rnn, "p_skip", 0):
         raise SkipRNNError("this model skips at random, so nobody can say which samples it needs; use another run")
-    cell = SkipLSTM if isinstance(rnn.cell, LSTMCell) else SkipGRU
-    return _with_open_gate(model, cell(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True))
+    return _with_open_gate(model)
 
 
-def _with_open_gate(model: SequenceModel, rnn: SkipLSTM | SkipGRU) -> SequenceModel:
-    other = model.with_rnn(rnn)
-    nn.init.zeros_(rnn.update_weight)
-    nn.init.constant_(rnn.update_bias, OPEN)
+def _with_open_gate(model: SequenceModel) -> SequenceModel:
+    rnn = model.rnn
+    gated = SkipRNN(rnn.cell, rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True)
+    other = model.with_rnn(gated)
+    nn.init.zeros_(gated.update_weight)
+    nn.init.constant_(gated.update_bias, OPEN)
     return other
 
 

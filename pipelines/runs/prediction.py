@@ -1,6 +1,5 @@
 """``predict``: what a trained run says of one sequence, reading only the samples it uses."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +10,7 @@ from typing import Any
 
 import torch
 
-from pipelines.data.samples import (
-    Source,
-    csv_source,
-    sequence_sources,
-)
+from pipelines.data.samples import Source, csv_source, sequence_sources
 from pipelines.data.schema import FEATURES, schema_of
 from pipelines.data.sequences import SPLITS
 from pipelines.errors import SkipRNNError
@@ -107,7 +102,7 @@ class Predictor:
     def _open(
         self, path: Path, dataset: str | None, index: int | None, header: bool | None
     ) -> Iterator[Iterable[Source]]:
-        if not os.path.isfile(path) or not (schema := schema_of(path)):
+        if not (schema := schema_of(path)):
             with self._model.task.open(path, replace(self._reading, dataset=dataset, header=header)) as sources:
                 yield _chosen(sources, index, path)
             return
@@ -115,8 +110,7 @@ class Predictor:
         if split not in SPLITS:
             raise SkipRNNError(f"{path} has the datasets {', '.join(f'{name}/x' for name in SPLITS)}, not {dataset}")
         rows = None if index is None else slice(index, index + 1)
-        true_lengths = self._reading.true_lengths
-        _, data = load_data(path, self._model.task, (split,), true_lengths=true_lengths, rows=rows)
+        _, data = load_data(path, self._model.task, (split,), true_lengths=self._reading.true_lengths, rows=rows)
         name = f"{path}:{split}/x"
         if schema == FEATURES:
             yield _chosen(sequence_sources(data.splits[split], name), index, path)

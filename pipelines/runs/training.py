@@ -22,7 +22,7 @@ from pipelines.runs.checkpoints import MEASURED, Checkpoint, Progress, check_ten
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, lock_run
 from pipelines.runs.edits import Edits, accept_edits, edits_of_run, refuse_edits
-from pipelines.runs.evaluation import Evaluation, evaluate
+from pipelines.runs.evaluation import evaluate
 from pipelines.runs.model import SequenceModel, autocast, build_model, check_engine
 from pipelines.runs.schedules import learning_rate, share_of_lam
 from pipelines.seeds import derive_seed
@@ -151,13 +151,18 @@ def train(
                 means["grad_norm_max"] = grad_norm_max.item()
                 sums.zero_()
                 grad_norm_max.zero_()
-                objective = _objective(result, config)
+                objective = result.loss + config.lam * result.used_mean  # what training minimises, on held-out data
                 is_best = objective < progress.best_objective
                 progress.evaluations_since_best += 1
                 if is_best:
                     progress.best_objective, progress.best_step = objective, progress.step
                     progress.evaluations_since_best = 0
-                record = _record(progress.step, time.monotonic() - started, means, result, config)
+                record = {
+                    "step": progress.step,
+                    "seconds": round(time.monotonic() - started, 3),
+                    "train": means,
+                    "val": {**asdict(result), "objective": objective},
+                }
                 if watch is not None:
                     watch.note(result, progress)
                     warning = watch.warning(config, progress, last_step, result)
@@ -281,11 +286,6 @@ def measure_step(model: SequenceModel, task: Task, batch: Sequences, config: Tra
     _step(model, torch.optim.SGD(model.parameters(), lr=0.0), task, batch, config)
 
 
-def _objective(result: Evaluation, config: TrainConfig) -> float:
-    """What training minimises, on held-out data: the best checkpoint has the lowest."""
-    return result.loss + config.lam * result.used_mean
-
-
 def _reason_to_end(config: TrainConfig, progress: Progress, last_step: int) -> str:
     """Why training ends before its last step; "finished" where it does not."""
     if collapse.gives_up(config, progress, last_step):
@@ -300,17 +300,6 @@ def _check_finite(values: list[float], step: int, run: Path) -> None:
             f"the loss or its gradient is not finite near step {step} of {run}; the checkpoints before are intact. "
             "Train again with a lower --lr, or with --amp off"
         )
-
-
-def _record(
-    step: int, seconds: float, means: dict[str, float], result: Evaluation, config: TrainConfig
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "seconds": round(seconds, 3),
-        "train": means,
-        "val": {**asdict(result), "objective": _objective(result, config)},
-    }
 
 
 def _checkpoint(

@@ -1,22 +1,16 @@
 """Files from the network: checked by digest, kept whole or not at all."""
 
-import hashlib
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 
+from pipelines.data.doors import file_digest
 from pipelines.data.files import atomic_path
 from pipelines.errors import SkipRNNError
 
 BLOCK = 2**20
 TIMEOUT = 60  # seconds without a byte
-
-
-def file_digest(path: Path, algorithm: str) -> str:
-    """The hexadecimal digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def download(
@@ -37,16 +31,26 @@ def download(
     for url in urls:
         try:
             with atomic_path(path) as temporary:
-                with urllib.request.urlopen(url, timeout=TIMEOUT) as source, temporary.open("wb") as target:
-                    while block := source.read(BLOCK):
+                with temporary.open("wb") as target:
+                    for block in _blocks(url):
                         target.write(block)
                         on_progress(len(block))
                 found = file_digest(temporary, algorithm)
                 if found != digest:
                     raise ValueError(f"its {algorithm} is {found}, not {digest}")
             return path
-        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError, SkipRNNError) as error:
+        except (ValueError, SkipRNNError) as error:
             failures.append(f"{url}: {error}")
     raise SkipRNNError(
         f"cannot download {path.name}: {'; '.join(failures)}. Fetch it by other means and name its folder with --source"
     )
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    """What lies at an address. What goes wrong there is not what goes wrong with the file."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as source:
+            while block := source.read(BLOCK):
+                yield block
+    except (OSError, HTTPException) as error:
+        raise SkipRNNError(str(error)) from error

@@ -5,7 +5,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 
 from pipelines.data import doors
-from pipelines.data.doors import check_file, lines_of, parse_json, reading
+from pipelines.data.doors import check_file, file_digest, lines_of, parse_json, reading
 from pipelines.data.memory import check_fits, in_words
 from pipelines.data.sequences import Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.seeds import derive_seed
-from pipelines.sources.download import download, file_digest
+from pipelines.sources.download import download
 from pipelines.sources.word_vectors import read_vectors
 from pipelines.tasks.imdb import PADDING, UNKNOWN, Imdb, tokenize
 
@@ -70,7 +69,7 @@ def write_imdb(
         source: the folder aclImdb, its archive, or a folder with ``*train*.jsonl`` and ``*test*.jsonl``, compressed by
             xz or not; None downloads the archive into ``cache``.
         cache: folder for downloads.
-        word2vec: initial vectors, see ``words.read_vectors``; words it lacks, or all without it, are drawn from
+        word2vec: initial vectors, see ``word_vectors.read_vectors``; words it lacks, or all without it, are drawn from
             U(-0.25, 0.25).
         dimensions: of the vectors, where no file says so.
         min_count: rarer words of the training text are one unknown word.
@@ -96,40 +95,33 @@ def write_imdb(
     words = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
     if not words:
         raise SkipRNNError(f"no word of the training text occurs {min_count} times; lower --min-count")
+    vocabulary = ["", "", *words]  # by their numbers
     numbers = {word: number for number, word in enumerate(words, start=UNKNOWN + 1)}
     known = read_vectors(word2vec, set(words)) if word2vec is not None else {}
     if known:
         dimensions = len(next(iter(known.values())))
-    check_fits(8 * (len(words) + 2) * dimensions, f"{len(words):,} vectors of {dimensions:,} numbers")
+    check_fits(8 * len(vocabulary) * dimensions, f"{len(words):,} vectors of {dimensions:,} numbers")
     for name, part in splits.items():
         check_fits(4 * length * len(part), f"{name}, {len(part):,} reviews of {length:,} words each,")
     draws = np.random.default_rng(derive_seed(seed, "imdb", "vectors"))
-    vectors = draws.uniform(-RANGE, RANGE, (len(words) + 2, dimensions)).astype(np.float32)
+    vectors = draws.uniform(-RANGE, RANGE, (len(vocabulary), dimensions)).astype(np.float32)
     vectors[PADDING] = 0
     for word, vector in known.items():
         vectors[numbers[word]] = vector
 
-    task = Imdb(
-        length=length,
-        dimensions=dimensions,
-        vocabulary=len(words) + 2,
-        vocabulary_sha256=Imdb.digest_of(["", "", *words]),
-    )
+    task = Imdb(length, dimensions, len(vocabulary), Imdb.digest_of(vocabulary))
     with sequences_writer(path, overwrite=overwrite) as writer:
         for name, part in splits.items():
-            writer.write_split(name, len(part), iter([_sequences(part, tokens[name], numbers, length)]))
-        writer.write_extra("words", np.array(["", "", *words], dtype=object))
+            writer.write_split(name, len(part), [_sequences(part, tokens[name], numbers, length)])
+        writer.write_extra("words", np.array(vocabulary, dtype=object))
         writer.write_extra("vectors", vectors)
-        attributes = {"seed": seed, "min_count": min_count, "version": version("skiprnn")}
-        if word2vec is not None:
-            attributes |= {"word2vec": Path(word2vec).name, "word2vec_sha256": file_digest(word2vec, "sha256")}
-        writer.finish({"task": task.name, **task.parameters(), **attributes})
-    total = sum(counts.values())
+        origin = {"word2vec": Path(word2vec).name, "word2vec_sha256": file_digest(word2vec)} if word2vec else {}
+        writer.finish({"task": task.name, **task.parameters(), "seed": seed, "min_count": min_count, **origin})
     return WrittenReviews(
         sizes={name: len(part) for name, part in splits.items()},
         vocabulary=len(words),
         covered_words=len(known) / len(words),
-        covered_tokens=sum(counts[word] for word in known) / total,
+        covered_tokens=sum(counts[word] for word in known) / counts.total(),
     )
 
 
@@ -189,12 +181,11 @@ def _from_archive(path: Path, split: str) -> Iterator[Review]:
             parts = Path(member.name).parts
             if member.size > MEMBER:
                 raise ValueError(f"it has a file of {in_words(member.size)}, which IMDB has not")
-            if member.isfile() and len(parts) >= 3 and parts[-3] == split and parts[-2] in CLASSES:
-                file = archive.extractfile(member)
-                if file is not None:
-                    if member.size > REVIEW or len(texts) > REVIEWS:
-                        raise ValueError("it has more or longer reviews than IMDB")
-                    texts["/".join(parts[-2:])] = Review(file.read().decode("utf-8"), CLASSES.index(parts[-2]))
+            wanted = member.isfile() and len(parts) >= 3 and parts[-3] == split and parts[-2] in CLASSES
+            if wanted and (file := archive.extractfile(member)) is not None:
+                if member.size > REVIEW or len(texts) > REVIEWS:
+                    raise ValueError("it has more or longer reviews than IMDB")
+                texts["/".join(parts[-2:])] = Review(file.read().decode("utf-8"), CLASSES.index(parts[-2]))
     for name in sorted(texts):
         yield texts[name]
 
@@ -213,11 +204,7 @@ def _from_json_lines(folder: Path, split: str) -> Iterator[Review]:
             "archive with --source"
         )
     check_file(paths[0], "fetch it again")
-    with (
-        lzma.open(paths[0], "rt", encoding="utf-8")
-        if paths[0].suffix == ".xz"
-        else paths[0].open(encoding="utf-8") as file
-    ):
+    with (lzma.open if paths[0].suffix == ".xz" else open)(paths[0], "rt", encoding="utf-8") as file:
         for number, line in enumerate(lines_of(file, str(paths[0])), start=1):
             record = parse_json(line, dict)
             text, label = record["text"], record["label"]

@@ -3,20 +3,19 @@
 import gzip
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.data.doors import check_file, reading
+from pipelines.data.doors import file_digest, opening
 from pipelines.data.sequences import Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.seeds import derive_seed
-from pipelines.sources.download import download, file_digest
+from pipelines.sources.download import download
 from pipelines.tasks.mnist import SIDE, Mnist
 
 BYTES = 11_594_722  # to download
@@ -88,29 +87,19 @@ def write_mnist(
     order = np.random.default_rng(derive_seed(seed, "mnist")).permutation(len(images))
     val, train = np.sort(order[:VALIDATION]), np.sort(order[VALIDATION:])
     splits = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": tuple(test)}
+    classes = np.full(10, -1, dtype=np.int64)  # of the digits; those left out have none
+    for index, digit in enumerate(task.digits):
+        classes[int(digit)] = index
     sizes = {}
     with sequences_writer(path, overwrite=overwrite) as writer:
         for name, (pixels, digits) in splits.items():
-            sequences = _sequences(task, pixels, digits)
+            y = classes[digits]
+            x = pixels[y >= 0].reshape(-1, SIDE * SIDE, 1)
+            sequences = Sequences(torch.from_numpy(x), torch.from_numpy(y[y >= 0]))
             sizes[name] = len(sequences)
-            writer.write_split(name, len(sequences), _chunks(sequences))
-        writer.finish({"task": task.name, **task.parameters(), "seed": seed, "version": version("skiprnn")})
+            writer.write_split(name, len(sequences), [sequences])
+        writer.finish({"task": task.name, **task.parameters(), "seed": seed})
     return Conversion(sizes, [name for name, (_, is_original) in read.items() if not is_original])
-
-
-def _sequences(task: Mnist, pixels: Bytes, digits: Bytes) -> Sequences:
-    classes = np.full(10, -1, dtype=np.int64)
-    for index, digit in enumerate(task.digits):
-        classes[int(digit)] = index
-    y = classes[digits]
-    chosen = y >= 0
-    x = pixels[chosen].reshape(-1, SIDE * SIDE, 1)
-    return Sequences(torch.from_numpy(x), torch.from_numpy(y[chosen]))
-
-
-def _chunks(sequences: Sequences) -> Iterator[Sequences]:
-    for start in range(0, len(sequences), 1024):
-        yield sequences.take(slice(start, start + 1024))
 
 
 def _fetch(cache: Path, on_progress: Callable[[int], None]) -> Path:
@@ -129,27 +118,20 @@ def _read(folder: Path, name: str, dimensions: int) -> tuple[Bytes, bool]:
         raise SkipRNNError(
             f"no {compressed}, compressed or not; --source must hold the four original files {', '.join(FILES)}"
         )
-    count = 60_000 if name.startswith("train") else 10_000
-    size = 4 + 4 * dimensions + math.prod((count, SIDE, SIDE)[:dimensions])
-    check_file(path, "fetch it again")
-    with reading(path, "the original file of MNIST", "fetch it again"):
+    shape = (60_000 if name.startswith("train") else 10_000, SIDE, SIDE)[:dimensions]
+    # The IDX format: two zero bytes, the type (8: bytes), the number of dimensions, their sizes, the values.
+    header = bytes([0, 0, 8, dimensions]) + np.array(shape, ">i4").tobytes()
+    size = len(header) + math.prod(shape)
+    with opening(path, "the original file of MNIST", "fetch it again"):
         if path == compressed and (found := file_digest(path, "md5")) != FILES[name].compressed_md5:
             raise ValueError(f"its MD5 is {found}, the original's {FILES[name].compressed_md5}")
         with gzip.open(path) if path == compressed else path.open("rb") as file:
             data = file.read(size + 1)
-        array = _parse_idx(data, dimensions, count)
+        if data[: len(header)] != header:
+            raise ValueError("its header is another")
+        if len(data) != size:
+            raise ValueError(f"it has not the {size:,} bytes that its header says")
+        array: Bytes = np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
         if dimensions == 1 and array.max() > 9:
             raise ValueError(f"it has the label {array.max()}, where digits go up to 9")
         return array, hashlib.sha256(data).hexdigest() == FILES[name].sha256
-
-
-def _parse_idx(data: bytes, dimensions: int, count: int) -> Bytes:
-    """The IDX format: two zero bytes, the type (8: bytes), the number of dimensions, their sizes, the values."""
-    shape: tuple[int, ...] = (count, SIDE, SIDE)[:dimensions]
-    header: bytes = bytes([0, 0, 8, dimensions]) + np.array(shape, ">i4").tobytes()
-    if data[: len(header)] != header:
-        raise ValueError("its header is another")
-    if len(data) != len(header) + math.prod(shape):
-        raise ValueError(f"it has not the {len(header) + math.prod(shape):,} bytes that its header says")
-    array: npt.NDArray[Any] = np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
-    return array

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from pipelines.data import doors
 from pipelines.data.arrays import open_npz
-from pipelines.data.doors import check_file, reading
-from pipelines.data.hdf5 import Hdf5, open_hdf5
+from pipelines.data.doors import opening, reading
+from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.memory import check_fits
-from pipelines.data.samples import csv_source
+from pipelines.data.samples import csv_source, is_number
 from pipelines.data.sequences import SPLITS, Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.seeds import derive_seed
@@ -78,7 +78,7 @@ def write_own(
         path: the HDF5 file to write.
         val, test: shares of the sequences, where no split is given; drawn class by class.
         seed: of the draw.
-        header: whether the CSV files of a folder begin with one; None follows the rule of ``inputs.csv_source``.
+        header: whether the CSV files of a folder begin with one; None follows the rule of ``samples.csv_source``.
         allow_outside: read files outside the folder, too, where labels.csv names such.
         overwrite: replace a file that exists.
 
@@ -90,20 +90,20 @@ def write_own(
         raise SkipRNNError(f"no {source}; name an .npz or .h5 file, or a folder of CSV files with {LABELS}")
     raw = _folder(source, header, allow_outside) if source.is_dir() else _file(source)
     _check(raw, source)
-    kind, y, names = _targets(raw, source)
-    rows = _rows(raw, y if kind == "classes" else None, val, test, seed, source)
-    x, lengths = _padded(raw.sequences)
-    task = _task(kind, raw.sequences, y, names, rows["train"])
-    ragged = len(set(lengths.tolist())) > 1
+    y, names = _targets(raw, source)
+    rows = _rows(raw, y if names else None, val, test, seed, source)
+    lengths = torch.tensor([len(sequence) for sequence in raw.sequences])
+    ragged, longest = len(set(lengths.tolist())) > 1, int(lengths.max())
+    shape = (len(lengths), longest, raw.sequences[0].shape[1])
+    check_fits(4 * math.prod(shape), f"sequences of shape {shape}, all as long as the longest,")
+    x = pad_sequence([torch.from_numpy(sequence) for sequence in raw.sequences], batch_first=True)
+    task = _task(raw.sequences, y, names, rows["train"])
     with sequences_writer(path, overwrite=overwrite) as writer:
-        for split in SPLITS:
-            part = rows[split]
-            split_lengths = torch.from_numpy(lengths[part]) if ragged else None
-            sequences = Sequences(torch.from_numpy(x[part]), torch.from_numpy(y[part]), split_lengths)
-            writer.write_split(split, len(part), iter([sequences]))
-        attributes = {"seed": seed, "source": source.name, "version": version("skiprnn")}
-        writer.finish({"task": task.name, **task.parameters(), **attributes})
-    return WrittenSequences(task, {split: len(part) for split, part in rows.items()}, x.shape[1], raw.numeric_headers)
+        for split, part in rows.items():
+            sequences = Sequences(x[part], torch.from_numpy(y[part]), lengths[part] if ragged else None)
+            writer.write_split(split, len(part), [sequences])
+        writer.finish({"task": task.name, **task.parameters(), "seed": seed, "source": source.name})
+    return WrittenSequences(task, {split: len(part) for split, part in rows.items()}, longest, raw.numeric_headers)
 
 
 def _folder(folder: Path, header: bool | None, allow_outside: bool) -> _Raw:
@@ -128,7 +128,7 @@ def _folder(folder: Path, header: bool | None, allow_outside: bool) -> _Raw:
         sequences.append(sequence)
         numeric_headers += numeric
     labels: list[Any] = [record["label"] for record in records]
-    if all(_is(float, label) for label in labels) and not all(_is(int, label) for label in labels):
+    if all(map(is_number, labels)) and not all(is_number(label, int) for label in labels):
         labels = [float(label) for label in labels]
     splits = [record["split"] for record in records] if "split" in records[0] else None
     return _Raw(sequences, labels, splits, [record["file"] for record in records], numeric_headers)
@@ -136,8 +136,7 @@ def _folder(folder: Path, header: bool | None, allow_outside: bool) -> _Raw:
 
 def _csv(path: Path, width: int | None, header: bool | None) -> tuple[Floats, bool]:
     """The rows of a file, and whether it began with names 0,1,... of columns."""
-    check_file(path, REMEDY)
-    with reading(path, "CSV", REMEDY), path.open(encoding="utf-8-sig", errors="replace") as file:
+    with opening(path, "CSV", REMEDY), path.open(encoding="utf-8-sig", errors="replace") as file:
         source = csv_source(file, width, str(path), header)
         samples: list[npt.NDArray[Any]] = []
         while (sample := source.read(len(samples))) is not None:
@@ -148,8 +147,7 @@ def _csv(path: Path, width: int | None, header: bool | None) -> tuple[Floats, bo
 def _file(path: Path) -> _Raw:
     opened: Any = (open_npz if path.suffix == ".npz" else open_hdf5)(path, REMEDY)
     with closing(opened):
-        read = opened.array if isinstance(opened, Hdf5) else opened.__getitem__
-        arrays: dict[str, Any] = {name: read(name) for name in PARTS if name in opened}
+        arrays: dict[str, Any] = {name: opened.array(name) for name in PARTS if name in opened}
     if missing := {"x", "y"} - set(arrays):
         raise SkipRNNError(f"{path} has no array {' nor '.join(sorted(missing))}; it needs x (N, T, D) and y (N,)")
     x, y = arrays["x"], arrays["y"]
@@ -174,9 +172,8 @@ def _file(path: Path) -> _Raw:
                 f"{y.shape}"
             )
         sequences = [row[:length].astype(np.float32) for row, length in zip(x, lengths.tolist(), strict=True)]
-    for name in ("y", "split"):
-        if name in arrays and arrays[name].ndim != 1:
-            raise SkipRNNError(f"{path}: {name} must be (N,), got shape {arrays[name].shape}; {REMEDY}")
+    if "split" in arrays and arrays["split"].ndim != 1:
+        raise SkipRNNError(f"{path}: split must be (N,), got shape {arrays['split'].shape}; {REMEDY}")
     with reading(path, "UTF-8 in its texts", REMEDY):
         splits = _texts(arrays["split"]).tolist() if "split" in arrays else None
         y = _texts(y)
@@ -209,18 +206,18 @@ def _check(raw: _Raw, source: Path) -> None:
         raise SkipRNNError(f"{source}: unknown split {sorted(unknown)[0]!r}; it must be train, val or test")
 
 
-def _targets(raw: _Raw, source: Path) -> tuple[str, npt.NDArray[Any], list[str]]:
-    """Whether the labels are classes or numbers, the labels, and the names of classes."""
+def _targets(raw: _Raw, source: Path) -> tuple[npt.NDArray[Any], list[str]]:
+    """The labels, and the names of their classes; none where they are numbers."""
     if all(isinstance(label, float) for label in raw.labels):
         y = np.array(raw.labels, dtype=np.float32)
         if not np.isfinite(y).all():
             raise SkipRNNError(f"{source}: {raw.names[int(np.flatnonzero(~np.isfinite(y))[0])]} has no finite label")
-        return "numbers", y, []
+        return y, []
     texts = [str(label) for label in raw.labels]
-    names = sorted(set(texts), key=lambda text: (0, int(text), "") if _is(int, text) else (1, 0, text))
+    names = sorted(set(texts), key=lambda text: (0, int(text), "") if is_number(text, int) else (1, 0, text))
     if len(names) < 2:
         raise SkipRNNError(f"{source}: all sequences are of the class {names[0]!r}; there is nothing to learn")
-    return "classes", np.array([names.index(text) for text in texts], dtype=np.int64), names
+    return np.array([names.index(text) for text in texts], dtype=np.int64), names
 
 
 def _rows(
@@ -246,35 +243,14 @@ def _rows(
     return rows
 
 
-def _padded(sequences: Sequence[Floats]) -> tuple[Floats, npt.NDArray[np.int64]]:
-    width = sequences[0].shape[1]
-    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    shape = (len(sequences), int(lengths.max()), width)
-    check_fits(4 * math.prod(shape), f"sequences of shape {shape}, all as long as the longest,")
-    x = np.zeros(shape, dtype=np.float32)
-    for row, sequence in enumerate(sequences):
-        x[row, : len(sequence)] = sequence
-    return x, lengths
-
-
-def _task(
-    kind: str, sequences: Sequence[Floats], y: npt.NDArray[Any], names: list[str], train: npt.NDArray[np.int64]
-) -> Task:
+def _task(sequences: Sequence[Floats], y: npt.NDArray[Any], names: list[str], train: npt.NDArray[np.int64]) -> Task:
     steps = np.concatenate([sequences[row] for row in train]).astype(np.float64)
     mean, std = steps.mean(0), steps.std(0)
     std[std < 1e-8] = 1
     features: dict[str, Any] = {
         "features": steps.shape[1], "mean": tuple(mean.tolist()), "std": tuple(std.tolist())
     }  # fmt: skip
-    if kind == "classes":
+    if names:
         return OwnClasses(**features, classes=tuple(names))
     target = y[train].astype(np.float64)
     return OwnNumbers(**features, target_mean=float(target.mean()), target_std=float(target.std()) or 1.0)
-
-
-def _is(kind: type, text: str) -> bool:
-    try:
-        kind(text)
-    except ValueError:
-        return False
-    return True

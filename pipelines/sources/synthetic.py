@@ -1,7 +1,6 @@
 """``gen-data``: draw a synthetic task's sequences into a data file."""
 
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.data.sequences import SPLITS, Sequences, sequences_writer
@@ -45,5 +44,5 @@ def generate(
     with sequences_writer(path, overwrite=overwrite) as writer:
         for split in SPLITS:
             writer.write_split(split, sizes[split], chunks(split))
-        writer.finish({"task": task.name, **task.parameters(), "seed": seed, "version": version("skiprnn")})
+        writer.finish({"task": task.name, **task.parameters(), "seed": seed})
     return path

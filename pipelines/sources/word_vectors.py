@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.data.arrays import open_npz
-from pipelines.data.doors import check_file, lines_of, reading
+from pipelines.data.doors import lines_of, opening
 from pipelines.errors import SkipRNNError
 
 REMEDY = "name another file with --word2vec, or leave it out"
@@ -31,9 +31,8 @@ def read_vectors(path: Path, words: set[str]) -> dict[str, Vector]:
     path = Path(path)
     if path.suffix not in readers:
         raise SkipRNNError(f"cannot read word vectors from {path}: its name must end in {', '.join(readers)}")
-    check_file(path, REMEDY)
     found: dict[str, Vector] = {}
-    with reading(path, "word vectors", REMEDY), np.errstate(over="ignore"):  # to infinity, which is refused
+    with opening(path, "word vectors", REMEDY), np.errstate(over="ignore"):  # to infinity, which is refused
         for word, vector in readers[path.suffix](path, words):
             found.setdefault(word, vector)
     if len({vector.shape for vector in found.values()}) > 1 or any(vector.size == 0 for vector in found.values()):
@@ -76,14 +75,10 @@ def _text(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
 
 def _archive(path: Path, words: set[str]) -> Iterator[tuple[str, Vector]]:
     with closing(open_npz(path, REMEDY)) as arrays:
-        names, vectors = arrays["words"], arrays["vectors"]
-        rows = arrays["row"] if "row" in arrays else np.arange(len(names))
-        if (
-            names.dtype.kind != "U"
-            or vectors.ndim != 2
-            or vectors.dtype.kind not in "fiu"
-            or rows.dtype.kind not in "iu"
-        ):
+        names, vectors = arrays.array("words"), arrays.array("vectors")
+        rows = arrays.array("row") if "row" in arrays else np.arange(len(names))
+        right = names.dtype.kind == "U" and vectors.dtype.kind in "fiu" and rows.dtype.kind in "iu"
+        if not right or vectors.ndim != 2:
             raise ValueError("it needs words (N,), vectors (M, D) and row (N,)")
         for word, row in zip(names.tolist(), rows.tolist(), strict=True):
             if word in words:

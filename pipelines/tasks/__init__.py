@@ -19,19 +19,9 @@ _KINDS = (Adding, Sine, Mnist, Imdb, Ucf101, Videos, OwnClasses, OwnNumbers)
 TASKS: dict[str, type[Task]] = {task.name: task for task in _KINDS}
 
 __all__ = [
-    "TASKS",
-    "Adding",
-    "Imdb",
-    "Mnist",
-    "OwnClasses",
-    "OwnNumbers",
-    "Sine",
-    "SyntheticTask",
-    "Task",
-    "Ucf101",
-    "Videos",
-]
-__all__ += ["load_data", "task_of_attributes", "task_of_file"]
+    "TASKS", "Adding", "Imdb", "Mnist", "OwnClasses", "OwnNumbers", "Sine", "SyntheticTask", "Task", "Ucf101", "Videos",
+    "load_data", "task_of_attributes", "task_of_file",
+]  # fmt: skip
 
 
 def task_of_file(path: Path, expected: str | None = None) -> Task:
@@ -93,7 +83,6 @@ def load_data(
             task.check(sequences)
         except SkipRNNError as error:
             raise SkipRNNError(f"{path}, split {name}: {error}; generate it again with --overwrite") from error
-    if not true_lengths:
-        for name, sequences in data.splits.items():
+        if not true_lengths:
             data.splits[name] = task.with_padding(sequences)
     return task, data

@@ -2,8 +2,8 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -21,8 +21,6 @@ from pipelines.errors import SkipRNNError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from pipelines.tasks.drawing import Usage
 
 FORMATS = (".png", ".pdf", ".svg")  # of figures
 PAGE = ".html"
@@ -49,6 +47,23 @@ class Reading:
     header: bool | None = None  # whether a CSV file begins with one; None: by the rule
     kept: dict[str, Any] = field(default_factory=dict)
     """What takes long to make, kept by the task from one file to the next."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a model made of some sequences of a split."""
+
+    title: str  # what the model is
+    whole: Split  # the split
+    rows: list[int]  # which of its sequences
+    sequences: Sequences  # these
+    used: Tensor  # (N, T) bool, on the CPU
+    outputs: Tensor  # (N, output_size), on the CPU
+    shown: int  # how many of them are to be drawn, the first ones
+    data: Path  # the data file
+    split: str  # its name
+    words: Callable[[], list[str]]  # the run's vocabulary
+    videos: Path | None  # where the user says that they are
 
 
 @dataclass(frozen=True)
@@ -169,15 +184,13 @@ class Task(ABC):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         """What a prediction says, by name: (output_size,) -> numbers, strings and lists of them."""
 
-    @contextmanager
-    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
+    def open(self, path: Path, reading: Reading) -> AbstractContextManager[Sequence[Source]]:
         """The sequences of a user's file.
 
         Raises:
             SkipRNNError: it cannot be read, or does not hold what the task takes.
         """
-        with open_sources(path, self.stored_size, reading.dataset, reading.header) as sources:
-            yield sources
+        return open_sources(path, self.stored_size, reading.dataset, reading.header)
 
     def text(self, text: str, name: str, reading: Reading) -> Source:
         """A text as a sequence, of a task that ``reads_text``."""
@@ -191,13 +204,13 @@ class Task(ABC):
         """Which of ``count`` sequences the usage figure is made of; those ``shown`` come first."""
         return torch.arange(min(shown, count))
 
-    def draw_usage(self, usage: "Usage") -> "Figure":
+    def draw_usage(self, usage: Usage) -> "Figure":
         """The usage figure."""
         from pipelines.tasks.drawing import signals
 
         return signals(usage, self.signal, self.signal_name)
 
-    def usage_page(self, usage: "Usage") -> str:
+    def usage_page(self, usage: Usage) -> str:
         """The same as a page of HTML, of a task whose ``usage_formats`` have that."""
         raise NotImplementedError
 
@@ -221,6 +234,15 @@ class ClassificationTask(Task):
     metric_name = "accuracy"
     higher_is_better = True
 
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[str | int]:
+        """What to call them."""
+
+    @property
+    def output_size(self) -> int:
+        return len(self.classes)
+
     def check(self, sequences: Split) -> None:
         super().check(sequences)
         self.check_classes(sequences.y)
@@ -230,10 +252,6 @@ class ClassificationTask(Task):
         if y.is_floating_point() or y.min() < 0 or y.max() >= self.output_size:
             raise SkipRNNError(f"y must hold classes from 0 to {self.output_size - 1}")
 
-    def class_name(self, index: int) -> str | int:
-        """What to call a class."""
-        return index
-
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(prediction, target)
 
@@ -241,7 +259,7 @@ class ClassificationTask(Task):
         probabilities = prediction.softmax(0)
         best = int(probabilities.argmax())
         return {
-            "class": self.class_name(best),
+            "class": self.classes[best],
             "probability": float(probabilities[best]),
             "probabilities": probabilities.tolist(),
         }

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,39 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from pipelines.data.sequences import Sequences, Split
+from pipelines.tasks.base import Usage
 
 USED, SKIPPED = "#d62728", "#1f77b4"
 INK, PAPER = (USED, SKIPPED), ("#fbd5d1", "#d6e6f4")  # of used and of skipped pixels
 LINE = 110  # characters
 
 
-@dataclass(frozen=True)
-class Usage:
-    """What a model made of some sequences of a split."""
-
-    title: str  # what the model is
-    whole: Split  # the split
-    rows: list[int]  # which of its sequences
-    sequences: Sequences  # these
-    used: Tensor  # (N, T) bool, on the CPU
-    outputs: Tensor  # (N, output_size), on the CPU
-    shown: int  # how many of them are to be drawn, the first ones
-    data: Path  # the data file
-    split: str  # its name
-    words: Callable[[], list[str]]  # the run's vocabulary
-    videos: Path | None  # where the user says that they are
-
-    def lengths(self) -> list[int]:
-        """Of the sequences that are to be drawn, (shown,)."""
-        x, lengths = self.sequences.x, self.sequences.lengths
-        count = min(self.shown, len(x))
-        return [x.shape[1]] * count if lengths is None else lengths[:count].tolist()
-
-
 def signals(usage: Usage, signal: Callable[[Tensor], Tensor], name: str) -> Figure:
     """A dot a sample over time; ``signal`` says how high, (T, D) -> (T,)."""
-    lengths = usage.lengths()
+    lengths = usage.sequences.ends()[: usage.shown]
     count = len(lengths)
     columns = 1 if count <= 3 else 2
     rows = math.ceil(count / columns)

@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ from pipelines.data import doors
 from pipelines.data.samples import ARRAYS, Source, sequence_sources
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Reading
+from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Reading, Usage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pipelines.tasks.drawing import Text, Usage
+    from pipelines.tasks.drawing import Text
 
 TOKENIZER = "words-1"
 PADDING, UNKNOWN = 0, 1  # numbers of words; the vocabulary starts after them
@@ -53,7 +53,7 @@ class Imdb(ClassificationTask):
     tokenizer: str = TOKENIZER
 
     name = "imdb"
-    output_size = 2
+    classes = ("negative", "positive")
     signal_name = "word"
     meaning = ("length", "vocabulary_sha256", "tokenizer")
     reads_text = True
@@ -106,20 +106,14 @@ class Imdb(ClassificationTask):
         if x.dtype != torch.int32 or x.shape[1] != self.length or x.min() < 0 or x.max() >= self.vocabulary:
             raise SkipRNNError(f"x must hold {self.length} numbers of words a review, from 0 to {self.vocabulary - 1}")
 
-    def class_name(self, index: int) -> str:
-        return ("negative", "positive")[index]
-
     def signal(self, x: Tensor) -> Tensor:
         return (x != PADDING).float()
 
-    @contextmanager
-    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
-        if path.suffix.lower() not in ARRAYS:
-            review = doors.read_bytes(path, "name a text file, or - for standard input").decode("utf-8", "replace")
-            yield [self.text(review, str(path), reading)]
-            return
-        with super().open(path, reading) as sources:
-            yield sources
+    def open(self, path: Path, reading: Reading) -> AbstractContextManager[Sequence[Source]]:
+        if path.suffix.lower() in ARRAYS:
+            return super().open(path, reading)
+        review = doors.read_bytes(path, "name a text file, or - for standard input").decode("utf-8", "replace")
+        return nullcontext([self.text(review, str(path), reading)])
 
     def text(self, text: str, name: str, reading: Reading) -> Source:
         """A text as the words the run was trained on, cropped, and padded if it was trained on padding."""
@@ -139,17 +133,17 @@ class Imdb(ClassificationTask):
             x = pad(x, (self.length - len(words), 0), value=PADDING)
         return sequence_sources(Sequences(x, torch.zeros(1)), name)[0]
 
-    def draw_usage(self, usage: "Usage") -> "Figure":
+    def draw_usage(self, usage: Usage) -> "Figure":
         from pipelines.tasks.drawing import texts
 
         return texts(self._texts(usage), usage.title)
 
-    def usage_page(self, usage: "Usage") -> str:
+    def usage_page(self, usage: Usage) -> str:
         from pipelines.tasks.drawing import page
 
         return page(self._texts(usage), usage.title)
 
-    def _texts(self, usage: "Usage") -> list["Text"]:
+    def _texts(self, usage: Usage) -> list["Text"]:
         words, found = usage.words(), []
         columns = (usage.sequences.x.tolist(), usage.sequences.y.tolist(), usage.used.tolist())
         for x, y, gate in zip(*columns, strict=True):
@@ -159,7 +153,7 @@ class Imdb(ClassificationTask):
                 if number != PADDING
             ]
             padding = [on for number, on in zip(x, gate, strict=True) if number == PADDING]
-            heading = f"{self.class_name(y)} review: {sum(on for _, on in pairs)} of {len(pairs)} words used"
+            heading = f"{self.classes[y]} review: {sum(on for _, on in pairs)} of {len(pairs)} words used"
             if any(padding):
                 heading += f", and {sum(padding)} of {len(padding)} of padding"
             found.append((heading, pairs))

@@ -1,7 +1,7 @@
 """The MNIST task: classify a digit read pixel by pixel."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from pipelines.data.samples import IMAGES, Source, image_source
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import ClassificationTask, Reading
+from pipelines.tasks.base import ClassificationTask, Reading, Usage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from pipelines.tasks.drawing import Usage
 
 AVERAGED = 1_000  # digits over which the use of a pixel is averaged
 SIDE = 28  # pixels
@@ -50,9 +48,8 @@ class Mnist(ClassificationTask):
             raise SkipRNNError(f"mnist needs two different digits or more, got {self.digits!r}")
 
     @property
-    def output_size(self) -> int:
-        """Classes."""
-        return len(self.digits)
+    def classes(self) -> str:
+        return self.digits
 
     def embedding(self) -> nn.Module:
         return Scale()
@@ -63,24 +60,16 @@ class Mnist(ClassificationTask):
         if sequences.x.dtype != torch.uint8 or sequences.x.shape[1] != SIDE * SIDE:
             raise SkipRNNError(f"x must hold {SIDE * SIDE} bytes a sequence, the pixels of a digit")
 
-    def class_name(self, index: int) -> str:
-        return self.digits[index]
-
     def signal(self, x: Tensor) -> Tensor:
         return x[:, 0].float() / 255
 
-    @contextmanager
-    def open(self, path: Path, reading: Reading) -> Iterator[Sequence[Source]]:
-        if path.suffix.lower() in IMAGES:
-            yield [image_source(path, SIDE)]
-            return
-        with super().open(path, reading) as sources:
-            yield sources
+    def open(self, path: Path, reading: Reading) -> AbstractContextManager[Sequence[Source]]:
+        return nullcontext([image_source(path, SIDE)]) if path.suffix.lower() in IMAGES else super().open(path, reading)
 
     def usage_rows(self, count: int, shown: int) -> Tensor:
         return torch.arange(min(max(shown, AVERAGED), count))
 
-    def draw_usage(self, usage: "Usage") -> "Figure":
+    def draw_usage(self, usage: Usage) -> "Figure":
         from pipelines.tasks.drawing import images
 
         return images(usage, SIDE)

@@ -34,6 +34,7 @@ class _Own(Task):
     std: tuple[float, ...] = (1.0,)
 
     as_json: ClassVar[tuple[str, ...]] = ("mean", "std")
+    signal_name = "feature 0"
 
     def __post_init__(self) -> None:
         if not all(abs(number) < FINITE for number in (*self.mean, *self.std)):
@@ -63,21 +64,12 @@ class OwnClasses(ClassificationTask, _Own):
     classes: tuple[str, ...] = ("0", "1")  # their names
 
     name = "own-classes"
-    signal_name = "feature 0"
     as_json = ("mean", "std", "classes")
     meaning = ("features", "classes")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_classes(self.classes)
-
-    @property
-    def output_size(self) -> int:
-        """Classes."""
-        return len(self.classes)
-
-    def class_name(self, index: int) -> str:
-        return self.classes[index]
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,6 @@ class OwnNumbers(RegressionTask, _Own):
     target_std: float = 1.0
 
     name = "own-numbers"
-    signal_name = "feature 0"
     meaning = ("features",)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ class Sine(ClassificationTask, SyntheticTask):
 
     name = "sine"
     input_size = 1
-    output_size = 2
+    classes = (0, 1)
     solved_at = 0.99
     signal_name = "amplitude"
 

@@ -15,13 +15,11 @@ from pipelines.data.samples import Source
 from pipelines.data.schema import read_attributes
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import ClassificationTask, Reading, check_classes
+from pipelines.tasks.base import ClassificationTask, Reading, Usage, check_classes
 from pipelines.video.listing import SUFFIXES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from pipelines.tasks.drawing import Usage
 
 LARGEST = 2**31  # of sizes
 
@@ -81,24 +79,14 @@ class Videos(ClassificationTask):
         """Multiply-accumulates of a frame's features."""
         return self.frame_cost
 
-    @property
-    def output_size(self) -> int:
-        """Classes."""
-        return len(self.classes)
-
     def embedding(self) -> nn.Module:
         return ToFloat()
 
     def check(self, sequences: Split) -> None:
         self.check_classes(sequences.y)
-        if not isinstance(sequences, FlatSequences) or (sequences.width, sequences.steps) != (
-            self.features,
-            self.steps,
-        ):
+        sizes = (sequences.width, sequences.steps) if isinstance(sequences, FlatSequences) else None
+        if sizes != (self.features, self.steps):
             raise SkipRNNError(f"it must hold {self.features} features a frame of up to {self.steps} frames a video")
-
-    def class_name(self, index: int) -> str:
-        return self.classes[index]
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         said = super().answer(prediction)
@@ -111,18 +99,20 @@ class Videos(ClassificationTask):
                 yield sources
             return
         from pipelines.video.lookup import network_of, open_video
+        from pipelines.video.network import Origin
 
         if reading.dataset is not None:
             raise SkipRNNError(f"{path} is one video; drop --dataset")
         if "network" not in reading.kept:
-            reading.kept["network"] = network_of(self, reading.weights, reading.device)
+            origin = Origin(self.network, self.weights, self.weights_sha256, self.resize, self.precision)
+            reading.kept["network"] = network_of(origin, reading.weights, reading.device)
         with open_video(path, self, reading.kept["network"], pads=not reading.true_lengths) as video:
             yield [video]
 
     def usage_rows(self, count: int, shown: int) -> Tensor:
         return torch.linspace(0, count - 1, min(shown, count)).round().long()  # from all over the split
 
-    def draw_usage(self, usage: "Usage") -> "Figure":
+    def draw_usage(self, usage: Usage) -> "Figure":
         """Videos frame by frame; of features that were made elsewhere, the change from frame to frame."""
         from pipelines.tasks.drawing import SKIPPED, USED
         from pipelines.video.contact_sheet import Sheet, contact_sheets

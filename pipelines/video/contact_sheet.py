@@ -64,16 +64,16 @@ def _sheet(sheet: Sheet, sampling: Sampling, colors: list[Frame]) -> Frame:
         raise SkipRNNError(
             f"{sheet.path} has {len(frames)} frames, where its features are of {len(sheet.used)}; it was changed since"
         )
-    size = frames[0].shape[1], frames[0].shape[0]
-    cell_width, cell_height = size[0] + 2 * BORDER + GAP, size[1] + 2 * BORDER + GAP
+    height, width, _ = frames[0].shape
+    cell_height, cell_width = height + 2 * BORDER + GAP, width + 2 * BORDER + GAP
     rows = math.ceil(len(frames) / COLUMNS)
     picture = np.full((rows * cell_height, COLUMNS * cell_width, 3), 255, np.uint8)
     for number, (small, on) in enumerate(zip(frames, sheet.used, strict=True)):
         row, column = divmod(number, COLUMNS)
-        top, left = row * cell_height, column * cell_width
-        picture[top : top + size[1] + 2 * BORDER, left : left + size[0] + 2 * BORDER] = colors[on]
+        cell = picture[row * cell_height :, column * cell_width :][: height + 2 * BORDER, : width + 2 * BORDER]
+        cell[:] = colors[on]
         shown = small if on else (255 - (255 - small.astype(np.float32)) * FADED).astype(np.uint8)
-        picture[top + BORDER : top + BORDER + size[1], left + BORDER : left + BORDER + size[0]] = shown
+        cell[BORDER:-BORDER, BORDER:-BORDER] = shown
     return picture
 
 

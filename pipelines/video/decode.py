@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ class VideoReader:
         SkipRNNError: the file is missing, empty, or holds no video that OpenCV can decode.
     """
 
-    def __init__(self, path: Path, sampling: Sampling, *, threads: int = 1) -> None:
-        self.path, self.sampling, self._threads = Path(path), sampling, threads
+    def __init__(self, path: Path, sampling: Sampling) -> None:
+        self.path, self.sampling = Path(path), sampling
         self.decoded = 0  # frames
         self.declared: int | None = None  # frames that the file says it has
         self.truncated = False  # once the end is reached: fewer were decoded than it said
@@ -71,8 +71,7 @@ class VideoReader:
             raise SkipRNNError(f"{self.path} is empty")
         if printable(self.path) != str(self.path):
             raise SkipRNNError(f"{self.path}: OpenCV opens no file whose name is not UTF-8; rename it")
-        options = [cv2.CAP_PROP_N_THREADS, self._threads]
-        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, options)
+        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not capture.isOpened():
             raise SkipRNNError(f"{self.path} holds no video that OpenCV can decode")
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -119,20 +118,23 @@ class VideoReader:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """What decoding a video found out."""
+
+    status: str  # ok or truncated
+    frames: int
+    source_bytes: int
+    source_mtime: int  # ns
+    source_sha256: str
+
+
+@dataclass(frozen=True)
 class Clip:
     """The frames of a video that its features need."""
 
     frames: Tensor  # (F, 3, 224, 224) uint8, each once
     places: Tensor  # (T,) int64, the frame of each step
-    decoded: int
-    truncated: bool
-    source_bytes: int
-    source_mtime: int  # ns
-    source_sha256: str
-
-    def without_frames(self) -> "Clip":
-        """What was found out, without the frames."""
-        return replace(self, frames=self.frames[:0].clone())
+    about: Decoded
 
 
 def printable(path: Path) -> str:
@@ -163,10 +165,9 @@ def read_clip(path: Path, sampling: Sampling, size: int) -> Clip:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         status = os.fstat(file.fileno())
-    return Clip(
-        torch.stack(frames), torch.tensor(places), reader.decoded, reader.truncated, status.st_size,
-        status.st_mtime_ns, digest,
-    )  # fmt: skip
+    ending = "truncated" if reader.truncated else "ok"
+    about = Decoded(ending, reader.decoded, status.st_size, status.st_mtime_ns, digest)
+    return Clip(torch.stack(frames), torch.tensor(places), about)
 
 
 def prepare(frame: Frame, size: int) -> Tensor:

@@ -12,8 +12,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -25,17 +26,17 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from pipelines.data.doors import check_file, parse_json, read_json, reading
+from pipelines.data.doors import check_file, file_digest, opening, parse_json, read_json, reading
 from pipelines.data.features import Entry, read_entries, reading_videos, write_features
 from pipelines.data.fields import check_fields
 from pipelines.data.files import atomic_path, check_writable, write_text
 from pipelines.data.schema import FEATURES, read_attributes, schema_of
-from pipelines.data.sequences import SPLITS
+from pipelines.data.sequences import SPLITS, sha256
 from pipelines.errors import SkipRNNError
-from pipelines.video.decode import CROP, Sampling, printable
+from pipelines.video.decode import CROP, Decoded, Sampling, printable
 from pipelines.video.listing import Video, VideoSet
 from pipelines.video.network import FrameNetwork, VideoTask
-from pipelines.video.workers import Extracted, Extractor, Failed, Job, Recipe, Result
+from pipelines.video.workers import Extractor, Failed, Job, Recipe, Result
 
 WAYS = ("network", "weights_sha256", "resize", "precision", "fps", "seconds", "dtype")  # what decides the features
 POLL = 0.5  # s between looks at the videos that other processes are at
@@ -61,14 +62,9 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Done:
+class _Done(Decoded):
     """What is kept of a video beside its features: columns of its entry."""
 
-    status: str
-    frames: int
-    source_bytes: int
-    source_mtime: int
-    source_sha256: str
     features_sha256: str
 
 
@@ -117,11 +113,28 @@ def extract_features(
     store = _Store(Path(path), parameters, chosen, overwrite)
     recipe = Recipe(Sampling(task.fps, task.seconds), task.resize, batch_size)
     wanted, extracted, steps = chosen[shard[0] :: shard[1]], 0, 0
+    later: list[Video] = []  # those that another process is at
     locks: dict[str, FileLock] = {}
+
+    def claimed() -> Iterator[Job]:
+        """The videos to be done, locked."""
+        for video in wanted:
+            source = videos.root / video.name
+            if not store.has(video.name, source):
+                lock = store.lock(video.name)
+                if lock is None:
+                    later.append(video)
+                    continue
+                if not store.has(video.name, source):  # nor has another process done it meanwhile
+                    locks[video.name] = lock
+                    yield Job(video.name, source)
+                    continue
+                lock.release()
+            on_progress(1, 0)
+
     try:
         while wanted:
-            later: list[Video] = []
-            jobs = _claimed(store, videos.root, wanted, later, locks, on_progress)
+            later, jobs = [], claimed()
             if (first := next(jobs, None)) is not None:
                 with closing(executor(chain([first], jobs), network, recipe)) as results:
                     for job, result in results:
@@ -142,7 +155,6 @@ def extract_features(
         "frame_rule": FRAME_RULE,
         "transform": f"shorter side to {task.resize} (bilinear, antialiased), central {CROP}, ImageNet's mean and std",
         **{name: version(name) for name in ("torch", "torchvision", "opencv-python")},
-        "version": version("skiprnn"),
     }
     return store.merge(attributes, allow_failures, extracted, steps)
 
@@ -152,35 +164,6 @@ def report_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.report.jsonl")
 
 
-def parts_path(path: Path) -> Path:
-    """Where finished videos are kept until all are."""
-    return path.with_name(f"{path.name}.parts")
-
-
-def _claimed(
-    store: "_Store",
-    root: Path,
-    wanted: list[Video],
-    later: list[Video],
-    locks: dict[str, FileLock],
-    on_progress: Callable[[int, int], None],
-) -> Iterator[Job]:
-    """The videos to be done, locked; those that another process is at are put off."""
-    for video in wanted:
-        source = root / video.name
-        if not store.has(video.name, source):
-            lock = store.lock(video.name)
-            if lock is None:
-                later.append(video)
-                continue
-            if not store.has(video.name, source):  # nor has another process done it meanwhile
-                locks[video.name] = lock
-                yield Job(video.name, source)
-                continue
-            lock.release()
-        on_progress(1, 0)
-
-
 class _Store:
     """The parts, and the file they were merged into."""
 
@@ -188,7 +171,7 @@ class _Store:
         check_writable(path, overwrite=True)
         self._way = {key: parameters[key] for key in WAYS}
         way = hashlib.sha256(json.dumps(self._way).encode()).hexdigest()[:16]  # parts of two ways never mix
-        self._path, self._folder = path, parts_path(path) / way
+        self._path, self._folder = path, path.with_name(f"{path.name}.parts") / way
         self._parameters, self._dtype, self._overwrite = parameters, parameters["dtype"], overwrite
         self._chosen = {video.name: video for video in chosen}
         self._merged: dict[str, Entry] = {}
@@ -252,8 +235,7 @@ class _Store:
                 return False
             if status.st_mtime_ns == done.source_mtime:
                 return True
-            with source.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == done.source_sha256
+            return file_digest(source) == done.source_sha256
         except OSError:
             return True  # the video itself is no longer needed
 
@@ -267,9 +249,10 @@ class _Store:
             features = result.features.numpy().astype(self._dtype)
         if not np.isfinite(features).all():
             return self.put(job, Failed(f"a feature is not finite in {self._dtype}; store float32"))
+        done = _Done(**vars(result.about), features_sha256=sha256([features]))
         with atomic_path(self._part(job.name)) as temporary:
-            about = {"name": job.name, **asdict(_done(result, features))}
-            temporary.write_bytes(save({"features": features}, {"about": json.dumps(about)}))
+            about = json.dumps({"name": job.name, **asdict(done)})
+            temporary.write_bytes(save({"features": features}, {"about": about}))
         failure.unlink(missing_ok=True)
         return len(features)
 
@@ -326,12 +309,9 @@ class _Store:
         return all(there.get(key) == value for key, value in self._parameters.items())
 
     def _write(self, entries: list[Entry], attributes: dict[str, Any]) -> None:
-        with ExitStack() as stack:
-            merged = stack.enter_context(reading_videos(self._path)) if self._merged else None
-            write_features(
-                self._path, entries, lambda entry: self._features(entry, merged), attributes, dtype=self._dtype,
-                overwrite=True,
-            )  # fmt: skip
+        with reading_videos(self._path) if self._merged else nullcontext() as merged:
+            read = partial(self._features, merged=merged)
+            write_features(self._path, entries, read, attributes, dtype=self._dtype, overwrite=True)
 
     def _features(self, entry: Entry, merged: Callable[[str], Floats] | None) -> Floats:
         part = self._part(entry.name)
@@ -341,7 +321,7 @@ class _Store:
                 if from_part:
                     check_file(part, "remove it")
                 rows: Floats = load_file(part)["features"] if from_part else merged(entry.name)  # type: ignore[misc]
-                if _digest(rows) != entry.features_sha256:
+                if sha256([rows]) != entry.features_sha256:
                     raise ValueError("its SHA-256 is wrong")
         except SkipRNNError as error:
             if not from_part:
@@ -358,24 +338,21 @@ class _Store:
 
     def _done(self, name: str) -> _Done | None:
         part = self._part(name)
-        if part.exists():
-            with suppress(SkipRNNError), reading(part, "a part", ""):
-                check_file(part, "")
-                with safe_open(part, "numpy") as file:
-                    about = parse_json(file.metadata()["about"], dict)
-                if about.pop("name") == name:
-                    check_fields(_Done, about)
-                    return _Done(**about)
+        with suppress(SkipRNNError), opening(part, "a part", ""):
+            with safe_open(part, "numpy") as file:
+                about = parse_json(file.metadata()["about"], dict)
+            if about.pop("name") == name:
+                check_fields(_Done, about)
+                return _Done(**about)
         self._refresh()
         entry = self._merged.get(name)
         return None if entry is None else _Done(**{key: getattr(entry, key) for key in _Done.__dataclass_fields__})
 
     def _reason(self, name: str) -> str | None:
         """Why a video failed, if it did."""
-        if self._failure(name).exists():
-            with suppress(SkipRNNError):
-                reason = read_json(self._failure(name), dict, "").get("reason")
-                return reason if isinstance(reason, str) else None
+        with suppress(SkipRNNError):
+            reason = read_json(self._failure(name), dict, "").get("reason")
+            return reason if isinstance(reason, str) else None
         return None
 
     def _refresh(self) -> None:
@@ -384,7 +361,7 @@ class _Store:
         if stamp != self._merged_stamp:
             there = read_attributes(self._path) if stamp else {}
             same_way = all(there.get(key) == ours for key, ours in self._way.items())
-            self._merged = {entry.name: entry for entry in read_entries(self._path)} if stamp and same_way else {}
+            self._merged = {entry.name: entry for entry in read_entries(self._path)} if same_way else {}
             self._merged_stamp = stamp
 
     def _part(self, name: str) -> Path:
@@ -395,13 +372,3 @@ class _Store:
 
     def _lock_all(self) -> FileLock:
         return FileLock(self._path.with_name(f".{self._path.name}.lock"))
-
-
-def _done(result: Extracted, features: Floats) -> _Done:
-    clip = result.clip
-    status = "truncated" if clip.truncated else "ok"
-    return _Done(status, clip.decoded, clip.source_bytes, clip.source_mtime, clip.source_sha256, _digest(features))
-
-
-def _digest(features: Floats) -> str:
-    return hashlib.sha256(np.ascontiguousarray(features).tobytes()).hexdigest()

@@ -3,7 +3,9 @@
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +24,30 @@ EVERY_FRAME_BATCH = 8  # frames
 Floats = npt.NDArray[np.float32]
 
 
-def network_of(task: VideoTask, weights: str | None, device: torch.device) -> FrameNetwork:
-    """The network that computed the features of a task, ready to compute more.
+def network_of(origin: Origin, weights: str | None, device: torch.device) -> FrameNetwork:
+    """The network that computed the features of a run, ready to compute more.
 
     Args:
-        task: what a run was trained on.
+        origin: what the run's task says of it.
         weights: where to find them; None is where they came from.
         device: where to run it.
 
     Raises:
         SkipRNNError: the features were made elsewhere, or the weights cannot be had or are others.
     """
-    if task.network not in FRAME_COST:
+    if origin.network not in FRAME_COST:
         raise SkipRNNError(
-            f"the run was trained on features made elsewhere ({task.network or 'by what is not said'}), so it cannot "
+            f"the run was trained on features made elsewhere ({origin.network or 'by what is not said'}), so it cannot "
             "look at a video; predict on a feature file"
         )
-    if weights == "random" and task.weights.startswith("random:"):
-        weights = task.weights
-    origin = Origin(task.network, task.weights, task.weights_sha256, task.resize, task.precision)
+    if not weights or (weights == "random" and origin.weights.startswith("random:")):
+        weights = origin.weights
     try:
-        network, _ = load_network(task.network, weights or task.weights, device=device, origin=origin)
+        network, _ = load_network(origin.network, weights, device=device, origin=origin)
     except SkipRNNError as error:
         raise SkipRNNError(
-            f"no weights to look at frames with: {error}. The run's features were made with {task.weights} of "
-            f"{task.network}, SHA-256 of the tensors {task.weights_sha256[:16]}…; name these with --weights"
+            f"no weights to look at frames with: {error}. The run's features were made with {origin.weights} of "
+            f"{origin.network}, SHA-256 of the tensors {origin.weights_sha256[:16]}…; name these with --weights"
         ) from error
     for count in (1, EVERY_FRAME_BATCH):  # the first call of a size takes longer
         network(torch.zeros(count, 3, 224, 224, dtype=torch.uint8))
@@ -66,92 +67,71 @@ def open_video(path: Path, task: VideoTask, network: FrameNetwork, *, pads: bool
     Raises:
         SkipRNNError: when it is read, it holds no video.
     """
-    ahead = _Ahead(VideoReader(path, Sampling(task.fps, task.seconds)))
     at: tuple[int, Frame] | None = None
     used = 0
+    with _decoded_ahead(path, task) as decoded:
 
-    def read(step: int) -> Floats | None:
-        nonlocal at, used
-        if step >= task.steps:
-            return None
-        while (at is None or at[0] < step) and (item := ahead.get()) is not None:
-            at = item
-        if at is None or at[0] < step:
-            return np.zeros(task.features, dtype=np.float32) if pads else None
-        used += 1
-        features: Floats = network(prepare(at[1], task.resize)[None])[0].cpu().numpy()
-        return features
+        def read(step: int) -> Floats | None:
+            nonlocal at, used
+            if step >= task.steps:
+                return None
+            while (at is None or at[0] < step) and (item := next(decoded, None)) is not None:
+                at = item
+            if at is None or at[0] < step:
+                return np.zeros(task.features, dtype=np.float32) if pads else None
+            used += 1
+            features: Floats = network(prepare(at[1], task.resize)[None])[0].cpu().numpy()
+            return features
 
-    def frames() -> tuple[int, int]:
-        nonlocal at
-        while (item := ahead.get()) is not None:  # those that nobody asked for too
-            at = item
-        return used, 0 if at is None else at[0] + 1
+        def frames() -> tuple[int, int]:
+            nonlocal at
+            for item in decoded:  # those that nobody asked for too
+                at = item
+            return used, 0 if at is None else at[0] + 1
 
-    def every() -> Floats:
-        return _every_frame(path, task, network, pads=pads)
-
-    try:
+        every = partial(_every_frame, path, task, network, pads=pads)
         yield Source(read, lambda: task.steps if pads else frames()[1], str(path), frames=frames, every=every)
-    finally:
-        ahead.close()
 
 
 def _every_frame(path: Path, task: VideoTask, network: FrameNetwork, *, pads: bool) -> Floats:
     """The features of all frames of a video, (T, D), computed in batches while decoding goes on."""
-    ahead = _Ahead(VideoReader(path, Sampling(task.fps, task.seconds)))
-    features, batch = [], []
-    try:
-        while (item := ahead.get()) is not None:
-            batch.append(prepare(item[1], task.resize))
-            if len(batch) == EVERY_FRAME_BATCH:
-                features.append(network(torch.stack(batch)).cpu())
-                batch = []
-        if batch:
+    features = []
+    with _decoded_ahead(path, task) as decoded:
+        while batch := [prepare(frame, task.resize) for _, frame in islice(decoded, EVERY_FRAME_BATCH)]:
             features.append(network(torch.stack(batch)).cpu())
-    finally:
-        ahead.close()
     rows: Floats = torch.cat(features).numpy()
     return np.pad(rows, ((0, task.steps - len(rows) if pads else 0), (0, 0)))
 
 
-class _Ahead:
-    """Iterates over a video in a thread."""
+@contextmanager
+def _decoded_ahead(path: Path, task: VideoTask) -> Iterator[Iterator[tuple[int, Frame]]]:
+    """The steps and frames of a video, decoded in a thread that ends with the block."""
+    items: queue.Queue[Any] = queue.Queue(AHEAD)
+    closed = threading.Event()
 
-    def __init__(self, reader: VideoReader) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
-        self._closed = threading.Event()
-        self._ended = False
-        self._thread = threading.Thread(target=self._run, args=(reader,), daemon=True)
-        self._thread.start()
-
-    def _run(self, reader: VideoReader) -> None:
+    def decode() -> None:
         last: Any = None
         try:
-            for item in reader:
-                self._queue.put(item)
-                if self._closed.is_set():
+            for item in VideoReader(path, Sampling(task.fps, task.seconds)):
+                items.put(item)
+                if closed.is_set():
                     break
         except Exception as error:  # for whoever asks for the next frame
             last = error
-        self._queue.put(last)
+        items.put(last)
 
-    def get(self) -> tuple[int, Frame] | None:
-        """The next frame and its step; None at the end."""
-        if self._ended:
-            return None
-        item = self._queue.get()
-        if isinstance(item, Exception):
-            self._ended = True
-            raise item
-        self._ended = item is None
-        return item  # type: ignore[no-any-return]
+    def taken() -> Iterator[tuple[int, Frame]]:
+        while (item := items.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
 
-    def close(self) -> None:
-        """End the thread."""
-        self._closed.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.01)
-            except queue.Empty:
-                continue
+    thread = threading.Thread(target=decode, daemon=True)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        closed.set()
+        while thread.is_alive():
+            with suppress(queue.Empty):
+                items.get(timeout=0.01)

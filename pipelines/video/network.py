@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model, get_model_weights
 
 from pipelines.data import memory
-from pipelines.data.doors import check_file, reading
+from pipelines.data.doors import file_digest, opening
 from pipelines.errors import SkipRNNError
 from pipelines.video.decode import CROP, Clip, printable
 
@@ -30,7 +30,7 @@ REMEDY = "name imagenet1k_v1, imagenet1k_v2, random, or a .pth or .safetensors f
 
 
 class VideoTask(Protocol):
-    """What a task on videos says of their frames and features."""
+    """What a task on videos says of their frames."""
 
     @property
     def name(self) -> str: ...
@@ -45,15 +45,7 @@ class VideoTask(Protocol):
         """Of a frame."""
 
     @property
-    def network(self) -> str: ...
-    @property
-    def weights(self) -> str: ...
-    @property
-    def weights_sha256(self) -> str: ...
-    @property
     def resize(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
 
     def parameters(self) -> dict[str, Any]:
         """All of this, and what else the data file is to say."""
@@ -225,15 +217,12 @@ def _weights(network: str, weights: str) -> tuple[dict[str, Tensor], str, int]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors by name, and the file's SHA-256."""
-    size = check_file(path, REMEDY)
-    with reading(path, "a file of tensors", REMEDY), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what the file may be instead
+    with opening(path, "a file of tensors", REMEDY) as size, warnings.catch_warnings(action="ignore"):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                size = max(size, sum(member.file_size for member in archive.infolist()))
+                memory.check_fits(sum(member.file_size for member in archive.infolist()), str(path))
         memory.check_fits(size, str(path))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(path)
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(_is_weight(*item) for item in state.items()):

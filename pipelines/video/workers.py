@@ -8,14 +8,15 @@ that whoever makes them may decide late.
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from pipelines.errors import SkipRNNError
 from pipelines.parallel.cluster import connected, map_on_actors, require_ray
-from pipelines.parallel.processes import Died, pool
-from pipelines.video.decode import Clip, Sampling, read_clip
+from pipelines.parallel.processes import map_in_processes
+from pipelines.video.decode import Clip, Decoded, Sampling, read_clip
 from pipelines.video.network import FrameNetwork
 
 AHEAD = 2  # jobs a worker has in hand
@@ -32,10 +33,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Extracted:
-    """A video's features, and what its decoding found out."""
+    """A video's features, and what decoding it found out."""
 
     features: Tensor  # (T, D) float32
-    clip: Clip  # without its frames
+    about: Decoded
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,20 @@ def decode(job: Job, recipe: Recipe) -> Clip | Failed:
 
 def features_of(clip: Clip, network: FrameNetwork, recipe: Recipe) -> Extracted:
     """A decoded video's features."""
-    return Extracted(network.of_clip(clip, recipe.batch_size), clip.without_frames())
+    return Extracted(network.of_clip(clip, recipe.batch_size), clip.about)
 
 
 def local(workers: int) -> Extractor:
     """Processes of this machine."""
 
     def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
-        on_cpu = network.mean.device.type == "cpu"
-        given = (network if on_cpu else None, recipe)
-        with pool(workers, _work, ahead=AHEAD, begin=_begin, arguments=given) as processes:
-            for job, result in processes.map(jobs):
+        begin = partial(_begin, network if network.mean.device.type == "cpu" else None, recipe)
+        found = map_in_processes(workers, _work, jobs, ahead=AHEAD, begin=begin)
+        with closing(found):
+            for job, result in found:
                 if isinstance(result, Clip):
                     yield job, features_of(result, network, recipe)
-                elif isinstance(result, Died):
+                elif isinstance(result, Exception):
                     yield job, Failed("the process that read it died, for want of memory or by a fault of the decoder")
                 else:
                     yield job, result
@@ -123,18 +124,10 @@ def on_ray(workers: int | None, address: str | None) -> Extractor:
         with connected(address) as ray:
             there = ray.cluster_resources()
             gpus = int(there.get("GPU", 0))
-            given = (network.cpu(), recipe, bool(gpus))
             count = workers or gpus or max(int(there.get("CPU", 1)), 1)
+            begin = partial(_begin, network.cpu(), recipe, bool(gpus))
             found = map_on_actors(
-                ray,
-                count,
-                _work,
-                jobs,
-                ahead=AHEAD,
-                retries=RETRIES,
-                begin=_begin,
-                arguments=given,
-                num_gpus=min(gpus, 1),
+                ray, count, _work, jobs, ahead=AHEAD, retries=RETRIES, begin=begin, num_gpus=min(gpus, 1)
             )
             with closing(found):
                 for job, result in found:

@@ -136,8 +136,8 @@ def test_features_in_one_piece_take_no_memory(tmp_path):
 
 def count_hashes(monkeypatch):
     counts = []
-    sha256 = feature_file._sha256
-    monkeypatch.setattr(feature_file, "_sha256", lambda blocks: counts.append(1) or sha256(blocks))
+    sha256 = feature_file.sha256
+    monkeypatch.setattr(feature_file, "sha256", lambda blocks: counts.append(1) or sha256(blocks))
     return counts
 
 

@@ -25,7 +25,7 @@ def swept(adding_file, tmp_path):
     ]  # fmt: skip
     out = tmp_path / "swept"
     runs = plan(out, configs)
-    train_all(runs, inline, lambda finished: None)
+    train_all(runs, inline, lambda run, reason: None)
     about = {"asked": {"task": "adding", "preset": "quick", "settings": {}}, "where": {}}
     write_results(out, evaluate_all(runs, {}), {}, about)
     return out

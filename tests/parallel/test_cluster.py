@@ -2,6 +2,7 @@
 
 import gc
 import os
+from functools import partial
 
 import pytest
 
@@ -17,5 +18,5 @@ def test_jobs_are_done_and_a_worker_that_cannot_begin_says_why():
         done = dict(map_on_actors(ray, 3, abs, iter([-1, -2]), ahead=2, retries=0, num_gpus=0))
         assert done == {-1: 1, -2: 2}
         with pytest.raises(SkipRNNError, match=r"could not begin: .*No such file or directory: '/nowhere'"):
-            list(map_on_actors(ray, 1, abs, iter([1]), retries=0, num_gpus=0, begin=os.stat, arguments=("/nowhere",)))
+            list(map_on_actors(ray, 1, abs, iter([1]), retries=0, num_gpus=0, begin=partial(os.stat, "/nowhere")))
     gc.collect()

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipelines.data.sequences import Sequences
 from pipelines.errors import SkipRNNError
-from pipelines.grids.sweep import Finished, is_finished, plan, train_one
+from pipelines.grids.sweep import is_finished, plan, train_one
 from pipelines.runs import training
 from pipelines.runs.checkpoints import Progress, _digest, load_checkpoint, save_checkpoint
 from pipelines.runs.collapse import Watch, gives_up, may_rewind, remedy
@@ -304,7 +304,7 @@ def test_a_grid_says_that_a_gate_is_shut(config, tmp_path, shut, monkeypatch, ca
     shut(6, 8)
     (run,) = plan(tmp_path, [replace(config, on_collapse="stop", **STEPS)])
     with grids._watching([run]) as on_finished:
-        on_finished(Finished(run, train_one(run)))
+        on_finished(run, train_one(run))
     assert "1.0 used, its gate shut and its metric at chance" in capsys.readouterr().err
 
 

@@ -275,6 +275,9 @@ def test_download_checks_what_it_gets(tmp_path):
     assert sum(seen) == 8
     with pytest.raises(SkipRNNError, match=r"cannot download wrong: .*its md5 is 98bf7d8c.*--source"):
         download(urls, tmp_path / "wrong", "md5", "0" * 32)
+    with pytest.raises(SkipRNNError, match="No such file") as gone:
+        download(urls[:1], tmp_path / "wrong", "md5", digest)
+    assert "permissions" not in str(gone.value)  # of the folder that it would be written to
     assert not (tmp_path / "wrong").exists()
 
 
@@ -287,7 +290,7 @@ def test_own_arrays(tmp_path):
     assert sum(written.sizes.values()) == 40
     task, data = load_data(tmp_path / "a.h5", "own-classes", ("train", "val", "test"), true_lengths=True)
     assert task == written.task
-    assert (task.input_size, task.output_size, task.class_name(0)) == (2, 2, "high")
+    assert (task.input_size, task.output_size, task.classes[0]) == (2, 2, "high")
     assert data.splits["train"].lengths is None
     embedded = task.embedding()(data.splits["train"].x)
     torch.testing.assert_close(embedded.mean((0, 1)), torch.zeros(2), atol=1e-5, rtol=0)
@@ -333,11 +336,11 @@ def test_own_folder_of_csv(tmp_path):
     folder = table(tmp_path, ["walk,train", "run,train", "walk,val", "run,test"] * 2, "file,label,split")
     written = write_own(folder, tmp_path / "out.h5")
     assert written.sizes == {"train": 4, "val": 2, "test": 2}
-    assert (written.steps, written.task.features, written.task.class_name(1)) == (4, 2, "walk")
+    assert (written.steps, written.task.features, written.task.classes[1]) == (4, 2, "walk")
     numbers = write_own(table(tmp_path, [0.5, 1.25] * 4), tmp_path / "numbers.h5")
     assert isinstance(numbers.task, OwnNumbers)
     classes = write_own(table(tmp_path, [10, 9] * 4), tmp_path / "classes.h5")
-    assert [classes.task.class_name(k) for k in range(2)] == ["9", "10"]
+    assert [classes.task.classes[k] for k in range(2)] == ["9", "10"]
 
 
 @pytest.mark.parametrize(

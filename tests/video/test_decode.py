@@ -113,8 +113,8 @@ def test_a_truncated_file_says_so(tmp_path):
     path = write_video(tmp_path / "clip.avi", 60, codec="mjpeg")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     clip = read_clip(path, Sampling(), 64)
-    assert clip.truncated
-    assert 20 < clip.decoded < 40
+    assert clip.about.status == "truncated"
+    assert 20 < clip.about.frames < 40
 
 
 @pytest.mark.parametrize(

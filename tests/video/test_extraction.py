@@ -2,11 +2,14 @@
 
 import gc
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -19,7 +22,7 @@ from safetensors.numpy import save_file
 from pipelines.data.features import read_entries, reading_videos
 from pipelines.data.schema import read_attributes
 from pipelines.errors import SkipRNNError
-from pipelines.parallel.processes import cores, pool
+from pipelines.parallel.processes import cores, map_in_processes
 from pipelines.tasks import load_data
 from pipelines.video import extraction, workers
 from pipelines.video.decode import Sampling, read_clip
@@ -240,7 +243,7 @@ def test_mended_videos_are_done_by_a_rerun(spoilt, tmp_path):
 def test_features_that_do_not_fit_half_precision_fail_by_name(folder, tmp_path):
     class Loud(TinyNetwork):
         def of_clip(self, clip, batch_size):
-            return super().of_clip(clip, batch_size) * (1e6 if clip.decoded == 13 else 1)
+            return super().of_clip(clip, batch_size) * (1e6 if clip.about.frames == 13 else 1)
 
     videos = own_videos(folder)
     done = extract_features(videos, tmp_path / "out.h5", tiny_task(videos.classes), Loud(), inline)
@@ -416,7 +419,7 @@ class Deadly(TinyNetwork):
     """Takes its process along on one of the videos."""
 
     def of_clip(self, clip, batch_size):
-        if clip.decoded == 10:
+        if clip.about.frames == 10:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().of_clip(clip, batch_size)
 
@@ -433,8 +436,8 @@ def test_processes_that_decode_feed_a_network_elsewhere(folder):
     recipe = Recipe(Sampling(10, 2), 224, 8)
     names = ["class0/clip00.avi", "class1/clip03.avi"]
     jobs = iter([Job(name, folder / name) for name in names])
-    with pool(1, workers._work, begin=workers._begin, arguments=(None, recipe)) as processes:
-        clips = {job.name: clip for job, clip in processes.map(jobs)}
+    begin = partial(workers._begin, None, recipe)
+    clips = {job.name: clip for job, clip in map_in_processes(1, workers._work, jobs, begin=begin)}
     for name in names:
         assert torch.equal(clips[name].frames, read_clip(folder / name, Sampling(10, 2), 224).frames)
 
@@ -450,16 +453,14 @@ class Slow(TinyNetwork):
 def test_an_interruption_does_not_wait_for_the_videos_in_hand(folder):
     at_work = []
 
-    def interrupted():
-        with pool(1, workers._work, begin=workers._begin, arguments=(Slow(), RECIPE)) as processes:
-            worker = processes._workers[0]
-            worker.take(Job("class0/clip00.avi", folder / "class0/clip00.avi"))
-            at_work.extend(worker._executor._processes.values())
-            time.sleep(5)
-            raise KeyboardInterrupt
+    def interrupt():
+        at_work.extend(multiprocessing.active_children())
+        os.kill(os.getpid(), signal.SIGINT)
 
+    jobs = iter([Job("class0/clip00.avi", folder / "class0/clip00.avi")])
+    threading.Timer(5, interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        list(map_in_processes(1, workers._work, jobs, begin=partial(workers._begin, Slow(), RECIPE)))
     assert [process.exitcode for process in at_work] == [1]  # ended amid its work; after it, it would be 0
 
 

@@ -12,7 +12,7 @@ from torchvision.models import ResNet50_Weights, resnet18, resnet50
 
 from pipelines.data import memory
 from pipelines.errors import SkipRNNError
-from pipelines.video.decode import Clip, prepare
+from pipelines.video.decode import Clip, Decoded, prepare
 from pipelines.video.network import load_network
 
 
@@ -22,7 +22,7 @@ def frames(count, seed=0):
 
 def clip_of(pictures, size=256):
     cut = torch.stack([prepare(picture, size) for picture in pictures])
-    return Clip(cut, torch.arange(len(cut)), len(cut), False, 0, 0, "")
+    return Clip(cut, torch.arange(len(cut)), Decoded("ok", len(cut), 0, 0, ""))
 
 
 @torch.inference_mode()
@@ -55,7 +55,7 @@ def test_bfloat16_features_are_close():
 def test_steps_that_share_a_frame_share_its_features():
     network, _ = load_network("resnet18", "random:0")
     clip = clip_of(frames(2))
-    clip = Clip(clip.frames, torch.tensor([0, 0, 1, 1, 1]), 2, False, 0, 0, "")
+    clip = Clip(clip.frames, torch.tensor([0, 0, 1, 1, 1]), clip.about)
     features = network.of_clip(clip, batch_size=8)
     assert features.shape == (5, 512)
     assert torch.equal(features[0], features[1])
