@@ -4,10 +4,13 @@
     python benchmarks/speed.py --shapes sine,mnist --cells lstm --out benchmarks/results/mine.json
     python benchmarks/speed.py --device cuda --engine triton --shapes mnist --autocast
 
-The loss is the mean square of the last state plus a budget. Usage is set through the gate's bias, its weight being
-zero; "mixed" has a random weight and inputs that differ in mean between sequences, so that sequences differ in usage.
+The loss is the mean square of the last state plus a budget; outputs of other steps are not made. Usage is set through
+the gate's bias, its weight being zero; "mixed" has a random weight and inputs that differ in mean between sequences, so
+that sequences differ in usage.
 Times are medians, on CUDA between events of the device; peak memory is what one forward and backward pass adds to the
-process (CPU) or allocator (CUDA). The columns x say how many times as good as torch's own cell.
+process (CPU) or allocator (CUDA). The columns x say how many times as good as torch's own cell. GFLOP/s counts three
+products with the weights for each used sample (forward, and back to the states and the weights); on the CPU the share
+is of what numpy's matrix product reaches here, in the same run.
 """
 
 import argparse
@@ -19,13 +22,15 @@ import statistics
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from skiprnn import SkipGRU, SkipLSTM, budget_loss, compiled
-from skiprnn.engines import ENGINES
+from skiprnn.engines import ENGINES, native
 
 SHAPES = {  # steps, features, units, layers
     "adding": (50, 2, 110, 1),
@@ -34,7 +39,11 @@ SHAPES = {  # steps, features, units, layers
     "imdb": (400, 300, 128, 1),
     "ucf101": (250, 2048, 512, 2),
 }
-CELLS = {"lstm": (SkipLSTM, nn.LSTM), "gru": (SkipGRU, nn.GRU)}
+CELLS = {
+    "lstm": (SkipLSTM, nn.LSTM),
+    "gru": (SkipGRU, nn.GRU),
+    "gru-before": (partial(SkipGRU, reset_after=False), nn.GRU),  # the paper's
+}
 USAGES = {"100%": 1, "50%": 2, "25%": 4, "10%": 10, "5%": 20, "3%": 33}  # a sample in n
 
 
@@ -45,8 +54,11 @@ def main():
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     setting = describe(options, device)
     print(json.dumps(setting, indent=2), file=sys.stderr)
-    print("| shape | cell | usage | used | forward, ms | x | forward + backward, ms | x | peak memory, MB | x |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| shape | cell | usage | used | forward, ms | x | forward + backward, ms | x | GFLOP/s | of the limit "
+        "| peak memory, MB | x |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     rows = []
     for shape in options.shapes:
         steps, features, units, layers = SHAPES[shape]
@@ -63,16 +75,17 @@ def main():
                 "dtype": dtype,
             }
             rival = measure(plain(**sizes), x, options)
-            rows.append(show(shape, cell, f"nn.{cell.upper()}", rival, rival))
+            rows.append(show(shape, cell, f"nn.{plain.__name__}", rival, rival, setting))
             if options.step_loop:
                 loop = skip(**sizes, engine="reference")
                 set_usage(loop, "100%")
-                rows.append(show(shape, cell, "step loop, 100%", measure(loop, x, options), rival))
+                rows.append(show(shape, cell, "step loop, 100%", measure(loop, x, options), rival, setting))
             for usage in options.usage:
                 torch.manual_seed(1)
                 rnn = skip(**sizes, engine=options.engine)
                 set_usage(rnn, usage)
-                rows.append(show(shape, cell, usage, measure(rnn, mixed if usage == "mixed" else x, options), rival))
+                result = measure(rnn, mixed if usage == "mixed" else x, options)
+                rows.append(show(shape, cell, usage, result, rival, setting))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({**setting, "rows": rows}, indent=2) + "\n")
@@ -99,8 +112,8 @@ def forward(rnn, x):
     if isinstance(rnn, nn.LSTM | nn.GRU):
         _, last = rnn(x)
         return (last[0] if isinstance(last, tuple) else last)[-1].square().mean(), None
-    _, state, gate = rnn(x)
-    return state.h[-1].square().mean() + budget_loss(gate, 1e-4), gate
+    last, _, gate = rnn(x, every_step=False)
+    return last.square().mean() + budget_loss(gate, 1e-4), gate
 
 
 def measure(rnn, x, options):
@@ -123,10 +136,12 @@ def measure(rnn, x, options):
     }
     with torch.no_grad(), precision():
         gate = forward(rnn, x)[1]
+    used = torch.ones(1) if gate is None else gate.mean(0)
     if gate is not None:
-        used = gate.mean(0)
         result["used"] = [used.mean().item(), used.min().item(), used.max().item()]
-    return result
+    weights = sum(p.numel() for name, p in rnn.named_parameters() if name.startswith("weight_"))
+    operations = 3 * 2 * weights * used.mean().item() * x.shape[0] * x.shape[1]
+    return {**result, "gflops": operations / result["training_ms"] / 1e6}
 
 
 def timed(function, options):
@@ -155,6 +170,7 @@ def peak_memory(function, x):
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not Path("/proc/self/clear_refs").exists():
         return math.nan
+    native.forget_memory()
     ctypes.CDLL(None).malloc_trim(0)  # give back what earlier runs left, so that it counts anew
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present size
     before = status("VmRSS")
@@ -169,17 +185,20 @@ def status(field):
     raise KeyError(field)
 
 
-def show(shape, cell, what, result, rival):
+def show(shape, cell, what, result, rival, setting):
     used = result.get("used")
     used_text = (
         ""
         if used is None
         else f"{used[0]:.1%}" + (f" ({used[1]:.0%}-{used[2]:.0%})" if used[2] - used[1] > 0.01 else "")
     )
+    limit = setting["limit_gflops"]
+    share = "" if limit is None else f"{result['gflops'] / limit:.0%}"
     ratios = {name: rival[name] / max(result[name], 1e-9) for name in ("forward_ms", "training_ms", "peak_mb")}
     print(
         f"| {shape} | {cell} | {what} | {used_text} | {result['forward_ms']:.1f} | {ratios['forward_ms']:.2f} "
         f"| {result['training_ms']:.1f} | {ratios['training_ms']:.2f} "
+        f"| {result['gflops']:.0f} | {share} "
         f"| {result['peak_mb']:.0f} | {ratios['peak_mb']:.1f} |",
         flush=True,
     )
@@ -195,7 +214,19 @@ def describe(options, device):
         "batch": options.batch,
         "engine": options.engine,
         "repeats": options.repeats,
+        "limit_gflops": matrix_product_gflops() if device.type == "cpu" else None,
     }
+
+
+def matrix_product_gflops():
+    """What the machine reaches in a large matrix product of numpy, whose threads are told by its own environment."""
+    a = np.ones((2048, 2048), dtype=np.float32)
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - begun)
+    return 2 * 2048**3 / min(times) / 1e9
 
 
 def machine(device):

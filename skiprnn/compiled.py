@@ -68,9 +68,15 @@ def digest(source: Path) -> str:
 LIBRARY, _STRUCTURES = _load()
 
 
-def instructions(most: str | None = None) -> str:
-    """The instruction set in use from now on: the machine's best of avx512, avx2 and any, up to ``most``."""
-    chosen: bytes = LIBRARY.skiprnn_instructions(most.encode() if most else None)  # type: ignore[union-attr]
+def instructions(most: str | None = None) -> str | None:
+    """The instruction set that compiled code uses, ``"avx512"``, ``"avx2"`` or ``"any"``; None where it was not built.
+
+    Args:
+        most: from now on the best of them that the machine has, up to this one.
+    """
+    if LIBRARY is None:
+        return None
+    chosen: bytes = LIBRARY.skiprnn_instructions(most.encode() if most else None)
     return chosen.decode()
 
 

@@ -157,8 +157,26 @@ def _terminate(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
+def _show_version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from skiprnn import compiled
+
+    engine = compiled.instructions()
+    missing = "no compiled CPU engine: install skiprnn again where there is a C++ compiler"
+    click.echo(f"skiprnn, version {version('skiprnn')} ({f'compiled CPU engine: {engine}' if engine else missing})")
+    context.exit()
+
+
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("skiprnn"), prog_name="skiprnn")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, and what the CPU engine was compiled for.",
+)
 @click.option("--debug", is_flag=True, help="Show where in the code an error arose.")
 def cli(debug: bool) -> None:
     """Skip RNN: LSTMs and GRUs that learn which samples to skip.

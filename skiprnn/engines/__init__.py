@@ -3,13 +3,13 @@
 from types import ModuleType
 
 from skiprnn import reference
-from skiprnn.engines import events, native
+from skiprnn.engines import events, native, traced
 from skiprnn.problem import Problem, Solution
 
 ENGINES: dict[str, tuple[ModuleType, ...]] = {
-    "auto": (native, events, reference),
+    "auto": (native, traced, events, reference),
     "reference": (reference,),
-    "events": (native, events),
+    "events": (native, traced, events),
     "triton": (),  # looked for when it is asked for
 }
 """By the name that a user may give, those to choose from: the first that can."""

@@ -1001,7 +1001,7 @@ void skiprnn_pack_stack(const Stack *raw, Stack *packed, float *memory, int64_t 
     *packed = {raw->kind, raw->layers, H, layer, copy(raw->w_p, 1, 1), raw->b_p};
 }
 
-const char *skiprnn_instructions(const char *most) { return instructions = best(most); }
+const char *skiprnn_instructions(const char *most) { return instructions = most ? best(most) : instructions; }
 const char *skiprnn_source() { return SOURCE; }
 const char *skiprnn_structure(int64_t number) {
     const char *const texts[] = {Layer_text, Stack_text, Problem_text, Follower_text};

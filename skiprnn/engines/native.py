@@ -20,7 +20,7 @@ from torch import Tensor
 from skiprnn import compiled
 from skiprnn.cells import Cell, GRUCell, GRUResetBeforeCell, LayerWeights, LSTMCell
 from skiprnn.compiled import call, padded, point, structure
-from skiprnn.gate import saturated
+from skiprnn.gate import GateState, saturated
 from skiprnn.problem import Problem, Solution, refuse_double_backward
 
 KINDS: dict[type[Cell], int] = {LSTMCell: 0, GRUCell: 1, GRUResetBeforeCell: 2}
@@ -47,9 +47,15 @@ def unfit(cell: Cell, tensors: tuple[Tensor, ...]) -> str | None:
 
 def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
-    if not problem.differentiable:
-        return Solution.of_tensors(problem, _forward(problem, None)[1])
-    return Solution.of_tensors(problem, _Training.apply(problem.bare(), *problem.tensors()))
+    if problem.differentiable:
+        return solution(_Training.apply(problem.bare(), *problem.tensors()))
+    return solution(forward(problem, None)[1:])
+
+
+def solution(tensors: Sequence[Tensor]) -> Solution:
+    """From output, update_gate, p, acc and the states of all layers, (num_layers, B, H) each."""
+    output, update_gate, p, acc, *states = tensors
+    return Solution(output, list(zip(*states, strict=True)), GateState(p, acc), update_gate)
 
 
 class PackedStack:
@@ -106,75 +112,78 @@ class Follower:
         return follower.used, follower.last, follower.skips
 
 
-def _forward(problem: Problem, tape: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The sequences' lengths, and what ``Solution.of_tensors`` takes; what backward needs goes to the tape."""
+def forward(problem: Problem, tape: Tensor | None) -> list[Tensor]:
+    """The sequences' lengths, and what ``solution`` takes; what ``backward`` needs goes to the tape."""
     x, ends = _rows_of(problem.x.detach()), problem.ends().contiguous()
     T, B, _ = x.shape
     H = len(problem.update_weight)
     p, acc = (tensor.detach().clone() for tensor in problem.gate)
-    last = [torch.stack(tensors).detach() for tensors in zip(*problem.states, strict=True)]  # (L, B, H) each
+    states = [torch.stack(tensors).detach() for tensors in zip(*problem.states, strict=True)]
     output, update_gate = x.new_empty(0), x.new_zeros(T, B)
     stack = PackedStack(problem.cell, problem.layers, problem.update_weight, problem.update_bias)
     described = _described(problem, stack, x, ends, tape)
     order = ends.argsort(descending=True, stable=True)
-    point(described, h=last[0], c=last[-1], p=p, acc=acc, update_gate=update_gate, order=order)
+    point(described, h=states[0], c=states[-1], p=p, acc=acc, update_gate=update_gate, order=order)
     if problem.every_step:
         output = _memory(T * B * H, huge_pages=True).view(T, B, H)
         point(described, output=output)
-    call("forward", described, min(torch.get_num_threads(), B))
-    states = (tensor for layer in zip(*last, strict=True) for tensor in layer)
-    return ends, (output, update_gate, p, acc, *states)
+    call("forward", described, _workers(B))
+    return [ends, output, update_gate, p, acc, *states]
+
+
+def backward(
+    problem: Problem, ends: Tensor, tape: Tensor, grads: Sequence[Tensor | None], *, needs_x: bool
+) -> list[Tensor | None]:
+    """Gradients by ``problem.tensors()``, from those by what ``solution`` takes."""
+    x, L = _rows_of(problem.x.detach()), len(problem.layers)
+    T, B, D = x.shape
+    grad_output, grad_gate, *given = grads
+    starts = [*problem.gate, *(torch.stack(tensors) for tensors in zip(*problem.states, strict=True))]
+    gp, ga, *states = (
+        torch.zeros_like(start) if g is None else g.clone(memory_format=torch.contiguous_format)
+        for start, g in zip(starts, given, strict=True)
+    )
+    stack = PackedStack(problem.cell, problem.layers, problem.update_weight, problem.update_bias, training=True)
+    described = _described(problem, stack, x, ends, tape)
+    described.gate_grad_clip = math.inf if problem.gate_grad_clip is None else problem.gate_grad_clip
+    point(described, grad_h=states[0], grad_c=states[-1], grad_p=gp, grad_acc=ga)
+    grad_x = x.new_zeros(T, B, D) if needs_x else None
+    if grad_x is not None:
+        point(described, grad_x=grad_x)
+    if grad_output is not None and problem.every_step:
+        grad_output = _rows_of(grad_output)
+        described.go_t, described.go_b = grad_output.stride()[:2]
+        point(described, grad_output=grad_output)
+    if grad_gate is not None:
+        described.gg_t, described.gg_b = grad_gate.stride()
+        point(described, grad_gate=grad_gate)
+    order = tape[:B].view(torch.int32).argsort(descending=True, stable=True)  # by the number of updates
+    workers = _workers(B)
+    sums = x.new_zeros(workers, compiled.LIBRARY.skiprnn_sums(stack.address))  # type: ignore[union-attr]
+    call("backward", point(described, sums=sums, order=order), workers)
+    shut = saturated(problem.gate, ends)
+    *weights, w_p, b_p = _weights_of(sums.sum(0), problem)
+    gate = (g.masked_fill(shut, 0) for g in (gp, ga))
+    return [grad_x, w_p, b_p, *gate, *(s[layer] for layer in range(L) for s in states), *weights]
 
 
 class _Training(torch.autograd.Function):
-    """Forward and backward of a stack."""
-
     @staticmethod
     def forward(ctx: Any, bare: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
         problem = bare.with_tensors(tensors)
-        tape = _tape(problem)
-        ends, solution = _forward(problem, tape)
+        tape = empty_tape(problem)
+        ends, *computed = forward(problem, tape)
         ctx.bare = bare
         ctx.save_for_backward(ends, tape, *tensors)
         ctx.set_materialize_grads(False)
-        return solution
+        return tuple(computed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         ends, tape, *tensors = ctx.saved_tensors
         problem = ctx.bare.with_tensors(tensors)
-        x, H, L = _rows_of(problem.x.detach()), len(problem.update_weight), len(problem.layers)
-        T, B, D = x.shape
-        grad_output, grad_gate, grad_p, grad_acc, *given = grads
-        gp, ga = (x.new_zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
-        count = problem.cell.num_states
-        states = [x.new_zeros(L, B, H) for _ in range(count)]
-        for number, grad in enumerate(given):
-            if grad is not None:
-                states[number % count][number // count] = grad
-        stack = PackedStack(problem.cell, problem.layers, problem.update_weight, problem.update_bias, training=True)
-        described = _described(problem, stack, x, ends, tape)
-        described.gate_grad_clip = math.inf if problem.gate_grad_clip is None else problem.gate_grad_clip
-        point(described, grad_h=states[0], grad_c=states[-1], grad_p=gp, grad_acc=ga)
-        grad_x = x.new_zeros(T, B, D) if ctx.needs_input_grad[1] else None
-        if grad_x is not None:
-            point(described, grad_x=grad_x)
-        if grad_output is not None:
-            grad_output = _rows_of(grad_output)
-            described.go_t, described.go_b = grad_output.stride()[:2]
-            point(described, grad_output=grad_output)
-        if grad_gate is not None:
-            described.gg_t, described.gg_b = grad_gate.stride()
-            point(described, grad_gate=grad_gate)
-        order = tape[:B].view(torch.int32).argsort(descending=True, stable=True)  # by the number of updates
-        workers = min(torch.get_num_threads(), B)
-        sums = x.new_zeros(workers, compiled.LIBRARY.skiprnn_sums(stack.address))  # type: ignore[union-attr]
-        call("backward", point(described, sums=sums, order=order), workers)
-        shut = saturated(problem.gate, ends)
-        *weights, w_p, b_p = _weights_of(sums.sum(0), problem)
-        gate = (g.masked_fill(shut, 0) for g in (gp, ga))
-        return None, grad_x, w_p, b_p, *gate, *(s[layer] for layer in range(L) for s in states), *weights
+        return None, *backward(problem, ends, tape, grads, needs_x=ctx.needs_input_grad[1])
 
 
 def _weights_of(sums: Tensor, problem: Problem) -> Iterator[Tensor]:
@@ -192,9 +201,14 @@ def _weights_of(sums: Tensor, problem: Problem) -> Iterator[Tensor]:
     yield sums[start + HP : start + HP + 1]
 
 
-def _tape(problem: Problem) -> Tensor:
+def empty_tape(problem: Problem) -> Tensor:
     """Memory for what forward leaves for backward: for an update at every step, of which what is used gets real."""
-    return _memory(sum(map(padded, _parts(problem).values())))
+    return _memory(tape_floats(problem))
+
+
+def tape_floats(problem: Problem) -> int:
+    """The size of ``empty_tape``."""
+    return sum(map(padded, _parts(problem).values()))
 
 
 def _parts(problem: Problem) -> dict[str, int]:
@@ -232,6 +246,15 @@ def _memory(floats: int, *, huge_pages: bool = False) -> Tensor:
     array = np.frombuffer(mapped, dtype=np.float32, count=floats)
     weakref.finalize(array, _KEPT.append, mapped).atexit = False
     return torch.from_numpy(array)
+
+
+def forget_memory() -> None:
+    """Give back to the system the memory that is kept for the next problem."""
+    _KEPT.clear()
+
+
+def _workers(batch: int) -> int:
+    return max(min(torch.get_num_threads(), batch), 1)
 
 
 def _rows_of(tensor: Tensor) -> Tensor:

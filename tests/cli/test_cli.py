@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from pipelines.runs.directory import extend_run, load_config, read_metrics
+from skiprnn import compiled
 from skiprnn_cli.main import COMMANDS, cli
 from skiprnn_cli.progress import pace
 
@@ -48,7 +49,10 @@ def test_the_group_lists_every_command_and_says_what_each_module_says(skiprnn):
 
 
 def test_version(skiprnn):
-    assert skiprnn("--version").stdout.startswith("skiprnn, version 0.")
+    shown = skiprnn("--version").stdout
+    assert shown.startswith("skiprnn, version 0.")
+    engine = compiled.instructions()
+    assert (f"(compiled CPU engine: {engine})" if engine else "(no compiled CPU engine: install") in shown
 
 
 @pytest.mark.parametrize("task", ["adding", "sine"])

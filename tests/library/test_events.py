@@ -27,12 +27,12 @@ INSTRUCTIONS = ("avx512", "avx2", "any")
 @pytest.fixture(params=INSTRUCTIONS)
 def instructions(request):
     """Each instruction set that the machine has."""
-    if compiled.LIBRARY is None:
-        pytest.skip("the compiled path was not built")
+    before = compiled.instructions()
     if compiled.instructions(request.param) != request.param:
-        pytest.skip(f"the machine has no {request.param}")
+        compiled.instructions(before)
+        pytest.skip(f"there is no compiled path for {request.param}")
     yield
-    compiled.instructions()
+    compiled.instructions(before)
 
 
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])

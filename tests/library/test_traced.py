@@ -1,0 +1,79 @@
+"""The compiled engine inside of what torch compiles and exports."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from skiprnn import budget_loss
+from tests.problems import MODULES, build, needs_compiled
+
+SHAPE = (20, 3, 2, 7, 2)  # T, B, D, H, layers
+
+pytestmark = [needs_compiled, pytest.mark.usefixtures("two_threads")]
+
+
+class Last(nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn, self.head = rnn, nn.Linear(rnn.hidden_size, 1)
+
+    def forward(self, x, lengths=None):
+        last, _, gate = self.rnn(x, lengths=lengths, every_step=False)
+        return self.head(last), gate
+
+
+def train(model, x, lengths, module):
+    output, gate = model(x, lengths)
+    (output.square().mean() + budget_loss(gate, 1e-2)).backward()
+    gradients = [parameter.grad for parameter in module.parameters()]
+    module.zero_grad()
+    return output, gate, gradients
+
+
+@pytest.mark.parametrize("lengths", [None, [20, 3, 0]])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_compiled_model_trains_as_itself(name, lengths):
+    torch._dynamo.reset()
+    model = Last(build(name, SHAPE, -1.0, "auto", torch.float32))
+    model.rnn.gate_grad_clip = 0.01
+    twin = copy.deepcopy(model)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    x = torch.randn(SHAPE[:3])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected, result = train(twin, x, lengths, twin), train(compiled, x, lengths, model)
+    for ours, theirs in zip((*result[:2], *result[2]), (*expected[:2], *expected[2]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("every_step", [True, False])
+@pytest.mark.parametrize("name", MODULES)
+def test_the_operators_keep_torchs_rules(name, every_step):
+    rnn = build(name, SHAPE, -1.0, "auto", torch.float32)
+    state = rnn.initial_state(3)
+    x = torch.randn(SHAPE[:3], requires_grad=True)
+    states = [tensor[k] for k in range(2) for tensor in state[:-2]]
+    tensors = [
+        x,
+        rnn.update_weight,
+        rnn.update_bias,
+        *state[-2:],
+        *states,
+        *(w for layer in rnn.layers() for w in layer),
+    ]
+    tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    kind = list(MODULES).index(name)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    given = (tensors, torch.tensor([20, 3, 9]), kind, 2, 0.1, every_step)
+    torch.library.opcheck(torch.ops.skiprnn.forward.default, given, test_utils=checks)
+
+
+def test_an_export_takes_sequences_of_any_length():
+    model = Last(build("lstm", SHAPE, -1.0, "auto", torch.float32)).eval()
+    steps = torch.export.Dim("steps", min=2, max=1000)
+    program = torch.export.export(model, (torch.randn(SHAPE[:3]),), dynamic_shapes={"x": {0: steps}})
+    for length in (5, 77):
+        x = torch.randn(length, 3, 2)
+        for ours, theirs in zip(program.module()(x), model(x), strict=True):
+            assert torch.equal(ours, theirs)
