@@ -25,8 +25,8 @@ def command(
 
     Cost counts one multiply-accumulate per input and recurrent weight used, as the paper does, and those of the network
     that looks at video frames, absent ones too. Time is the median of several forward passes of one batch, beside the
-    same weights with skipping off (torch's own LSTM or GRU, or our GRU that resets before, its gate open); and of
-    single sequences, read by a stream that takes only the samples it uses.
+    same weights with skipping off (the plain LSTM or GRU, on the compiled engine where that can run); and of single
+    sequences, read by a stream that takes only the samples it uses.
     """
     from pipelines.runs.evaluation import evaluate_run
 

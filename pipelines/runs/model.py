@@ -98,9 +98,9 @@ def check_engine(config: TrainConfig, device: torch.device) -> None:
 
 
 def without_skipping(model: SequenceModel) -> SequenceModel:
-    """The same weights with the gate always open: torch's LSTM or GRU, to compare time with.
+    """The same weights with the gate always open: the plain LSTM or GRU, to compare time with.
 
-    Of a GRU that resets before the product, which torch does not have, it is our own whose gate is open.
+    Of a GRU that resets before the product, which torch does not have, it is ours whose gate is open.
     """
     rnn = model.rnn
     if isinstance(rnn.cell, GRUResetBeforeCell):

@@ -924,9 +924,15 @@ INLINE void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, float
 #ifdef AVX512
 ENTRIES(AVX512, Avx512)
 ENTRIES(AVX2, Avx2)
-const bool has_avx512 = __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl");
-const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+bool supports_avx512() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+bool supports_avx2() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+const bool has_avx512 = supports_avx512(), has_avx2 = supports_avx2();
 #else
 typedef Any Avx512, Avx2;
 const bool has_avx512 = false, has_avx2 = false;
