@@ -27,6 +27,7 @@ class _RandomSkip(RecurrentStack):
         p_skip: float = 0.0,
         batch_first: bool = False,
         learn_initial_state: bool = True,
+        engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -34,7 +35,10 @@ class _RandomSkip(RecurrentStack):
         self._torch.__init__(self, *sizes, batch_first=batch_first, device=device, dtype=dtype)
         if not 0 <= p_skip <= 1:
             raise ValueError(f"p_skip must lie in 0..1, got {p_skip}")
+        if engine not in ("auto", "torch"):
+            raise ValueError(f"unknown engine {engine!r}; choose auto or torch")
         self.p_skip = p_skip
+        self.engine = engine
         self._register_initial_state(learn_initial_state)
         self._initialize()
 
@@ -66,7 +70,7 @@ class _RandomSkip(RecurrentStack):
         gate = GateState(x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
         shut, opened = x.new_zeros(self.hidden_size), x.new_full((1,), 100.0)
         problem = Problem(self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step)
-        if native.why_not(problem) is None:
+        if self.engine == "auto" and native.why_not(problem) is None:
             solution = native.run(problem)
             return solution.output, solution.states
         start = tuple(torch.stack(tensors) for tensors in zip(*states, strict=True))  # (num_layers, B, H) each
@@ -96,16 +100,17 @@ class _RandomSkip(RecurrentStack):
 class RandomSkipLSTM(_RandomSkip, nn.LSTM):  # type: ignore[misc]  # forward takes and returns more
     """An LSTM that copies its state with probability ``p_skip`` at each step; with 0, the plain LSTM.
 
-    Initial values, ``forward`` and its result are those of ``SkipLSTM``; the gate learns nothing. The used samples go
-    through the compiled engine where it can, which on the CPU is faster than torch's own cell, or through that. Steps
-    are skipped at random in evaluation too, as in the paper's tables.
+    Initial values, ``forward`` and its result are those of ``SkipLSTM``; the gate learns nothing. Steps are skipped at
+    random in evaluation too, as in the paper's tables.
 
     Args:
         input_size, hidden_size, num_layers, batch_first, learn_initial_state, device, dtype: as for ``SkipLSTM``.
         p_skip: probability of skipping a step.
+        engine: ``"torch"`` runs the used samples through torch's own cell; ``"auto"`` through the compiled engine where
+            that can, which on the CPU is faster.
 
     Raises:
-        ValueError: ``p_skip`` outside 0..1.
+        ValueError: ``p_skip`` outside 0..1, or an unknown engine.
     """
 
     cell, _torch = LSTM, nn.LSTM
@@ -115,15 +120,16 @@ class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes
     """A GRU that copies its state with probability ``p_skip`` at each step; with 0, the plain GRU.
 
     Initial values, ``forward`` and its result are those of ``SkipGRU`` (``reset_after=True``); the gate learns nothing.
-    The used samples are computed as those of ``RandomSkipLSTM``. Steps are skipped at random in evaluation too, as in
-    the paper's tables.
+    Steps are skipped at random in evaluation too, as in the paper's tables.
 
     Args:
         input_size, hidden_size, num_layers, batch_first, learn_initial_state, device, dtype: as for ``SkipLSTM``.
         p_skip: probability of skipping a step.
+        engine: ``"torch"`` runs the used samples through torch's own cell; ``"auto"`` through the compiled engine where
+            that can, which on the CPU is faster.
 
     Raises:
-        ValueError: ``p_skip`` outside 0..1.
+        ValueError: ``p_skip`` outside 0..1, or an unknown engine.
     """
 
     cell, _torch = GRU, nn.GRU

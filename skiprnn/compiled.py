@@ -6,6 +6,7 @@ cannot be loaded, or was built from another native.cpp than lies here, is named 
 
 import ctypes
 import hashlib
+import os
 import re
 import warnings
 from importlib.util import find_spec
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor
 
 UNITS = 16  # of a vector in native.cpp
+INSTRUCTIONS = ("avx512", "avx2", "any")
 SOURCE = Path(__file__).parent / "engines" / "native.cpp"
 _KINDS = {"int64_t": ctypes.c_int64, "float": ctypes.c_float}
 
 
 def _structure(described: str) -> type[ctypes.Structure]:
-    """From its definition in C++: ``Sums { float *w_x, *w_h; int64_t n; }``."""
+    """From its definition in C++: ``Layer { int64_t D; const float *w_x, *w_h; }``."""
     name, body = described.rstrip("}; ").split(" {")
     fields = []
     for declaration in filter(None, map(str.strip, body.split(";"))):
@@ -56,6 +58,9 @@ def _load() -> tuple[ctypes.CDLL | None, dict[str, type[ctypes.Structure]]]:
     if not source or (SOURCE.exists() and digest(SOURCE) != source):
         warnings.warn("skiprnn's compiled CPU path is of another version; install skiprnn again", stacklevel=2)
         return None, {}
+    most = os.environ.get("SKIPRNN_INSTRUCTIONS")
+    if most and most not in INSTRUCTIONS:
+        warnings.warn(f"SKIPRNN_INSTRUCTIONS is {most}, not {', '.join(INSTRUCTIONS)}: it is ignored", stacklevel=2)
     structures = [_structure(text.decode()) for text in takewhile(bool, map(library.skiprnn_structure, count_up()))]
     return library, {structure.__name__: structure for structure in structures}
 
@@ -73,7 +78,12 @@ def instructions(most: str | None = None) -> str | None:
 
     Args:
         most: from now on the best of them that the machine has, up to this one.
+
+    Raises:
+        ValueError: there is no such set.
     """
+    if most not in (None, *INSTRUCTIONS):
+        raise ValueError(f"most must be one of {', '.join(INSTRUCTIONS)}, got {most!r}")
     if LIBRARY is None:
         return None
     chosen: bytes = LIBRARY.skiprnn_instructions(most.encode() if most else None)
@@ -124,7 +134,9 @@ def counts(p: Tensor, acc: Tensor) -> bool:
 def count(p: Tensor, acc: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
     """``gate.count`` in float32 on the CPU."""
     p, sums = p.contiguous(), acc.clone(memory_format=torch.contiguous_format)
-    limits = limit.contiguous() if isinstance(limit, Tensor) else torch.full(p.shape, limit)
+    limits = (
+        limit.contiguous() if isinstance(limit, Tensor) else torch.full(p.shape, limit, dtype=torch.int64, device="cpu")
+    )
     steps = torch.empty_like(limits)
     LIBRARY.skiprnn_count(  # type: ignore[union-attr]
         p.data_ptr(), sums.data_ptr(), limits.data_ptr(), len(p), steps.data_ptr()

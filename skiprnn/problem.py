@@ -92,4 +92,5 @@ def refuse_double_backward() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
             "the event-driven engine cannot be differentiated twice; make the module with engine='reference' for that"
+            " (RandomSkipLSTM and RandomSkipGRU: engine='torch')"
         )

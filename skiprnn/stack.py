@@ -65,13 +65,13 @@ class RecurrentStack(nn.Module):
             self._check_state(state, batch)
         layer_states, gate_state = self._unpack(state)
         output, new_states, gate_state, update_gate = self._run(x, layer_states, gate_state, lengths, every_step)
+        tensors = [torch.stack(layers) for layers in zip(*new_states, strict=True)]
         if self.batch_first:
             update_gate = update_gate.transpose(0, 1)
         if not every_step:
-            output = new_states[-1][0]
+            output = tensors[0][-1]
         elif self.batch_first:
             output = output.transpose(0, 1)
-        tensors = [torch.stack(layers) for layers in zip(*new_states, strict=True)]
         return SkipRNNOutput(output, self._state(tensors, gate_state), update_gate)
 
     def initial_state(self, batch_size: int) -> State:
@@ -168,7 +168,8 @@ def _check_lengths(lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor 
     if lengths is None:
         return None
     steps, batch, _ = x.shape
-    lengths = torch.as_tensor(lengths)
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths, device="cpu")
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(f"lengths must be ({batch},) integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
     checked = batch and lengths.is_cpu and not torch.compiler.is_compiling()

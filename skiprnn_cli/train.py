@@ -289,7 +289,9 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
     if training["reset_after"] is not None and chosen("cell") != "gru":
         raise click.UsageError("--reset-after and --reset-before are of a GRU; add --cell gru, or drop them.")
     if training["reset_after"] is False and not chosen("skip"):
-        raise click.UsageError("The GRU that learns no gate is torch's, which resets after; drop --reset-before.")
+        raise click.UsageError(
+            "The GRU that learns no gate is of torch's kind, which resets after; drop --reset-before."
+        )
     path = (data or DATA / f"{task}.h5").absolute()
     return configure(task, preset, data=str(path), **training)
 

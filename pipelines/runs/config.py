@@ -213,7 +213,7 @@ def configure(task: str, preset: str, **options: object) -> TrainConfig:
     given = {name: None if value == NONE else value for name, value in options.items() if value is not None}
     cell = str(given.get("cell", config.cell))
     changes = FOR_CELL.get((None, preset, cell), {}) | FOR_CELL.get((task, preset, cell), {})
-    if given.get("skip", config.skip) is False:  # the plain cell is torch's own
+    if given.get("skip", config.skip) is False:  # the plain cell is of torch's kind
         changes.pop("reset_after", None)
     if "steps" in given:
         given.setdefault("epochs", None)

@@ -6,7 +6,7 @@ import logging
 import warnings
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,10 +113,12 @@ def export_run(
         SkipRNNError: the extra ``export`` is missing, the run cannot be read, or ``out`` cannot be written.
     """
     for package in ("onnx", "onnxruntime", "onnxscript"):
-        if find_spec(package) is None:
+        try:
+            import_module(package)
+        except ImportError as error:
             raise SkipRNNError(
-                f"export needs the package {package}; install the extra with `pip install 'skiprnn[export]'`"
-            )
+                f"export needs the package {package} ({error}); install the extra with `pip install 'skiprnn[export]'`"
+            ) from error
     if Path(out).suffix != ".onnx":
         raise SkipRNNError(f"cannot export to {out}: its name must end in .onnx")
     check_writable(out, overwrite=overwrite)

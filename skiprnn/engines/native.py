@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from skiprnn import compiled
 from skiprnn.cells import Cell, GRUCell, GRUResetBeforeCell, LayerWeights, LSTMCell
@@ -30,6 +31,8 @@ def why_not(problem: Problem) -> str | None:
     """Why this engine cannot run a problem, or should not; None if it can."""
     if torch.compiler.is_compiling():
         return "it cannot be traced"
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return "it is differentiated by autograd, backward, not by torch.func or forward"
     if reason := unfit(problem.cell, problem.tensors()):
         return reason
     if not problem.x.numel():
@@ -125,7 +128,7 @@ def forward(problem: Problem, tape: Tensor | None) -> list[Tensor]:
     order = ends.argsort(descending=True, stable=True)
     point(described, h=states[0], c=states[-1], p=p, acc=acc, update_gate=update_gate, order=order)
     if problem.every_step:
-        output = _memory(T * B * H, huge_pages=True).view(T, B, H)
+        output = _memory(T, B, H, huge_pages=True)
         point(described, output=output)
     call("forward", described, _workers(B))
     return [ends, output, update_gate, p, acc, *states]
@@ -222,28 +225,34 @@ def _parts(problem: Problem) -> dict[str, int]:
 _KEPT: deque[mmap.mmap] = deque(maxlen=3)  # memory of tapes and outputs that are gone
 
 
-def _memory(floats: int, *, huge_pages: bool = False) -> Tensor:
+def _memory(*shape: int, huge_pages: bool = False) -> Tensor:
     """Uninitialized memory that, where it is much, is real only where it is touched, page by page.
 
     It is kept when its tensor dies, for the next, because the first touch of a page costs more than writing to it.
     """
+    floats = math.prod(shape)
     if floats < 2**18:
-        return torch.empty(floats, dtype=torch.float32, device="cpu")
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
     mapped = None
     for _ in range(len(_KEPT)):
         with suppress(IndexError):  # another thread took it
             kept = _KEPT.popleft()
-            if 4 * floats <= len(kept) <= 16 * floats:
+            if len(kept) < 4 * floats:
+                continue  # what it was kept for has grown
+            if len(kept) <= 16 * floats:
                 mapped = kept
                 break
             _KEPT.append(kept)
     if mapped is None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        mapped = mmap.mmap(-1, 4 * floats, flags=flags)
+        try:
+            mapped = mmap.mmap(-1, 4 * floats, flags=flags)
+        except OSError as error:
+            raise RuntimeError(f"can't allocate memory: you tried to allocate {4 * floats} bytes ({error})") from error
         if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a hint, which not every kernel takes
                 mapped.madvise(mmap.MADV_HUGEPAGE)
-    array = np.frombuffer(mapped, dtype=np.float32, count=floats)
+    array = np.ndarray(shape, np.float32, mapped)
     weakref.finalize(array, _KEPT.append, mapped).atexit = False
     return torch.from_numpy(array)
 

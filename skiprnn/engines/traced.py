@@ -28,7 +28,8 @@ def why_not(problem: Problem) -> str | None:
 def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
     shape = native.KINDS[type(problem.cell)], len(problem.layers), problem.gate_grad_clip, problem.every_step
-    _, _, *computed = torch.ops.skiprnn.forward(list(problem.tensors()), problem.lengths, *shape)
+    given = list(problem.tensors()), problem.lengths, *shape, problem.differentiable
+    _, _, *computed = torch.ops.skiprnn.forward(*given)
     return native.solution(computed)
 
 
@@ -42,17 +43,21 @@ def _problem(
 
 @torch.library.custom_op("skiprnn::forward", mutates_args=())
 def _forward(
-    tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool
-) -> list[Tensor]:
+    tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
+    keep: bool,
+) -> list[Tensor]:  # fmt: skip
     problem = _problem(tensors, lengths, kind, layers, bound, every_step)
-    tape = native.empty_tape(problem)
-    return [tape, *native.forward(problem, tape)]
+    if keep:
+        tape = native.empty_tape(problem)
+        return [tape, *native.forward(problem, tape)]
+    return [problem.x.new_empty(0), *native.forward(problem, None)]
 
 
 @_forward.register_fake
 def _(
-    tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool
-) -> list[Tensor]:
+    tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
+    keep: bool,
+) -> list[Tensor]:  # fmt: skip
     problem = _problem(tensors, lengths, kind, layers, bound, every_step)
     x, H = problem.x, problem.update_weight.shape[0]
     T, B, _ = x.shape
@@ -60,7 +65,7 @@ def _(
     output = x.new_empty(T, B, H) if every_step else x.new_empty(0)
     ends = x.new_empty(B, dtype=torch.int64)
     return [
-        x.new_empty(native.tape_floats(problem)),
+        x.new_empty(native.tape_floats(problem) if keep else 0),
         ends,
         output,
         x.new_empty(T, B),
@@ -91,7 +96,7 @@ def _(
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    tensors, lengths, *shape = inputs
+    tensors, lengths, *shape, _ = inputs
     tape, ends, *_ = output
     ctx.shape, ctx.has_lengths = shape, lengths is not None
     ctx.save_for_backward(tape, ends, *([] if lengths is None else [lengths]), *tensors)
@@ -102,7 +107,7 @@ def _go_back(ctx, grads):  # type: ignore[no-untyped-def]
     lengths = tensors.pop(0) if ctx.has_lengths else None
     needs_x = ctx.needs_input_grad[0][0]
     grad_x, *others = torch.ops.skiprnn.backward(tensors, lengths, *ctx.shape, ends, tape, list(grads[2:]), needs_x)
-    return [grad_x if needs_x else None, *others], None, None, None, None, None
+    return [grad_x if needs_x else None, *others], *[None] * 6
 
 
 _forward.register_autograd(_go_back, setup_context=_keep)

@@ -95,3 +95,13 @@ def test_state_carries_over():
 def test_bad_probability():
     with pytest.raises(ValueError, match=r"p_skip must lie in 0\.\.1, got 1\.5"):
         RandomSkipLSTM(3, 5, p_skip=1.5)
+
+
+@pytest.mark.parametrize(("baseline", "skip"), BASELINES)
+def test_torchs_own_cell_may_be_asked_for(baseline, skip):
+    rnn = baseline(3, 5, p_skip=0.3, engine="torch")
+    x = torch.randn(6, 2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(rnn(x).output.square().sum(), x, create_graph=True)
+    gradient.sum().backward()
+    with pytest.raises(ValueError, match="unknown engine 'events'; choose auto or torch"):
+        baseline(3, 5, engine="events")

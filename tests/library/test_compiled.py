@@ -55,3 +55,12 @@ def test_a_library_that_cannot_be_loaded_is_named(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="cannot be loaded, torch runs in its place"):
         assert compiled._load() == (None, {})
     assert compiled.fits((torch.zeros(1, dtype=torch.float64),)) is not None
+
+
+@needs_compiled
+def test_instruction_sets_are_those_there_are(monkeypatch):
+    with pytest.raises(ValueError, match="most must be one of avx512, avx2, any, got 'sse'"):
+        compiled.instructions("sse")
+    monkeypatch.setenv("SKIPRNN_INSTRUCTIONS", "AVX2")
+    with pytest.warns(UserWarning, match="SKIPRNN_INSTRUCTIONS is AVX2, not avx512, avx2, any"):
+        compiled._load()

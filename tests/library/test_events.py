@@ -308,3 +308,55 @@ def test_long_sequences_train_in_bounded_memory():
     assert len(saved) == gate.sum(0).max() < 400
     (state.h.sum() + budget_loss(gate, 0.1)).backward()
     assert rnn.update_bias.grad.isfinite().all()
+
+
+@needs_compiled
+def test_outputs_may_be_changed_in_place():
+    for every_step in (True, False):
+        for rnn in (SkipLSTM(3, 40), SkipGRU(3, 5, 2), SkipGRU(3, 5, 2, engine="reference")):
+            output = rnn(torch.randn(60, 120, 3), every_step=every_step).output
+            output.relu_()
+            output.sum().backward()
+
+
+@needs_compiled
+def test_memory_is_used_again_and_what_is_too_small_given_back():
+    rnn = SkipLSTM(2, 40)
+    native.forget_memory()
+    sizes = []
+    for steps in (150, 150, 140, 170, 200):
+        rnn(torch.randn(steps, 60, 2), every_step=False).state.h.sum().backward()
+        sizes.append([len(memory) for memory in native._KEPT])
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert [len(kept) for kept in sizes] == [1] * 5
+    assert sizes[4] > sizes[3] > sizes[2]
+    native.forget_memory()
+
+
+@needs_compiled
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # torch's own use of it
+def test_what_compiled_code_cannot_differentiate_is_left_to_others():
+    rnn, x = SkipLSTM(2, 4), torch.randn(5, 3, 2)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert native.why_not(problem(rnn, dual)) is not None
+        slow = SkipLSTM(2, 4, engine="reference")
+        assert torch.autograd.forward_ad.unpack_dual(slow(dual).output).tangent is not None
+
+    def loss(x):
+        assert native.why_not(problem(rnn, x)) is not None
+        return x.sum()
+
+    torch.func.grad(loss)(x)
+
+
+def test_other_default_devices_change_nothing():
+    for dtype in (torch.float32, torch.float64):
+        rnn = SkipLSTM(2, 4, dtype=dtype)
+        x = torch.randn(5, 3, 2, dtype=dtype)
+        state = rnn(x).state
+        expected = rnn.step(x[0], state).skip_next, rnn(x, lengths=[5, 2, 0]).output
+        with torch.device("meta"):
+            assert torch.equal(rnn.step(x[0], state).skip_next, expected[0])
+            if dtype is torch.float32:
+                assert torch.equal(rnn(x, lengths=[5, 2, 0]).output, expected[1])

@@ -65,7 +65,7 @@ def test_the_operators_keep_torchs_rules(name, every_step):
     tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     kind = list(MODULES).index(name)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    given = (tensors, torch.tensor([20, 3, 9]), kind, 2, 0.1, every_step)
+    given = (tensors, torch.tensor([20, 3, 9]), kind, 2, 0.1, every_step, True)
     torch.library.opcheck(torch.ops.skiprnn.forward.default, given, test_utils=checks)
 
 
