@@ -213,7 +213,7 @@ USAGE_ERRORS = [
     (("train", "--lr-schedule", "constant", "--decay-from", "0.5"), "add --lr-schedule linear or cosine"),
     (("train", "--reset-before"), "are of a GRU; add --cell gru"),
     (("train", "--cell", "lstm", "--reset-after"), "are of a GRU; add --cell gru"),
-    (("train", "--cell", "gru", "--no-skip", "--reset-before"), "is torch's, which resets after"),
+    (("train", "--cell", "gru", "--no-skip", "--reset-before"), "is of torch's kind, which resets after"),
     (("train", "--lr", "0"), "0.0 is not in the range x>0"),
     (("train", "--p-skip", "0.5", "--skip"), "--p-skip is a baseline"),
     (("train", "--no-skip", "--lam", "1e-5"), "--lam has nothing to act on"),
