@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from speed import USAGES, describe, set_usage
+from speed import USAGES, machine, set_usage
 from torch import nn
 
 from skiprnn import SkipGRU, SkipLSTM, Stream
@@ -32,7 +32,7 @@ def main():
     options = parse()
     torch.set_num_threads(options.threads)
     setting = {
-        **describe(options, torch.device("cpu")),
+        **machine(torch.device("cpu")),
         "units": options.units, "steps": options.steps, "features": options.features,
     }  # fmt: skip
     print(json.dumps(setting, indent=2), file=sys.stderr)

@@ -105,13 +105,13 @@ def point(structure: Any, **tensors: Tensor) -> Any:
 
 def call(name: str, *arguments: Any) -> None:
     """Call a function of the library; structures and tensors are passed by reference, numbers as int64."""
-
-    def given(argument: Any) -> Any:
-        if isinstance(argument, int):
-            return ctypes.c_int64(argument)
-        return ctypes.c_void_p(argument.data_ptr()) if isinstance(argument, Tensor) else ctypes.byref(argument)
-
-    getattr(LIBRARY, f"skiprnn_{name}")(*map(given, arguments))
+    given = [
+        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor)
+        else ctypes.c_int64(a) if isinstance(a, int)
+        else ctypes.byref(a)
+        for a in arguments
+    ]  # fmt: skip
+    getattr(LIBRARY, f"skiprnn_{name}")(*given)
 
 
 def fits(tensors: tuple[Tensor, ...]) -> str | None:

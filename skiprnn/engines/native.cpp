@@ -5,6 +5,7 @@
 // gates is left to do. Gates are padded to a multiple of 16 units; padded units stay zero. The tape of a sequence holds
 // its states after each update, row 0 being the initial one, and the update's gates.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -41,7 +42,7 @@ STRUCTURE(Problem,
     int64_t T, B;
     int64_t x_t, x_b, go_t, go_b, gg_t, gg_b;      // strides of x, grad_output and grad_gate over time and batch
     const float *x;                                // (T, B, D)
-    const int64_t *lengths, *order;                // (B,): order: the longest first
+    const int64_t *lengths;                        // (B,)
     float *h, *c;                                  // (layers, B, H): initial states in, final states out
     float *p, *acc;                                // (B,): likewise
     float *output, *update_gate;                   // (T, B, H), or null, and (T, B)
@@ -408,18 +409,19 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
     }
 }
 
-INLINE int64_t forward_floats(const Stack &q) {
+INLINE int64_t forward_floats(const Stack &q, int64_t rows) {
     const Sizes s(q);
-    return ROWS * (q.layer[0].D + 2 * s.L * s.HP + 2 * s.GP + s.HP);
+    return rows * (q.layer[0].D + 2 * s.L * s.HP + 2 * s.GP + s.HP) + 96;
 }
 
 template <class Set, int KIND>
 INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, Memory &memory) {
+    const int64_t rows = n;
     const Stack &stack = *q.stack;
     const Sizes s(stack);
-    const int64_t H = s.H, HP = s.HP, D = stack.layer[0].D, S = q.T + 1, apart = ROWS * HP;
-    float *xs = memory.take(ROWS * D), *hs = memory.take(s.L * apart), *cs = memory.take(s.L * apart);
-    float *zx = memory.take(ROWS * s.GP), *zh = memory.take(ROWS * s.GP), *reset = memory.take(ROWS * HP);
+    const int64_t H = s.H, HP = s.HP, D = stack.layer[0].D, S = q.T + 1, apart = rows * HP;
+    float *xs = memory.take(rows * D), *hs = memory.take(s.L * apart), *cs = memory.take(s.L * apart);
+    float *zx = memory.take(rows * s.GP), *zh = memory.take(rows * s.GP), *reset = memory.take(rows * HP);
     int64_t of[ROWS], t[ROWS], shown[ROWS], count[ROWS], at[ROWS];  // of the rows still running, the first n
     float p[ROWS];
     for (int64_t r = 0; r < n; r++) {
@@ -799,26 +801,27 @@ INLINE void backward_block(const Problem &q, const int64_t *block, int64_t rows,
         }
 }
 
-// Blocks of sequences, from one start in Problem's order to the next, and who runs each on the way back.
+// Sequences in the order in which they are run, blocks of them, from one start to the next, and who runs each on the
+// way back.
 struct Plan {
-    std::vector<int64_t> start{0}, owner;
+    std::vector<int64_t> order, start{0}, owner;
     int64_t next = 0;  // block, forward
 };
 
 // A block ends where it is full, or holds its share of the work and as many rows as a product wants; each goes to the
-// worker who has the least. Backward knows how many updates a sequence has, of which each costs some eight skipped steps.
+// worker who has the least. Those that have most to do are together, and first. Backward knows how many updates a sequence
+// has, of which each costs some eight skipped steps.
 Plan planned(const Problem &q, int64_t workers, bool backward) {
     Plan plan;
-    const auto cost = [&](int64_t i) {
-        const int64_t b = q.order[i], T = q.lengths[b];
-        return backward ? q.counts[b] + (T - q.counts[b]) / 8.0 : T;
-    };
+    const auto updates = [&](int64_t b) { return backward ? q.counts[b] : q.lengths[b]; };
+    const auto cost = [&](int64_t b) { return updates(b) + (q.lengths[b] - updates(b)) / 8.0; };
     double all = 0, here = 0;
-    for (int64_t i = 0; i < q.B; i++) all += cost(i);
+    for (int64_t b = 0; b < q.B; b++) plan.order.push_back(b), all += cost(b);
+    std::stable_sort(plan.order.begin(), plan.order.end(), [&](int64_t a, int64_t b) { return updates(a) > updates(b); });
     const int64_t each = (q.B + workers - 1) / workers, least = each < 8 ? each : 8;
     std::vector<double> load(workers);
     for (int64_t i = 0; i < q.B; i++) {
-        here += cost(i);
+        here += cost(plan.order[i]);
         const int64_t rows = i + 1 - plan.start.back();
         if (rows < ROWS && i + 1 < q.B && (rows % least || here < all / workers / 4)) continue;
         int64_t owner = 0;
@@ -834,11 +837,14 @@ Plan planned(const Problem &q, int64_t workers, bool backward) {
 // Runs the blocks that nobody has begun.
 template <class Set, int KIND>
 INLINE void forward(const Problem &q, Plan &plan) {
-    Memory memory(forward_floats(*q.stack));
-    const int64_t *start = plan.start.data(), blocks = plan.owner.size();
+    int64_t rows = 0;
+    for (int64_t i = 0; i < (int64_t)plan.owner.size(); i++)
+        if (plan.start[i + 1] - plan.start[i] > rows) rows = plan.start[i + 1] - plan.start[i];
+    Memory memory(forward_floats(*q.stack, rows));
+    const int64_t *order = plan.order.data(), *start = plan.start.data(), blocks = plan.owner.size();
     for (int64_t i; (i = __atomic_fetch_add(&plan.next, 1, __ATOMIC_RELAXED)) < blocks;) {
         memory.rewind();
-        forward_block<Set, KIND>(q, q.order + start[i], start[i + 1] - start[i], memory);
+        forward_block<Set, KIND>(q, order + start[i], start[i + 1] - start[i], memory);
     }
 }
 
@@ -847,9 +853,10 @@ template <class Set, int KIND>
 INLINE void backward(const Problem &q, const Plan &plan, int64_t worker) {
     Memory memory(backward_floats(*q.stack));
     Back w = prepared<KIND>(*q.stack, q.sums + worker * sums_floats(*q.stack), memory);
-    const int64_t *start = plan.start.data(), *owner = plan.owner.data(), blocks = plan.owner.size();
+    const int64_t *order = plan.order.data(), *start = plan.start.data(), *owner = plan.owner.data();
+    const int64_t blocks = plan.owner.size();
     for (int64_t i = 0; i < blocks; i++)
-        if (owner[i] == worker) backward_block<Set, KIND>(q, q.order + start[i], start[i + 1] - start[i], w);
+        if (owner[i] == worker) backward_block<Set, KIND>(q, order + start[i], start[i + 1] - start[i], w);
     flush<Set, KIND>(Sizes(*q.stack), w);
 }
 

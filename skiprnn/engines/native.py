@@ -125,8 +125,7 @@ def forward(problem: Problem, tape: Tensor | None) -> list[Tensor]:
     output, update_gate = x.new_empty(0), x.new_zeros(T, B)
     stack = PackedStack(problem.cell, problem.layers, problem.update_weight, problem.update_bias)
     described = _described(problem, stack, x, ends, tape)
-    order = ends.argsort(descending=True, stable=True)
-    point(described, h=states[0], c=states[-1], p=p, acc=acc, update_gate=update_gate, order=order)
+    point(described, h=states[0], c=states[-1], p=p, acc=acc, update_gate=update_gate)
     if problem.every_step:
         output = _memory(T, B, H, huge_pages=True)
         point(described, output=output)
@@ -160,10 +159,9 @@ def backward(
     if grad_gate is not None:
         described.gg_t, described.gg_b = grad_gate.stride()
         point(described, grad_gate=grad_gate)
-    order = tape[:B].view(torch.int32).argsort(descending=True, stable=True)  # by the number of updates
     workers = _workers(B)
     sums = x.new_zeros(workers, compiled.LIBRARY.skiprnn_sums(stack.address))  # type: ignore[union-attr]
-    call("backward", point(described, sums=sums, order=order), workers)
+    call("backward", point(described, sums=sums), workers)
     shut = saturated(problem.gate, ends)
     *weights, w_p, b_p = _weights_of(sums.sum(0), problem)
     gate = (g.masked_fill(shut, 0) for g in (gp, ga))
