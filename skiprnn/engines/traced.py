@@ -20,7 +20,8 @@ def why_not(problem: Problem) -> str | None:
     """Why this engine cannot run a problem, or should not; None if it can."""
     if not torch.compiler.is_compiling():
         return "nothing is traced"
-    if torch.compiler.is_exporting() and isinstance(problem.x.shape[0], int):
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()  # where 2.11 says both
+    if exporting and isinstance(problem.x.shape[0], int):
         return "so many steps are written out in torch's own operations, for others than torch to read"
     return native.unfit(problem.cell, problem.tensors())
 

@@ -334,7 +334,7 @@ def test_memory_is_used_again_and_what_is_too_small_given_back():
 
 
 @needs_compiled
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # torch's own use of it
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own use of it
 def test_what_compiled_code_cannot_differentiate_is_left_to_others():
     rnn, x = SkipLSTM(2, 4), torch.randn(5, 3, 2)
     with torch.autograd.forward_ad.dual_level():
