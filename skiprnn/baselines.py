@@ -67,12 +67,13 @@ class _RandomSkip(RecurrentStack):
         """The plain cell over all of x: a Skip RNN whose gate stays open, where that is compiled, or torch's own."""
         if not x.numel():
             return states[-1][0].expand(*x.shape[:2], -1), states
-        gate = GateState(x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
-        shut, opened = x.new_zeros(self.hidden_size), x.new_full((1,), 100.0)
-        problem = Problem(self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step)
-        if self.engine == "auto" and native.why_not(problem) is None:
-            solution = native.run(problem)
-            return solution.output, solution.states
+        if self.engine == "auto" and x.is_cpu:
+            gate = GateState(x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
+            shut, opened = x.new_zeros(self.hidden_size), x.new_full((1,), 100.0)
+            problem = Problem(self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step)
+            if native.why_not(problem) is None:
+                solution = native.run(problem)
+                return solution.output, solution.states
         start = tuple(torch.stack(tensors) for tensors in zip(*states, strict=True))  # (num_layers, B, H) each
         if lengths is None:
             output, last = self._plain(x.transpose(0, 1) if self.batch_first else x, start)

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from skiprnn import compiled
-from skiprnn.cells import Cell, GRUCell, GRUResetBeforeCell, LayerWeights, LSTMCell
+from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerWeights
 from skiprnn.compiled import call, padded, point, structure
 from skiprnn.gate import GateState, saturated
 from skiprnn.problem import Problem, Solution, refuse_double_backward
 
-KINDS: dict[type[Cell], int] = {LSTMCell: 0, GRUCell: 1, GRUResetBeforeCell: 2}
+CELLS = (LSTM, GRU, GRU_RESET_BEFORE)  # as native.cpp numbers them
+KINDS: dict[type[Cell], int] = {type(cell): kind for kind, cell in enumerate(CELLS)}
 
 
 def why_not(problem: Problem) -> str | None:
@@ -52,7 +53,7 @@ def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
     if problem.differentiable:
         return solution(_Training.apply(problem.bare(), *problem.tensors()))
-    return solution(forward(problem, None)[1:])
+    return solution(forward(problem, packed(problem), None)[1:])
 
 
 def solution(tensors: Sequence[Tensor]) -> Solution:
@@ -65,14 +66,9 @@ class PackedStack:
     """A stack's weights as native.cpp wants them, copied when this is made; for training, also as backward does."""
 
     def __init__(
-        self,
-        cell: Cell,
-        layers: Sequence[LayerWeights],
-        update_weight: Tensor,
-        update_bias: Tensor,
-        *,
+        self, cell: Cell, layers: Sequence[LayerWeights], update_weight: Tensor, update_bias: Tensor, *,
         training: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         H = len(update_weight)
         self.units = HP = padded(H)
         weights = [LayerWeights(*(tensor.detach().contiguous() for tensor in layer)) for layer in layers]
@@ -115,7 +111,13 @@ class Follower:
         return follower.used, follower.last, follower.skips
 
 
-def forward(problem: Problem, tape: Tensor | None) -> list[Tensor]:
+def packed(problem: Problem, *, training: bool = False) -> PackedStack:
+    """A problem's stack."""
+    weights = problem.layers, problem.update_weight, problem.update_bias
+    return PackedStack(problem.cell, *weights, training=training)
+
+
+def forward(problem: Problem, stack: PackedStack, tape: Tensor | None) -> list[Tensor]:
     """The sequences' lengths, and what ``solution`` takes; what ``backward`` needs goes to the tape."""
     x, ends = _rows_of(problem.x.detach()), problem.ends().contiguous()
     T, B, _ = x.shape
@@ -123,7 +125,6 @@ def forward(problem: Problem, tape: Tensor | None) -> list[Tensor]:
     p, acc = (tensor.detach().clone() for tensor in problem.gate)
     states = [torch.stack(tensors).detach() for tensors in zip(*problem.states, strict=True)]
     output, update_gate = x.new_empty(0), x.new_zeros(T, B)
-    stack = PackedStack(problem.cell, problem.layers, problem.update_weight, problem.update_bias)
     described = _described(problem, stack, x, ends, tape)
     point(described, h=states[0], c=states[-1], p=p, acc=acc, update_gate=update_gate)
     if problem.every_step:
@@ -134,18 +135,17 @@ def forward(problem: Problem, tape: Tensor | None) -> list[Tensor]:
 
 
 def backward(
-    problem: Problem, ends: Tensor, tape: Tensor, grads: Sequence[Tensor | None], *, needs_x: bool
+    problem: Problem, stack: PackedStack, ends: Tensor, tape: Tensor, grads: Sequence[Tensor | None], *, needs_x: bool
 ) -> list[Tensor | None]:
-    """Gradients by ``problem.tensors()``, from those by what ``solution`` takes."""
+    """Gradients by ``problem.tensors()``, from those by what ``solution`` takes; the stack is packed for training."""
     x, L = _rows_of(problem.x.detach()), len(problem.layers)
     T, B, D = x.shape
     grad_output, grad_gate, *given = grads
-    starts = [*problem.gate, *(torch.stack(tensors) for tensors in zip(*problem.states, strict=True))]
+    shapes = [(B,)] * 2 + [(L, B, len(problem.update_weight))] * problem.cell.num_states
     gp, ga, *states = (
-        torch.zeros_like(start) if g is None else g.clone(memory_format=torch.contiguous_format)
-        for start, g in zip(starts, given, strict=True)
+        x.new_zeros(shape) if g is None else g.clone(memory_format=torch.contiguous_format)
+        for shape, g in zip(shapes, given, strict=True)
     )
-    stack = PackedStack(problem.cell, problem.layers, problem.update_weight, problem.update_bias, training=True)
     described = _described(problem, stack, x, ends, tape)
     described.gate_grad_clip = math.inf if problem.gate_grad_clip is None else problem.gate_grad_clip
     point(described, grad_h=states[0], grad_c=states[-1], grad_p=gp, grad_acc=ga)
@@ -172,9 +172,9 @@ class _Training(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bare: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
         problem = bare.with_tensors(tensors)
-        tape = empty_tape(problem)
-        ends, *computed = forward(problem, tape)
-        ctx.bare = bare
+        stack, tape = packed(problem, training=True), empty_tape(problem)
+        ends, *computed = forward(problem, stack, tape)
+        ctx.bare, ctx.stack = bare, stack
         ctx.save_for_backward(ends, tape, *tensors)
         ctx.set_materialize_grads(False)
         return tuple(computed)
@@ -184,7 +184,7 @@ class _Training(torch.autograd.Function):
         refuse_double_backward()
         ends, tape, *tensors = ctx.saved_tensors
         problem = ctx.bare.with_tensors(tensors)
-        return None, *backward(problem, ends, tape, grads, needs_x=ctx.needs_input_grad[1])
+        return None, *backward(problem, ctx.stack, ends, tape, grads, needs_x=ctx.needs_input_grad[1])
 
 
 def _weights_of(sums: Tensor, problem: Problem) -> Iterator[Tensor]:

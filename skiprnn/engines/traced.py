@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM
 from skiprnn.engines import native
 from skiprnn.problem import Problem, Solution
-
-CELLS = (LSTM, GRU, GRU_RESET_BEFORE)  # as native.KINDS numbers them
 
 
 def why_not(problem: Problem) -> str | None:
@@ -39,7 +36,7 @@ def _problem(
 ) -> Problem:
     each: list[Any] = [None] * layers
     rest = (lengths, bound, every_step)
-    return Problem(CELLS[kind], each, None, None, None, each, None, *rest).with_tensors(tensors)  # type: ignore[arg-type]
+    return Problem(native.CELLS[kind], each, None, None, None, each, None, *rest).with_tensors(tensors)  # type: ignore[arg-type]
 
 
 @torch.library.custom_op("skiprnn::forward", mutates_args=())
@@ -50,8 +47,8 @@ def _forward(
     problem = _problem(tensors, lengths, kind, layers, bound, every_step)
     if keep:
         tape = native.empty_tape(problem)
-        return [tape, *native.forward(problem, tape)]
-    return [problem.x.new_empty(0), *native.forward(problem, None)]
+        return [tape, *native.forward(problem, native.packed(problem), tape)]
+    return [problem.x.new_empty(0), *native.forward(problem, native.packed(problem), None)]
 
 
 @_forward.register_fake
@@ -82,7 +79,8 @@ def _backward(
     ends: Tensor, tape: Tensor, grads: list[Tensor | None], needs_x: bool,
 ) -> list[Tensor]:  # fmt: skip
     problem = _problem(tensors, lengths, kind, layers, bound, every_step)
-    grad_x, *others = native.backward(problem, ends, tape, grads, needs_x=needs_x)
+    stack = native.packed(problem, training=True)
+    grad_x, *others = native.backward(problem, stack, ends, tape, grads, needs_x=needs_x)
     grad_x = tensors[0].new_empty(0) if grad_x is None else grad_x
     return [grad_x, *(g.clone() for g in others if g is not None)]  # of its own, as an operator's results must be
 

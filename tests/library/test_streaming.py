@@ -158,7 +158,7 @@ def test_inference_reads_any_layout(monkeypatch):
     rnn = build("gru", (30, 3, 4, 12, 2), -1.0, "auto", torch.float32)
     x = torch.randn(3, 4, 30).permute(2, 0, 1)
     tapes, forward = [], native.forward
-    monkeypatch.setattr(native, "forward", lambda p, tape: tapes.append(tape) or forward(p, tape))
+    monkeypatch.setattr(native, "forward", lambda p, s, tape: tapes.append(tape) or forward(p, s, tape))
     with torch.no_grad():
         expected = rnn(x.contiguous()).output
         assert torch.equal(rnn(x).output, expected)
