@@ -132,10 +132,10 @@ INLINE void transpose_step(const v16 *a, v16 *b) {
         }
 }
 
-// C[R, 16 V] = bias + A[R, K] · W, or C += A · W where bias is null; W: V panels [K][16], so far apart
+// C[R, 16 V] = bias + A[R, K] · W[K, 16 V], or C += A · W where bias is null; steps from one row, sum or vector to the next
 template <int R, int V>
-INLINE void tile(const float *A, int64_t lda, int64_t K, const float *W, int64_t panel, float *C, int64_t ldc,
-                 const float *bias) {
+INLINE void tile(const float *A, int64_t a_r, int64_t a_k, int64_t K, const float *W, int64_t w_k, int64_t w_v, float *C,
+                 int64_t ldc, const float *bias) {
     v16 sum[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -144,10 +144,10 @@ INLINE void tile(const float *A, int64_t lda, int64_t K, const float *W, int64_t
     for (int64_t k = 0; k < K; k++) {
         v16 w[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) w[v] = load(W + v * panel + 16 * k);
+        for (int v = 0; v < V; v++) w[v] = load(W + v * w_v + k * w_k);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const float a = A[r * lda + k];
+            const float a = A[r * a_r + k * a_k];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) sum[r][v] += a * w[v];
         }
@@ -160,16 +160,16 @@ INLINE void tile(const float *A, int64_t lda, int64_t K, const float *W, int64_t
 
 // The same for N columns, a multiple of 16, and all of n rows that are full tiles; returns how many those are.
 template <int R, int V>
-INLINE int64_t tiles(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, float *C,
-                     int64_t ldc, const float *bias) {
-    const int64_t whole = n / R * R, panel = 16 * K;
+INLINE int64_t tiles(const float *A, int64_t a_r, int64_t a_k, int64_t n, int64_t K, const float *W, int64_t w_k,
+                     int64_t w_v, int64_t N, float *C, int64_t ldc, const float *bias) {
+    const int64_t whole = n / R * R;
     int64_t j = 0;
     for (; whole && j + 16 * V <= N; j += 16 * V)
         for (int64_t i = 0; i < whole; i += R)
-            tile<R, V>(A + i * lda, lda, K, W + j * K, panel, C + i * ldc + j, ldc, bias ? bias + j : nullptr);
+            tile<R, V>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_v, w_k, w_v, C + i * ldc + j, ldc, bias ? bias + j : nullptr);
     for (; whole && j < N; j += 16)
         for (int64_t i = 0; i < whole; i += R)
-            tile<R, 1>(A + i * lda, lda, K, W + j * K, panel, C + i * ldc + j, ldc, bias ? bias + j : nullptr);
+            tile<R, 1>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_v, w_k, w_v, C + i * ldc + j, ldc, bias ? bias + j : nullptr);
     return whole;
 }
 
@@ -177,48 +177,14 @@ INLINE int64_t tiles(const float *A, int64_t lda, int64_t n, int64_t K, const fl
 template <int R, int V>
 INLINE void product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, float *C, int64_t ldc,
                     const float *bias) {
-    int64_t i = tiles<R, V>(A, lda, n, K, W, N, C, ldc, bias);
-    if (R > 4) i += tiles<4, V>(A + i * lda, lda, n - i, K, W, N, C + i * ldc, ldc, bias);
-    i += tiles<2, 2 * V>(A + i * lda, lda, n - i, K, W, N, C + i * ldc, ldc, bias);
-    tiles<1, 4>(A + i * lda, lda, n - i, K, W, N, C + i * ldc, ldc, bias);
+    int64_t i = tiles<R, V>(A, lda, 1, n, K, W, 16, 16 * K, N, C, ldc, bias);
+    if (R > 4) i += tiles<4, V>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
+    i += tiles<2, 2 * V>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
+    tiles<1, 4>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
 }
 
-// C[R, 16 V] += A[n, R]ᵀ · B[n, 16 V]
-template <int R, int V>
-INLINE void outer_tile(const float *A, int64_t lda, const float *B, int64_t ldb, int64_t n, float *C, int64_t ldc) {
-    v16 sum[R][V];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[r][v] = load(C + r * ldc + 16 * v);
-    for (int64_t k = 0; k < n; k++) {
-        v16 b[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) b[v] = load(B + k * ldb + 16 * v);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            const float a = A[k * lda + r];
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sum[r][v] += a * b[v];
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) store(C + r * ldc + 16 * v, sum[r][v]);
-}
-
-// C[M, N] += A[n, M]ᵀ · B[n, N]; M is a multiple of 16, and so is N, that of B and C
-template <int R, int V>
-INLINE void outer_product(const float *A, int64_t lda, int64_t M, const float *B, int64_t N, int64_t n, float *C) {
-    int64_t j = 0;
-    for (; j + 16 * V <= N; j += 16 * V)
-        for (int64_t i = 0; i < M; i += R) outer_tile<R, V>(A + i, lda, B + j, N, n, C + i * N + j, N);
-    for (; j < N; j += 16)
-        for (int64_t i = 0; i < M; i += R) outer_tile<R, 1>(A + i, lda, B + j, N, n, C + i * N + j, N);
-}
-
-// An instruction set: its products, in tiles of R rows and V vectors, as many sums as its registers hold.
+// An instruction set: its products, in tiles of R rows and V vectors, as many sums as its registers hold. The outer
+// product is C[M, N] += A[n, M]ᵀ · B[n, N]; M is a multiple of 16, and so is N, that of B and C.
 #define INSTRUCTIONS(name, R, V, ...)                                                                                \
     struct name {                                                                                                    \
         __VA_ARGS__ static void product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, \
@@ -227,7 +193,7 @@ INLINE void outer_product(const float *A, int64_t lda, int64_t M, const float *B
         }                                                                                                            \
         __VA_ARGS__ static void outer_product(const float *A, int64_t lda, int64_t M, const float *B, int64_t N,      \
                                               int64_t n, float *C) {                                                 \
-            ::outer_product<R, V>(A, lda, M, B, N, n, C);                                                            \
+            ::tiles<R, V>(A, 1, lda, M, n, B, N, 16, N, C, N, nullptr);                                              \
         }                                                                                                            \
     };
 #if defined(__x86_64__) && defined(__GNUC__)
