@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
 
 typedef float v16 __attribute__((vector_size(64)));
@@ -204,17 +205,18 @@ INSTRUCTIONS(Avx2, 4, 1, AVX2 __attribute__((noinline)))
 #endif
 INSTRUCTIONS(Any, 4, 1, __attribute__((noinline)))
 
-// Zeroed memory, handed out in pieces that start at multiples of 64 bytes; as plain pointers, because calls of
-// std::vector are not inlined into functions for one instruction set.
+// Zeroed memory in pieces that start at multiples of 64 bytes, freed together.
 struct Memory {
-    std::vector<float> all;
-    int64_t next;
-    explicit Memory(int64_t floats) : all(floats + 16 * 12) { rewind(); }
-    void rewind() { next = (64 - (uintptr_t)all.data() % 64) % 64 / 4; }
+    std::vector<void *> pieces;
     float *take(int64_t floats) {
-        float *piece = all.data() + next;
-        next += padded(floats);
-        return piece;
+        const size_t bytes = padded(floats > 0 ? floats : 1) * sizeof(float);
+        void *piece = std::aligned_alloc(64, bytes);
+        if (!piece) throw std::bad_alloc();
+        pieces.push_back(piece);
+        return (float *)memset(piece, 0, bytes);
+    }
+    ~Memory() {
+        for (void *piece : pieces) free(piece);
     }
 };
 
@@ -350,7 +352,8 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
         Set::product(below, below_apart, n, w.D, w.w_x, s.GP, zx, s.GP, w.bias_x);
         Set::product(h, s.HP, n, s.H, w.w_h, s.ZP, zh, s.GP, w.bias_h);
         if (KIND == 2) {
-            for (int64_t r = 0; r < n; r++) reset_states(Share<0>{zx + r * s.GP}, zh + r * s.GP, h + r * s.HP, s.HP, reset + r * s.HP);
+            for (int64_t r = 0; r < n; r++)
+                reset_states(Share<0>{zx + r * s.GP}, zh + r * s.GP, h + r * s.HP, s.HP, reset + r * s.HP);
             Set::product(reset, s.HP, n, s.H, w.w_h + s.ZP * s.H, s.HP, zh + s.ZP, s.GP, w.bias_h + s.ZP);
         }
         for (int64_t r = 0; r < n; r++) {
@@ -375,19 +378,26 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
     }
 }
 
-INLINE int64_t forward_floats(const Stack &q, int64_t rows) {
+// What a worker needs for blocks of so many rows.
+struct Ahead {
+    int64_t apart;         // a layer's states
+    float *xs, *hs, *cs;   // (rows, D), (layers, rows, HP)
+    float *zx, *zh, *reset;
+};
+
+INLINE Ahead prepared(const Stack &q, int64_t rows, Memory &memory) {
     const Sizes s(q);
-    return rows * (q.layer[0].D + 2 * s.L * s.HP + 2 * s.GP + s.HP) + 96;
+    const int64_t apart = rows * s.HP;
+    return {apart, memory.take(rows * q.layer[0].D), memory.take(s.L * apart), memory.take(s.L * apart),
+            memory.take(rows * s.GP), memory.take(rows * s.GP), memory.take(rows * s.HP)};
 }
 
 template <class Set, int KIND>
-INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, Memory &memory) {
-    const int64_t rows = n;
+INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, const Ahead &w) {
     const Stack &stack = *q.stack;
     const Sizes s(stack);
-    const int64_t H = s.H, HP = s.HP, D = stack.layer[0].D, S = q.T + 1, apart = rows * HP;
-    float *xs = memory.take(rows * D), *hs = memory.take(s.L * apart), *cs = memory.take(s.L * apart);
-    float *zx = memory.take(rows * s.GP), *zh = memory.take(rows * s.GP), *reset = memory.take(rows * HP);
+    const int64_t H = s.H, HP = s.HP, D = stack.layer[0].D, S = q.T + 1, apart = w.apart;
+    float *xs = w.xs, *hs = w.hs, *cs = w.cs;
     int64_t of[ROWS], t[ROWS], shown[ROWS], count[ROWS], at[ROWS];  // of the rows still running, the first n
     float p[ROWS];
     for (int64_t r = 0; r < n; r++) {
@@ -432,7 +442,7 @@ INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, Mem
             running++;
         }
         if ((n = running) == 0) break;
-        update<Set, KIND>(stack, xs, n, hs, cs, apart, p, zx, zh, reset, q.tape_g, at, q.B * S * s.KP);
+        update<Set, KIND>(stack, xs, n, hs, cs, apart, p, w.zx, w.zh, w.reset, q.tape_g, at, q.B * S * s.KP);
         for (int64_t r = 0; r < n; r++) {
             const int64_t b = of[r], k = at[r];
             if (q.tape_h) q.tape_t[k] = (int32_t)t[r], q.tape_a[k] = q.acc[b], q.tape_p[k] = p[r];
@@ -466,24 +476,13 @@ INLINE int64_t sums_floats(const Stack &q) {  // of a worker's gradients
     return floats;
 }
 
-INLINE int64_t backward_floats(const Stack &q) {
-    const Sizes s(q);
-    int64_t floats = 4096, widest = s.HP;
-    for (int64_t l = 0; l < s.L; l++) {
-        const int64_t DP = padded(q.layer[l].D);
-        widest = DP > widest ? DP : widest;
-        floats += sizeof(LayerBack) / 4 + ROWS * (2 * s.HP + s.GP) + (PENDING + ROWS) * (DP + 2 * s.HP + 2 * s.GP) + 256;
-    }
-    return floats + SKIPS * (q.layer[0].D + s.GP + 3 * s.HP) + ROWS * (s.HP + s.GP) + (ROWS + 1) * widest;
-}
-
 template <int KIND>
-INLINE Back prepared(const Stack &q, float *sums, Memory &memory) {
+INLINE Back prepared_back(const Stack &q, float *sums, Memory &memory) {
     const Sizes s(q);
     const int64_t many = PENDING + ROWS;
     int64_t widest = s.HP;
     Back w;
-    w.layer = (LayerBack *)memory.take(s.L * sizeof(LayerBack) / 4);
+    w.layer = (LayerBack *)memory.take(s.L * sizeof(LayerBack) / sizeof(float));
     for (int64_t l = 0; l < s.L; l++) {
         LayerBack &a = w.layer[l];
         a.D = q.layer[l].D, a.DP = padded(a.D);
@@ -500,7 +499,8 @@ INLINE Back prepared(const Stack &q, float *sums, Memory &memory) {
     w.pending = 0;
     w.xs = memory.take(SKIPS * q.layer[0].D), w.zx = memory.take(SKIPS * s.GP), w.zn = memory.take(SKIPS * s.HP);
     w.reset = memory.take(SKIPS * s.HP), w.below = memory.take(SKIPS * s.HP);
-    w.back = memory.take(ROWS * s.HP), w.z = memory.take(ROWS * s.GP), w.up = memory.take(ROWS * widest), w.zeros = memory.take(widest);
+    w.back = memory.take(ROWS * s.HP), w.z = memory.take(ROWS * s.GP);
+    w.up = memory.take(ROWS * widest), w.zeros = memory.take(widest);
     return w;
 }
 
@@ -771,6 +771,7 @@ INLINE void backward_block(const Problem &q, const int64_t *block, int64_t rows,
 // way back.
 struct Plan {
     std::vector<int64_t> order, start{0}, owner;
+    int64_t most = 0;  // rows of a block
     int64_t next = 0;  // block, forward
 };
 
@@ -795,6 +796,7 @@ Plan planned(const Problem &q, int64_t workers, bool backward) {
             if (load[w] < load[owner]) owner = w;
         load[owner] += here;
         plan.owner.push_back(owner), plan.start.push_back(i + 1);
+        if (rows > plan.most) plan.most = rows;
         here = 0;
     }
     return plan;
@@ -803,22 +805,18 @@ Plan planned(const Problem &q, int64_t workers, bool backward) {
 // Runs the blocks that nobody has begun.
 template <class Set, int KIND>
 INLINE void forward(const Problem &q, Plan &plan) {
-    int64_t rows = 0;
-    for (int64_t i = 0; i < (int64_t)plan.owner.size(); i++)
-        if (plan.start[i + 1] - plan.start[i] > rows) rows = plan.start[i + 1] - plan.start[i];
-    Memory memory(forward_floats(*q.stack, rows));
+    Memory memory;
+    const Ahead w = prepared(*q.stack, plan.most, memory);
     const int64_t *order = plan.order.data(), *start = plan.start.data(), blocks = plan.owner.size();
-    for (int64_t i; (i = __atomic_fetch_add(&plan.next, 1, __ATOMIC_RELAXED)) < blocks;) {
-        memory.rewind();
-        forward_block<Set, KIND>(q, order + start[i], start[i + 1] - start[i], memory);
-    }
+    for (int64_t i; (i = __atomic_fetch_add(&plan.next, 1, __ATOMIC_RELAXED)) < blocks;)
+        forward_block<Set, KIND>(q, order + start[i], start[i + 1] - start[i], w);
 }
 
 // Runs a worker's own blocks, so that sums are always the same.
 template <class Set, int KIND>
 INLINE void backward(const Problem &q, const Plan &plan, int64_t worker) {
-    Memory memory(backward_floats(*q.stack));
-    Back w = prepared<KIND>(*q.stack, q.sums + worker * sums_floats(*q.stack), memory);
+    Memory memory;
+    Back w = prepared_back<KIND>(*q.stack, q.sums + worker * sums_floats(*q.stack), memory);
     const int64_t *order = plan.order.data(), *start = plan.start.data(), *owner = plan.owner.data();
     const int64_t blocks = plan.owner.size();
     for (int64_t i = 0; i < blocks; i++)
@@ -830,7 +828,7 @@ INLINE void backward(const Problem &q, const Plan &plan, int64_t worker) {
 template <class Set, int KIND>
 INLINE void follow(Follower &q, const float *x, int64_t x_t, int64_t T) {
     const Sizes s(*q.stack);
-    Memory memory(2 * s.GP + s.HP);
+    Memory memory;
     float *zx = memory.take(s.GP), *zh = memory.take(s.GP), *reset = memory.take(s.HP);
     int64_t t = q.skips;
     for (q.used = 0; t < T; q.used++) {
