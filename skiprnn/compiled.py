@@ -45,6 +45,7 @@ def _load() -> tuple[ctypes.CDLL | None, dict[str, type[ctypes.Structure]]]:
         integer, pointer = ctypes.c_int64, ctypes.c_void_p
         library.skiprnn_source.restype = library.skiprnn_instructions.restype = ctypes.c_char_p
         library.skiprnn_instructions.argtypes = [ctypes.c_char_p]
+        library.skiprnn_pairs.restype = integer
         library.skiprnn_sums.argtypes, library.skiprnn_sums.restype = [pointer], integer
         library.skiprnn_count.argtypes = [pointer, pointer, pointer, integer, pointer]
         library.skiprnn_follow.argtypes = [pointer, pointer, integer, integer]
@@ -90,6 +91,11 @@ def instructions(most: str | None = None) -> str | None:
     return chosen.decode()
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether compiled code has instructions for products of bfloat16; otherwise it rounds and multiplies float32."""
+    return LIBRARY is not None and bool(LIBRARY.skiprnn_pairs())
+
+
 def structure(name: str, *, count: int = 0, **values: Any) -> Any:
     """A structure of native.cpp, or an array of so many."""
     kind = _STRUCTURES[name]
@@ -118,8 +124,6 @@ def fits(tensors: tuple[Tensor, ...]) -> str | None:
     """Why compiled code cannot compute with tensors; None if it can."""
     if LIBRARY is None:
         return "it was not built"
-    if torch.is_autocast_enabled("cpu"):
-        return "it computes in float32, not under autocast"
     if not all(tensor.dtype is torch.float32 and tensor.is_cpu for tensor in tensors):
         return "it computes float32 tensors on the CPU"
     return None

@@ -49,7 +49,8 @@ class Stream:
         self.embed = embed
         packed = None
         if native.unfit(rnn.cell, tuple(rnn.parameters())) is None:
-            packed = native.PackedStack(rnn.cell, rnn.layers(), rnn.update_weight, rnn.update_bias)
+            weights = rnn.layers(), rnn.update_weight, rnn.update_bias
+            packed = native.PackedStack(rnn.cell, *weights, rounded=native.rounding())
         with torch.inference_mode(False), torch.no_grad():  # tensors that may be written to anywhere
             initial = rnn.initial_state(1)
             tensors = [tensor.clone() for tensor in initial]

@@ -163,6 +163,8 @@ def _show_version(context: click.Context, parameter: click.Parameter, asked: boo
     from skiprnn import compiled
 
     engine = compiled.instructions()
+    if compiled.multiplies_bfloat16():
+        engine = f"{engine} with bfloat16"
     missing = "no compiled CPU engine: install skiprnn again where there is a C++ compiler"
     click.echo(f"skiprnn, version {version('skiprnn')} ({f'compiled CPU engine: {engine}' if engine else missing})")
     context.exit()

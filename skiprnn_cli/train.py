@@ -149,7 +149,13 @@ Examples:
 )
 @preset_option("--seed", "seed", click.IntRange(min=0), "Of weights and batches.")
 @preset_option("--device", "device", click.Choice(CHOICES["device"]), "auto: CUDA where there is one.")
-@preset_option("--amp", "amp", click.Choice(CHOICES["amp"]), "Matrix products in bfloat16; the gate stays in float32.")
+@preset_option(
+    "--amp",
+    "amp",
+    click.Choice(CHOICES["amp"]),
+    "bf16: matrix products of bfloat16, up to twice as fast on GPUs and on CPUs with AVX512-BF16; the gate stays in "
+    "float32.",
+)
 @click.option("--tensorboard", is_flag=True, help="Log to RUN/tensorboard too (extra: tensorboard).")
 @click.option("--out", type=options.PATH, help="Run directory.  [default: runs/NAME-DATE]")
 @click.option(

@@ -48,6 +48,17 @@ def temporary_files(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=compiled.INSTRUCTIONS)
+def instructions(request):
+    """Each instruction set that the machine has."""
+    before = compiled.instructions()
+    if compiled.instructions(request.param) != request.param:
+        compiled.instructions(before)
+        pytest.skip(f"there is no compiled path for {request.param}")
+    yield
+    compiled.instructions(before)
+
+
 @pytest.fixture(scope="session")
 def adding_file(tmp_path_factory) -> Path:
     return generate(Adding(length=12), tmp_path_factory.mktemp("data") / "adding.h5", SIZES, seed=3)

@@ -1,5 +1,6 @@
 // The event-driven engine on the CPU in float32: forward and backward of a stack, a block of sequences at a time (see
-// native.py), and at the end of the file one sequence whose samples come bit by bit.
+// native.py), and at the end of the file one sequence whose samples come bit by bit. Under autocast what products multiply
+// is rounded to bfloat16; all sums are float32.
 //
 // A block of sequences runs its whole event loop here, so that weights stay in the cache and nothing but products and
 // gates is left to do. Gates are padded to a multiple of 16 units; padded units stay zero. The tape of a sequence holds
@@ -16,6 +17,8 @@ typedef float v16 __attribute__((vector_size(64)));
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t i16 __attribute__((vector_size(64)));
+typedef uint32_t n16 __attribute__((vector_size(64)));
+typedef uint16_t h16 __attribute__((vector_size(32)));
 typedef float u16 __attribute__((vector_size(64), aligned(4)));  // unaligned view
 
 #define INLINE static inline __attribute__((always_inline))
@@ -26,13 +29,13 @@ typedef float u16 __attribute__((vector_size(64), aligned(4)));  // unaligned vi
     static const char name##_text[] = #name " {" #__VA_ARGS__ "}";
 
 STRUCTURE(Layer,                                   // shaped as in torch, or packed by skiprnn_pack_stack
-    int64_t D;
+    int64_t D, form;                               // form: of w_x and w_x_back (see Form)
     const float *w_x, *w_h, *bias_x, *bias_h;      // packed [GP/16][D or H][16] and (GP,)
     const float *w_x_back, *w_h_back;              // packed [DP/16 or HP/16][GP][16], for training
 );
 
 STRUCTURE(Stack,
-    int64_t kind, layers, H;                       // kind: 0 LSTM, 1 GRU (reset after), 2 GRU (reset before)
+    int64_t kind, layers, H, form;                 // kind: 0 LSTM, 1 GRU (reset after), 2 GRU (reset before)
     const Layer *layer;
     const float *w_p;                              // (HP,)
     float b_p;
@@ -67,6 +70,10 @@ STRUCTURE(Follower,                                // one sequence, whose sample
 );
 
 namespace {
+
+// What products multiply: float32; that rounded to bfloat16; or pairs of bfloat16 in the place of one float32, which
+// halves what they read, for instructions that take them so. Of raw weights, ROUNDED asks for either of the latter.
+enum Form { FLOATS, ROUNDED, PAIRS };
 
 const int ROWS = 32;      // sequences of a block, at most
 const int SKIPS = 64;     // skipped steps whose inputs go through one product
@@ -133,10 +140,66 @@ INLINE void transpose_step(const v16 *a, v16 *b) {
         }
 }
 
+INLINE n16 bfloat16(v16 x) {  // in the low halves, rounded to the nearest, to even where two are
+    const n16 bits = (n16)x, nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return x == x ? nearest : (bits >> 16 | 0x40);
+}
+INLINE v16 rounded(v16 x) { return (v16)(bfloat16(x) << 16); }
+INLINE v16 paired(v16 first, v16 second) { return (v16)(bfloat16(first) | bfloat16(second) << 16); }
+
+// A's numbers in a form, without space between rows: (n, K), or (n, (K + 1) / 2) of pairs.
+INLINE void form_rows(Form form, const float *A, int64_t lda, int64_t n, int64_t K, float *out) {
+    for (int64_t r = 0; r < n; r++, A += lda)
+        for (int64_t k = 0; k < K; k += 16) {
+            float here[16] = {};
+            const int64_t count = K - k < 16 ? K - k : 16;
+            if (count < 16) memcpy(here, A + k, count * sizeof(float));
+            const n16 halves = bfloat16(load(count < 16 ? here : A + k));
+            if (form == ROUNDED) {
+                const v16 whole = (v16)(halves << 16);
+                memcpy(out, &whole, count * sizeof(float)), out += count;
+            } else {
+                const h16 pairs = __builtin_convertvector(halves, h16);
+                memcpy(out, &pairs, (count + 1) / 2 * sizeof(float)), out += (count + 1) / 2;
+            }
+        }
+}
+
+// The same of a sum over A's n rows: (n, M), or ((n + 1) / 2, M) of pairs; M is a multiple of 16.
+INLINE void form_columns(Form form, const float *A, int64_t lda, int64_t n, int64_t M, float *out) {
+    for (int64_t r = 0; r < n; r += form == PAIRS ? 2 : 1)
+        for (int64_t m = 0; m < M; m += 16, out += 16) {
+            const v16 first = load(A + r * lda + m);
+            store(out, form == ROUNDED ? rounded(first) : paired(first, r + 1 < n ? load(A + (r + 1) * lda + m) : v16{}));
+        }
+}
+
+// Memory of a thread, for what a product multiplies in another form.
+float *scratch(int64_t floats) {
+    static thread_local std::vector<float> memory;
+    if ((int64_t)memory.size() < floats) memory.resize(floats);
+    return memory.data();
+}
+
+// Numbers of A, and what adds their product with a vector of W.
+struct Float {
+    typedef float number;
+    INLINE v16 multiply_add(v16 sum, float a, v16 w) { return sum + a * w; }
+};
+struct Pair {
+    typedef int32_t number;
+    INLINE v16 multiply_add(v16 sum, int32_t a, v16 w) {
+#if defined(__x86_64__) && defined(__GNUC__)
+        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"((v16)(a - i16{})));
+#endif
+        return sum;
+    }
+};
+
 // C[R, 16 V] = bias + A[R, K] · W[K, 16 V], or C += A · W where bias is null; steps from one row, sum or vector to the next
-template <int R, int V>
-INLINE void tile(const float *A, int64_t a_r, int64_t a_k, int64_t K, const float *W, int64_t w_k, int64_t w_v, float *C,
-                 int64_t ldc, const float *bias) {
+template <class Kind, int R, int V>
+INLINE void tile(const typename Kind::number *A, int64_t a_r, int64_t a_k, int64_t K, const float *W, int64_t w_k,
+                 int64_t w_v, float *C, int64_t ldc, const float *bias) {
     v16 sum[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -148,9 +211,9 @@ INLINE void tile(const float *A, int64_t a_r, int64_t a_k, int64_t K, const floa
         for (int v = 0; v < V; v++) w[v] = load(W + v * w_v + k * w_k);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const float a = A[r * a_r + k * a_k];
+            const typename Kind::number a = A[r * a_r + k * a_k];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sum[r][v] += a * w[v];
+            for (int v = 0; v < V; v++) sum[r][v] = Kind::multiply_add(sum[r][v], a, w[v]);
         }
     }
 #pragma GCC unroll 8
@@ -160,46 +223,87 @@ INLINE void tile(const float *A, int64_t a_r, int64_t a_k, int64_t K, const floa
 }
 
 // The same for N columns, a multiple of 16, and all of n rows that are full tiles; returns how many those are.
-template <int R, int V>
-INLINE int64_t tiles(const float *A, int64_t a_r, int64_t a_k, int64_t n, int64_t K, const float *W, int64_t w_k,
-                     int64_t w_v, int64_t N, float *C, int64_t ldc, const float *bias) {
+template <class Kind, int R, int V>
+INLINE int64_t tiles(const typename Kind::number *A, int64_t a_r, int64_t a_k, int64_t n, int64_t K, const float *W,
+                     int64_t w_k, int64_t w_v, int64_t N, float *C, int64_t ldc, const float *bias) {
     const int64_t whole = n / R * R;
     int64_t j = 0;
     for (; whole && j + 16 * V <= N; j += 16 * V)
         for (int64_t i = 0; i < whole; i += R)
-            tile<R, V>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_v, w_k, w_v, C + i * ldc + j, ldc, bias ? bias + j : nullptr);
+            tile<Kind, R, V>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_v, w_k, w_v, C + i * ldc + j, ldc,
+                          bias ? bias + j : nullptr);
     for (; whole && j < N; j += 16)
         for (int64_t i = 0; i < whole; i += R)
-            tile<R, 1>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_v, w_k, w_v, C + i * ldc + j, ldc, bias ? bias + j : nullptr);
+            tile<Kind, R, 1>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_v, w_k, w_v, C + i * ldc + j, ldc,
+                          bias ? bias + j : nullptr);
     return whole;
 }
 
 // C[n, N] = bias + A[n, K] · W, or C += A · W where bias is null; W packed [N/16][K][16]
-template <int R, int V>
-INLINE void product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, float *C, int64_t ldc,
-                    const float *bias) {
-    int64_t i = tiles<R, V>(A, lda, 1, n, K, W, 16, 16 * K, N, C, ldc, bias);
-    if (R > 4) i += tiles<4, V>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
-    i += tiles<2, 2 * V>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
-    tiles<1, 4>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
+template <class Kind, int R, int V>
+INLINE void product(const typename Kind::number *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, float *C,
+                    int64_t ldc, const float *bias) {
+    int64_t i = tiles<Kind, R, V>(A, lda, 1, n, K, W, 16, 16 * K, N, C, ldc, bias);
+    if (R > 4) i += tiles<Kind, 4, V>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
+    i += tiles<Kind, 2, 2 * V>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
+    tiles<Kind, 1, 4>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
 }
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
+#define AVX2 __attribute__((target("avx2,fma")))
+
+AVX512 __attribute__((noinline)) void pair_product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W,
+                                                   int64_t N, float *C, int64_t ldc, const float *bias) {
+    const int64_t pairs = (K + 1) / 2;
+    float *formed = scratch(n * pairs);
+    form_rows(PAIRS, A, lda, n, K, formed);
+    product<Pair, 8, 2>((const int32_t *)formed, pairs, n, pairs, W, N, C, ldc, bias);
+}
+AVX512 __attribute__((noinline)) void pair_outer_product(const float *A, int64_t lda, int64_t M, const float *B, int64_t N,
+                                                         int64_t n, float *C) {
+    const int64_t pairs = (n + 1) / 2;
+    float *a = scratch(pairs * (M + N)), *b = a + pairs * M;
+    form_columns(PAIRS, A, lda, n, M, a), form_columns(PAIRS, B, N, n, N, b);
+    tiles<Pair, 8, 2>((const int32_t *)a, 1, M, M, pairs, b, N, 16, N, C, N, nullptr);
+}
+bool supports_pairs() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16");
+}
+const bool has_pairs = supports_pairs();
+#else
+void pair_product(const float *, int64_t, int64_t, int64_t, const float *, int64_t, float *, int64_t, const float *) {}
+void pair_outer_product(const float *, int64_t, int64_t, const float *, int64_t, int64_t, float *) {}
+const bool has_pairs = false;
+#endif
 
 // An instruction set: its products, in tiles of R rows and V vectors, as many sums as its registers hold. The outer
 // product is C[M, N] += A[n, M]ᵀ · B[n, N]; M is a multiple of 16, and so is N, that of B and C.
 #define INSTRUCTIONS(name, R, V, ...)                                                                                \
     struct name {                                                                                                    \
-        __VA_ARGS__ static void product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, \
-                                        float *C, int64_t ldc, const float *bias) {                                  \
-            ::product<R, V>(A, lda, n, K, W, N, C, ldc, bias);                                                       \
+        __VA_ARGS__ static void product(int64_t form, const float *A, int64_t lda, int64_t n, int64_t K,             \
+                                        const float *W, int64_t N, float *C, int64_t ldc, const float *bias) {       \
+            if (form == PAIRS) return pair_product(A, lda, n, K, W, N, C, ldc, bias);                                \
+            if (form == ROUNDED) {                                                                                   \
+                float *formed = scratch(n * K);                                                                      \
+                form_rows(ROUNDED, A, lda, n, K, formed);                                                            \
+                A = formed, lda = K;                                                                                 \
+            }                                                                                                        \
+            ::product<Float, R, V>(A, lda, n, K, W, N, C, ldc, bias);                                                \
         }                                                                                                            \
-        __VA_ARGS__ static void outer_product(const float *A, int64_t lda, int64_t M, const float *B, int64_t N,      \
-                                              int64_t n, float *C) {                                                 \
-            ::tiles<R, V>(A, 1, lda, M, n, B, N, 16, N, C, N, nullptr);                                              \
+        __VA_ARGS__ static void outer_product(int64_t form, const float *A, int64_t lda, int64_t M, const float *B,  \
+                                              int64_t N, int64_t n, float *C) {                                      \
+            if (form == PAIRS) return pair_outer_product(A, lda, M, B, N, n, C);                                     \
+            if (form == ROUNDED) {                                                                                   \
+                float *a = scratch(n * (M + N)), *b = a + n * M;                                                     \
+                form_columns(ROUNDED, A, lda, n, M, a), form_columns(ROUNDED, B, N, n, N, b);                        \
+                A = a, lda = M, B = b;                                                                               \
+            }                                                                                                        \
+            ::tiles<Float, R, V>(A, 1, lda, M, n, B, N, 16, N, C, N, nullptr);                                       \
         }                                                                                                            \
     };
-#if defined(__x86_64__) && defined(__GNUC__)
-#define AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
-#define AVX2 __attribute__((target("avx2,fma")))
+#ifdef AVX512
 INSTRUCTIONS(Avx512, 8, 2, AVX512 __attribute__((noinline)))
 INSTRUCTIONS(Avx2, 4, 1, AVX2 __attribute__((noinline)))
 #endif
@@ -296,10 +400,11 @@ INLINE void reset_states(const Share<D> &x, const float *zh, const float *h, int
 // The sizes of a stack, padded.
 struct Sizes {
     int64_t L, H, HP, GP, ZP, KP;  // ZP: of GP, the columns of the product with h; KP: what the tape keeps of gates
+    int64_t form, n_gate;          // n_gate: where the weights of a reset state begin in w_h
     INLINE int64_t gates(int64_t kind) { return kind ? 3 : 4; }
     explicit Sizes(const Stack &q)
         : L(q.layers), H(q.H), HP(padded(H)), GP(gates(q.kind) * HP), ZP(q.kind == 2 ? 2 * HP : GP),
-          KP(q.kind == 2 ? 3 * HP : 4 * HP) {}
+          KP(q.kind == 2 ? 3 * HP : 4 * HP), form(q.form), n_gate(ZP * (form == PAIRS ? (H + 1) / 2 : H)) {}
 };
 
 INLINE float bounded(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
@@ -349,12 +454,12 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
     int64_t below_apart = q.layer[0].D;
     for (int64_t l = 0; l < s.L; l++, h += apart, c += apart) {
         const Layer &w = q.layer[l];
-        Set::product(below, below_apart, n, w.D, w.w_x, s.GP, zx, s.GP, w.bias_x);
-        Set::product(h, s.HP, n, s.H, w.w_h, s.ZP, zh, s.GP, w.bias_h);
+        Set::product(w.form, below, below_apart, n, w.D, w.w_x, s.GP, zx, s.GP, w.bias_x);
+        Set::product(s.form, h, s.HP, n, s.H, w.w_h, s.ZP, zh, s.GP, w.bias_h);
         if (KIND == 2) {
             for (int64_t r = 0; r < n; r++)
                 reset_states(Share<0>{zx + r * s.GP}, zh + r * s.GP, h + r * s.HP, s.HP, reset + r * s.HP);
-            Set::product(reset, s.HP, n, s.H, w.w_h + s.ZP * s.H, s.HP, zh + s.ZP, s.GP, w.bias_h + s.ZP);
+            Set::product(s.form, reset, s.HP, n, s.H, w.w_h + s.n_gate, s.HP, zh + s.ZP, s.GP, w.bias_h + s.ZP);
         }
         for (int64_t r = 0; r < n; r++) {
             float *hr = h + r * s.HP, *cr = c + r * s.HP;
@@ -456,7 +561,7 @@ INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, con
 
 // What a worker keeps of a layer on its way back.
 struct LayerBack {
-    int64_t D, DP;
+    int64_t D, DP, form;
     float *Gh, *Gc, *zh;                        // (ROWS, HP), (ROWS, HP), (ROWS, GP): of each sequence of the block
     float *x, *h, *reset, *dz, *dzh;            // (PENDING + ROWS, ...): updates whose weights' gradients are not summed yet
     float *w_x, *w_h, *bias_x, *bias_h;         // the sums: (GP, DP), (GP, HP), (GP,), (GP,)
@@ -485,7 +590,7 @@ INLINE Back prepared_back(const Stack &q, float *sums, Memory &memory) {
     w.layer = (LayerBack *)memory.take(s.L * sizeof(LayerBack) / sizeof(float));
     for (int64_t l = 0; l < s.L; l++) {
         LayerBack &a = w.layer[l];
-        a.D = q.layer[l].D, a.DP = padded(a.D);
+        a.D = q.layer[l].D, a.DP = padded(a.D), a.form = q.layer[l].form;
         widest = a.DP > widest ? a.DP : widest;
         a.Gh = memory.take(ROWS * s.HP), a.Gc = memory.take(ROWS * s.HP);
         a.zh = memory.take(ROWS * s.GP);
@@ -509,9 +614,9 @@ template <class Set, int KIND>
 INLINE void flush(const Sizes &s, Back &w) {
     for (int64_t l = 0; l < s.L; l++) {
         const LayerBack &a = w.layer[l];
-        Set::outer_product(a.dz, s.GP, s.GP, a.x, a.DP, w.pending, a.w_x);
-        Set::outer_product(a.dzh, s.GP, s.ZP, a.h, s.HP, w.pending, a.w_h);
-        if (KIND == 2) Set::outer_product(a.dz + s.ZP, s.GP, s.HP, a.reset, s.HP, w.pending, a.w_h + s.ZP * s.HP);
+        Set::outer_product(a.form, a.dz, s.GP, s.GP, a.x, a.DP, w.pending, a.w_x);
+        Set::outer_product(s.form, a.dzh, s.GP, s.ZP, a.h, s.HP, w.pending, a.w_h);
+        if (KIND == 2) Set::outer_product(s.form, a.dz + s.ZP, s.GP, s.HP, a.reset, s.HP, w.pending, a.w_h + s.ZP * s.HP);
         for (int64_t r = 0; r < w.pending; r++)
             for (int64_t u = 0; u < s.GP; u += 16) {
                 store(a.bias_x + u, load(a.bias_x + u) + load(a.dz + r * s.GP + u));
@@ -542,7 +647,7 @@ INLINE void back_over_skips_of(int64_t l, const Problem &q, const int64_t *block
     const LayerBack &a = w.layer[l];
     const bool top = l == s.L - 1;
     if (D == 0)
-        Set::product(l ? w.below : w.xs, l ? HP : a.D, k.n, a.D, layer.w_x, s.GP, w.zx, s.GP, layer.bias_x);
+        Set::product(layer.form, l ? w.below : w.xs, l ? HP : a.D, k.n, a.D, layer.w_x, s.GP, w.zx, s.GP, layer.bias_x);
     const auto share = [&](int64_t i) {
         return Share<D>{w.zx + i * s.GP, w.xs + i * D, layer.w_x, layer.bias_x};
     };
@@ -550,7 +655,7 @@ INLINE void back_over_skips_of(int64_t l, const Problem &q, const int64_t *block
         for (int64_t i = 0; i < k.n; i++)
             reset_states(share(i), a.zh + k.of[i] * s.GP, q.tape_h + ((l * q.B + block[k.of[i]]) * S + k.k) * HP, HP,
                          w.reset + i * HP);
-        Set::product(w.reset, HP, k.n, H, layer.w_h + s.ZP * H, HP, w.zn, HP, layer.bias_h + s.ZP);
+        Set::product(s.form, w.reset, HP, k.n, H, layer.w_h + s.n_gate, HP, w.zn, HP, layer.bias_h + s.ZP);
     }
     for (int64_t i = 0; i < k.n; i++) {
         const int64_t r = k.of[i], b = block[r], t = k.at[i], row = (l * q.B + b) * S + k.k;
@@ -666,7 +771,7 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
             gains[i] += total(gain);
         }
         if (KIND == 2) {
-            Set::product(zx + s.ZP, GP, n, HP, layer.w_h_back + s.ZP * HP, HP, w.reset, HP, w.zeros);  // by r⊙h
+            Set::product(s.form, zx + s.ZP, GP, n, HP, layer.w_h_back + s.ZP * HP, HP, w.reset, HP, w.zeros);  // by r⊙h
             for (int64_t i = 0; i < n; i++)
                 for (int64_t u = 0; u < HP; u += 16) {
                     v16 by_reset = load(w.reset + i * HP + u), r = load(zx + i * GP + u);
@@ -674,9 +779,9 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
                     store(zx + i * GP + u, by_reset * load(h_before + i * HP + u) * r * (1.0f - r));
                 }
         }
-        Set::product(zxh, GP, n, s.ZP, layer.w_h_back, HP, w.back, HP, nullptr);
+        Set::product(s.form, zxh, GP, n, s.ZP, layer.w_h_back, HP, w.back, HP, nullptr);
         for (int64_t i = 0; i < n; i++) memcpy(a.Gh + active[i] * HP, w.back + i * HP, HP * sizeof(float));
-        if (l || q.grad_x) Set::product(zx, GP, n, GP, layer.w_x_back, a.DP, w.up, a.DP, w.zeros);
+        if (l || q.grad_x) Set::product(layer.form, zx, GP, n, GP, layer.w_x_back, a.DP, w.up, a.DP, w.zeros);
         for (int64_t i = 0; !l && q.grad_x && i < n; i++) {
             const int64_t b = block[active[i]], t = q.tape_t[b * S + k];
             memcpy(q.grad_x + (t * q.B + b) * a.D, w.up + i * a.DP, a.D * sizeof(float));
@@ -723,7 +828,7 @@ INLINE void backward_block(const Problem &q, const int64_t *block, int64_t rows,
             const Layer &layer = stack.layer[l];
             for (int64_t i = 0; i < n; i++)
                 memcpy(w.back + i * HP, q.tape_h + ((l * q.B + block[active[i]]) * S + k) * HP, HP * sizeof(float));
-            Set::product(w.back, HP, n, H, layer.w_h, s.ZP, w.z, GP, layer.bias_h);
+            Set::product(s.form, w.back, HP, n, H, layer.w_h, s.ZP, w.z, GP, layer.bias_h);
             for (int64_t i = 0; i < n; i++) memcpy(a.zh + active[i] * GP, w.z + i * GP, s.ZP * sizeof(float));
         }
 
@@ -870,6 +975,14 @@ INLINE void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, float
                 for (int64_t i = 0; i < 16; i++) out[i] = u < H && k + i < K ? w[(g * H + u) * K + k + i] : 0;
 }
 
+// Packed weights, [panels][K][16], in another form, which as pairs is [panels][(K + 1) / 2][16].
+INLINE void form_weights(Form form, float *w, int64_t panels, int64_t K) {
+    if (form == FLOATS) return;
+    float *out = w;
+    for (int64_t p = 0; p < panels; p++, w += 16 * K, out += 16 * (form == PAIRS ? (K + 1) / 2 : K))
+        form_columns(form, w, 16, K, 16, out);  // which reads before it writes
+}
+
 // The same for every instruction set.
 #define FOR_KIND(name, kind, ...)                                                                             \
     (kind == 0 ? name<Set, 0>(__VA_ARGS__) : kind == 1 ? name<Set, 1>(__VA_ARGS__) : name<Set, 2>(__VA_ARGS__))
@@ -886,11 +999,15 @@ INLINE void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, float
         typedef Instructions Set;                                                                             \
         FOR_KIND(follow, q.stack->kind, q, x, x_t, T);                                                        \
     }                                                                                                         \
-    attribute void pack(const float *w, int64_t gates, int64_t H, int64_t K, float *out, Instructions) {      \
+    attribute void pack(const float *w, int64_t gates, int64_t H, int64_t K, Form form, float *out,           \
+                        Instructions) {                                                                       \
         pack(w, gates, H, K, out);                                                                            \
+        form_weights(form, out, gates * padded(H) / 16, K);                                                   \
     }                                                                                                         \
-    attribute void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, float *out, Instructions) { \
+    attribute void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, Form form, float *out,      \
+                             Instructions) {                                                                  \
         pack_back(w, gates, H, K, out);                                                                       \
+        form_weights(form, out, padded(K) / 16, gates * padded(H));                                           \
     }
 #ifdef AVX512
 ENTRIES(AVX512, Avx512)
@@ -916,6 +1033,7 @@ const char *best(const char *most) {
     return has_avx512 && !narrow ? "avx512" : has_avx2 && !plain ? "avx2" : "any";
 }
 const char *instructions = best(getenv("SKIPRNN_INSTRUCTIONS"));
+bool multiplies_pairs() { return has_pairs && !strcmp(instructions, "avx512"); }
 #define CALL(name, ...)                                                \
     (!strcmp(instructions, "avx512") ? name(__VA_ARGS__, Avx512())     \
      : !strcmp(instructions, "avx2") ? name(__VA_ARGS__, Avx2())       \
@@ -951,34 +1069,37 @@ void skiprnn_count(const float *p, float *acc, const int64_t *limit, int64_t B, 
 // Copies a stack's weights, shaped as torch has them, into `memory`, as Stack describes them.
 void skiprnn_pack_stack(const Stack *raw, Stack *packed, float *memory, int64_t training) {
     const int64_t H = raw->H, HP = padded(H), gates = raw->kind ? 3 : 4;
+    const Form form = raw->form == FLOATS ? FLOATS : multiplies_pairs() ? PAIRS : ROUNDED;
     Layer *layer = const_cast<Layer *>(packed->layer);
-    const auto copy = [&memory, H, HP](const float *w, int64_t gates, int64_t K) {
+    const auto copy = [&memory, H, HP](const float *w, int64_t gates, int64_t K, Form form) {
         float *const out = memory;
-        CALL(pack, w, gates, H, K, out);
+        CALL(pack, w, gates, H, K, form, out);
         memory += gates * HP * K;
         return out;
     };
-    const auto copy_back = [&memory, H, HP](const float *w, int64_t gates, int64_t K) {
+    const auto copy_back = [&memory, H, HP](const float *w, int64_t gates, int64_t K, Form form) {
         float *const out = memory;
-        CALL(pack_back, w, gates, H, K, out);
+        CALL(pack_back, w, gates, H, K, form, out);
         memory += gates * HP * padded(K);
         return out;
     };
     for (int64_t l = 0; l < raw->layers; l++) {
         const Layer &w = raw->layer[l];
-        layer[l] = {w.D, copy(w.w_x, gates, w.D), copy(w.w_h, gates, H), copy(w.bias_x, gates, 1),
-                    copy(w.bias_h, gates, 1), nullptr, nullptr};
+        const Form form_x = l == 0 && w.D <= 2 ? FLOATS : form;  // which goes into gates without a product
+        layer[l] = {w.D, form_x, copy(w.w_x, gates, w.D, form_x), copy(w.w_h, gates, H, form),
+                    copy(w.bias_x, gates, 1, FLOATS), copy(w.bias_h, gates, 1, FLOATS), nullptr, nullptr};
         if (!training) continue;
-        layer[l].w_x_back = copy_back(w.w_x, gates, w.D);
+        layer[l].w_x_back = copy_back(w.w_x, gates, w.D, form_x);
         if (raw->kind < 2)
-            layer[l].w_h_back = copy_back(w.w_h, gates, H);
+            layer[l].w_h_back = copy_back(w.w_h, gates, H, form);
         else  // the products of r and z with h, then that of n with r⊙h
-            layer[l].w_h_back = copy_back(w.w_h, 2, H), copy_back(w.w_h + 2 * H * H, 1, H);
+            layer[l].w_h_back = copy_back(w.w_h, 2, H, form), copy_back(w.w_h + 2 * H * H, 1, H, form);
     }
-    *packed = {raw->kind, raw->layers, H, layer, copy(raw->w_p, 1, 1), raw->b_p};
+    *packed = {raw->kind, raw->layers, H, form, layer, copy(raw->w_p, 1, 1, FLOATS), raw->b_p};
 }
 
 const char *skiprnn_instructions(const char *most) { return instructions = most ? best(most) : instructions; }
+int64_t skiprnn_pairs() { return multiplies_pairs(); }
 const char *skiprnn_source() { return SOURCE; }
 const char *skiprnn_structure(int64_t number) {
     const char *const texts[] = {Layer_text, Stack_text, Problem_text, Follower_text};

@@ -1,6 +1,7 @@
 """The event-driven engine in compiled code, float32 on the CPU: see native.cpp.
 
-It runs stacks of LSTMs and of either GRU. Passes share sequences out among torch's threads.
+It runs stacks of LSTMs and of either GRU. Passes share sequences out among torch's threads. Under autocast to bfloat16
+its products are of numbers rounded to that, but for those with samples of one or two features.
 """
 
 import ctypes
@@ -34,7 +35,7 @@ def why_not(problem: Problem) -> str | None:
         return "it cannot be traced"
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return "it is differentiated by autograd, backward, not by torch.func or forward"
-    if reason := unfit(problem.cell, problem.tensors()):
+    if reason := unfit(problem.cell, widened(problem).tensors()):
         return reason
     if not problem.x.numel():
         return "there are no samples"
@@ -46,14 +47,29 @@ def why_not(problem: Problem) -> str | None:
 
 def unfit(cell: Cell, tensors: tuple[Tensor, ...]) -> str | None:
     """Why compiled code cannot run a cell with such tensors; None if it can."""
-    return compiled.fits(tensors) if type(cell) in KINDS else f"it has no {type(cell).__name__}"
+    if type(cell) not in KINDS:
+        return f"it has no {type(cell).__name__}"
+    if rounding() and torch.get_autocast_dtype("cpu") is not torch.bfloat16:
+        return f"it computes in float32 and bfloat16, not under autocast to {torch.get_autocast_dtype('cpu')}"
+    return compiled.fits(tensors)
+
+
+def rounding() -> bool:
+    """Whether products are of rounded numbers."""
+    return torch.is_autocast_enabled("cpu")
+
+
+def widened(problem: Problem) -> Problem:
+    """The problem with float32 samples where another module, under autocast, made them bfloat16."""
+    return problem._replace(x=problem.x.float()) if rounding() and problem.x.dtype is torch.bfloat16 else problem
 
 
 def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
+    problem = widened(problem)
     if problem.differentiable:
         return solution(_Training.apply(problem.bare(), *problem.tensors()))
-    return solution(forward(problem, packed(problem), None)[1:])
+    return solution(forward(problem, packed(problem, rounded=rounding()), None)[1:])
 
 
 def solution(tensors: Sequence[Tensor]) -> Solution:
@@ -63,11 +79,14 @@ def solution(tensors: Sequence[Tensor]) -> Solution:
 
 
 class PackedStack:
-    """A stack's weights as native.cpp wants them, copied when this is made; for training, also as backward does."""
+    """A stack's weights as native.cpp wants them, copied when this is made; for training, also as backward does.
+
+    Rounded ones are multiplied as bfloat16.
+    """
 
     def __init__(
         self, cell: Cell, layers: Sequence[LayerWeights], update_weight: Tensor, update_bias: Tensor, *,
-        training: bool = False,
+        training: bool = False, rounded: bool = False,
     ) -> None:  # fmt: skip
         H = len(update_weight)
         self.units = HP = padded(H)
@@ -79,7 +98,7 @@ class PackedStack:
             described.D = D = layer.weight_ih.shape[1]
             point(described, w_x=layer.weight_ih, w_h=layer.weight_hh, bias_x=layer.bias_ih, bias_h=layer.bias_hh)
             floats += len(layer.bias_ih) // H * HP * (D + H + 2 + (padded(D) + HP if training else 0))
-        sizes = {"kind": KINDS[type(cell)], "layers": len(layers), "H": H}
+        sizes = {"kind": KINDS[type(cell)], "layers": len(layers), "H": H, "form": int(rounded)}
         stack = structure("Stack", **sizes, layer=ctypes.addressof(raw), b_p=update_bias.item())
         self.structure = structure("Stack", layer=ctypes.addressof(ours))
         memory = w_p.new_empty(floats)
@@ -111,10 +130,10 @@ class Follower:
         return follower.used, follower.last, follower.skips
 
 
-def packed(problem: Problem, *, training: bool = False) -> PackedStack:
+def packed(problem: Problem, *, rounded: bool, training: bool = False) -> PackedStack:
     """A problem's stack."""
     weights = problem.layers, problem.update_weight, problem.update_bias
-    return PackedStack(problem.cell, *weights, training=training)
+    return PackedStack(problem.cell, *weights, training=training, rounded=rounded)
 
 
 def forward(problem: Problem, stack: PackedStack, tape: Tensor | None) -> list[Tensor]:
@@ -172,7 +191,7 @@ class _Training(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bare: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
         problem = bare.with_tensors(tensors)
-        stack, tape = packed(problem, training=True), empty_tape(problem)
+        stack, tape = packed(problem, training=True, rounded=rounding()), empty_tape(problem)
         ends, *computed = forward(problem, stack, tape)
         ctx.bare, ctx.stack = bare, stack
         ctx.save_for_backward(ends, tape, *tensors)

@@ -20,12 +20,13 @@ def why_not(problem: Problem) -> str | None:
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()  # where 2.11 says both
     if exporting and isinstance(problem.x.shape[0], int):
         return "so many steps are written out in torch's own operations, for others than torch to read"
-    return native.unfit(problem.cell, problem.tensors())
+    return native.unfit(problem.cell, native.widened(problem).tensors())
 
 
 def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
-    shape = native.KINDS[type(problem.cell)], len(problem.layers), problem.gate_grad_clip, problem.every_step
+    problem, kind = native.widened(problem), native.KINDS[type(problem.cell)]
+    shape = kind, len(problem.layers), problem.gate_grad_clip, problem.every_step, native.rounding()
     given = list(problem.tensors()), problem.lengths, *shape, problem.differentiable
     _, _, *computed = torch.ops.skiprnn.forward(*given)
     return native.solution(computed)
@@ -42,19 +43,19 @@ def _problem(
 @torch.library.custom_op("skiprnn::forward", mutates_args=())
 def _forward(
     tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
-    keep: bool,
+    rounded: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
     problem = _problem(tensors, lengths, kind, layers, bound, every_step)
     if keep:
         tape = native.empty_tape(problem)
-        return [tape, *native.forward(problem, native.packed(problem), tape)]
-    return [problem.x.new_empty(0), *native.forward(problem, native.packed(problem), None)]
+        return [tape, *native.forward(problem, native.packed(problem, rounded=rounded), tape)]
+    return [problem.x.new_empty(0), *native.forward(problem, native.packed(problem, rounded=rounded), None)]
 
 
 @_forward.register_fake
 def _(
     tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
-    keep: bool,
+    rounded: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
     problem = _problem(tensors, lengths, kind, layers, bound, every_step)
     x, H = problem.x, problem.update_weight.shape[0]
@@ -76,10 +77,10 @@ def _(
 @torch.library.custom_op("skiprnn::backward", mutates_args=())
 def _backward(
     tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
-    ends: Tensor, tape: Tensor, grads: list[Tensor | None], needs_x: bool,
+    rounded: bool, ends: Tensor, tape: Tensor, grads: list[Tensor | None], needs_x: bool,
 ) -> list[Tensor]:  # fmt: skip
     problem = _problem(tensors, lengths, kind, layers, bound, every_step)
-    stack = native.packed(problem, training=True)
+    stack = native.packed(problem, rounded=rounded, training=True)
     grad_x, *others = native.backward(problem, stack, ends, tape, grads, needs_x=needs_x)
     grad_x = tensors[0].new_empty(0) if grad_x is None else grad_x
     return [grad_x, *(g.clone() for g in others if g is not None)]  # of its own, as an operator's results must be
@@ -88,7 +89,7 @@ def _backward(
 @_backward.register_fake
 def _(
     tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
-    ends: Tensor, tape: Tensor, grads: list[Tensor | None], needs_x: bool,
+    rounded: bool, ends: Tensor, tape: Tensor, grads: list[Tensor | None], needs_x: bool,
 ) -> list[Tensor]:  # fmt: skip
     x, *others = tensors
     return [x.new_empty(x.shape if needs_x else 0), *(tensor.new_empty(tensor.shape) for tensor in others)]
@@ -106,7 +107,7 @@ def _go_back(ctx, grads):  # type: ignore[no-untyped-def]
     lengths = tensors.pop(0) if ctx.has_lengths else None
     needs_x = ctx.needs_input_grad[0][0]
     grad_x, *others = torch.ops.skiprnn.backward(tensors, lengths, *ctx.shape, ends, tape, list(grads[2:]), needs_x)
-    return [grad_x if needs_x else None, *others], *[None] * 6
+    return [grad_x if needs_x else None, *others], *[None] * 7
 
 
 _forward.register_autograd(_go_back, setup_context=_keep)

@@ -52,7 +52,8 @@ def test_version(skiprnn):
     shown = skiprnn("--version").stdout
     assert shown.startswith("skiprnn, version 0.")
     engine = compiled.instructions()
-    assert (f"(compiled CPU engine: {engine})" if engine else "(no compiled CPU engine: install") in shown
+    products = " with bfloat16" if compiled.multiplies_bfloat16() else ""
+    assert (f"(compiled CPU engine: {engine}{products})" if engine else "(no compiled CPU engine: install") in shown
 
 
 @pytest.mark.parametrize("task", ["adding", "sine"])

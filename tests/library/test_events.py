@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from skiprnn import SkipGRU, SkipLSTM, budget_loss, compiled
+from skiprnn import SkipGRU, SkipLSTM, budget_loss
 from skiprnn.engines import events, native
 from skiprnn.engines.events import _Update as update
 from tests.problems import BIASES, MODULES, assert_same, build, needs_compiled, problem, run
@@ -21,17 +21,6 @@ SHAPES = {  # T, B, D, H, layers
     "three_layers": (25, 4, 2, 6, 3),
     "wide_inputs": (15, 8, 300, 63, 2),
 }
-
-
-@pytest.fixture(params=compiled.INSTRUCTIONS)
-def instructions(request):
-    """Each instruction set that the machine has."""
-    before = compiled.instructions()
-    if compiled.instructions(request.param) != request.param:
-        compiled.instructions(before)
-        pytest.skip(f"there is no compiled path for {request.param}")
-    yield
-    compiled.instructions(before)
 
 
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])

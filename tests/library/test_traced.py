@@ -47,6 +47,24 @@ def test_a_compiled_model_trains_as_itself(name, lengths):
         assert torch.equal(ours, theirs)
 
 
+def test_a_compiled_model_rounds_under_autocast_as_itself():
+    torch._dynamo.reset()
+    rnn = build("gru", SHAPE, -1.0, "auto", torch.float32)
+    model = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    x = torch.randn(SHAPE[:3])
+    exact = rnn(x).output
+    results = []
+    for module in (rnn, model):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = module(x).output
+        output.square().sum().backward()
+        results.append([output, *(parameter.grad for parameter in rnn.parameters())])
+        rnn.zero_grad()
+    assert not torch.equal(results[0][0], exact)
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("every_step", [True, False])
 @pytest.mark.parametrize("name", MODULES)
 def test_the_operators_keep_torchs_rules(name, every_step):
@@ -65,7 +83,7 @@ def test_the_operators_keep_torchs_rules(name, every_step):
     tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     kind = list(MODULES).index(name)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    given = (tensors, torch.tensor([20, 3, 9]), kind, 2, 0.1, every_step, True)
+    given = (tensors, torch.tensor([20, 3, 9]), kind, 2, 0.1, every_step, False, True)
     torch.library.opcheck(torch.ops.skiprnn.forward.default, given, test_utils=checks)
 
 
