@@ -282,25 +282,29 @@ const bool has_pairs = false;
 // product is C[M, N] += A[n, M]ᵀ · B[n, N]; M is a multiple of 16, and so is N, that of B and C.
 #define INSTRUCTIONS(name, R, V, ...)                                                                                \
     struct name {                                                                                                    \
+        __VA_ARGS__ static void product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, \
+                                        float *C, int64_t ldc, const float *bias) {                                  \
+            ::product<Float, R, V>(A, lda, n, K, W, N, C, ldc, bias);                                                \
+        }                                                                                                            \
+        __VA_ARGS__ static void outer_product(const float *A, int64_t lda, int64_t M, const float *B, int64_t N,      \
+                                              int64_t n, float *C) {                                                 \
+            ::tiles<Float, R, V>(A, 1, lda, M, n, B, N, 16, N, C, N, nullptr);                                       \
+        }                                                                                                            \
         __VA_ARGS__ static void product(int64_t form, const float *A, int64_t lda, int64_t n, int64_t K,             \
                                         const float *W, int64_t N, float *C, int64_t ldc, const float *bias) {       \
+            if (form == FLOATS) return product(A, lda, n, K, W, N, C, ldc, bias);                                    \
             if (form == PAIRS) return pair_product(A, lda, n, K, W, N, C, ldc, bias);                                \
-            if (form == ROUNDED) {                                                                                   \
-                float *formed = scratch(n * K);                                                                      \
-                form_rows(ROUNDED, A, lda, n, K, formed);                                                            \
-                A = formed, lda = K;                                                                                 \
-            }                                                                                                        \
-            ::product<Float, R, V>(A, lda, n, K, W, N, C, ldc, bias);                                                \
+            float *formed = scratch(n * K);                                                                          \
+            form_rows(ROUNDED, A, lda, n, K, formed);                                                                \
+            product(formed, K, n, K, W, N, C, ldc, bias);                                                            \
         }                                                                                                            \
         __VA_ARGS__ static void outer_product(int64_t form, const float *A, int64_t lda, int64_t M, const float *B,  \
                                               int64_t N, int64_t n, float *C) {                                      \
+            if (form == FLOATS) return outer_product(A, lda, M, B, N, n, C);                                         \
             if (form == PAIRS) return pair_outer_product(A, lda, M, B, N, n, C);                                     \
-            if (form == ROUNDED) {                                                                                   \
-                float *a = scratch(n * (M + N)), *b = a + n * M;                                                     \
-                form_columns(ROUNDED, A, lda, n, M, a), form_columns(ROUNDED, B, N, n, N, b);                        \
-                A = a, lda = M, B = b;                                                                               \
-            }                                                                                                        \
-            ::tiles<Float, R, V>(A, 1, lda, M, n, B, N, 16, N, C, N, nullptr);                                       \
+            float *a = scratch(n * (M + N)), *b = a + n * M;                                                         \
+            form_columns(ROUNDED, A, lda, n, M, a), form_columns(ROUNDED, B, N, n, N, b);                            \
+            outer_product(a, M, M, b, N, n, C);                                                                      \
         }                                                                                                            \
     };
 #ifdef AVX512
