@@ -2,7 +2,7 @@
 
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
 from skiprnn.budget import budget_loss, growing_budget_loss, target_budget_loss, used_samples
-from skiprnn.cells import GRUState, LSTMState
+from skiprnn.cells import GRUState, LSTMState, RNNState
 from skiprnn.modules import SkipGRU, SkipLSTM, SkipRNN, StepOutput
 from skiprnn.stack import SkipRNNOutput
 from skiprnn.streaming import Stream
@@ -10,6 +10,7 @@ from skiprnn.streaming import Stream
 __all__ = [
     "GRUState",
     "LSTMState",
+    "RNNState",
     "RandomSkipGRU",
     "RandomSkipLSTM",
     "SkipGRU",
