@@ -86,7 +86,7 @@ class TrainConfig:
         if not self.skip and self.cell not in WITH_BASELINES:
             raise SkipRNNError(
                 f"the baselines, the plain cell and skipping at random, are of {' and '.join(WITH_BASELINES)} alone; "
-                f"{self.cell} needs skip = true"
+                f"{self.cell} needs skip = true, in a sweep a --lam other than none"
             )
 
     @property

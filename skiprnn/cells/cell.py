@@ -50,11 +50,11 @@ class Cell:
 
     def shapes(self, input_size: int, hidden_size: int) -> Any:
         """``Weights`` of the parameters' shapes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say its shapes")
 
     def initialize(self, weights: Any) -> None:
         """Give a layer's parameters their initial values, in place."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say its initial values")
 
     def input_share(self, below: Tensor, weights: Any) -> Tensor:
         """What the candidate needs of the layer's input, (..., D) -> (..., K)."""
@@ -68,7 +68,7 @@ class Cell:
         self, input_share: Tensor, state_share: Tensor, state: LayerState, weights: Any
     ) -> tuple[LayerState, tuple[Tensor, ...]]:
         """The candidate state, and what ``backward`` needs besides."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say its candidate")
 
     def step(self, below: Tensor, state: LayerState, weights: Any) -> LayerState:
         """The candidate state, from the layer's input, (B, D), and its state."""
