@@ -27,11 +27,12 @@ class SkipRNN(RecurrentStack):
 
     Args:
         cell: one of ``skiprnn.cells``, or one's own.
-        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, gate_grad_clip, engine,
-            device, dtype: as for ``SkipLSTM``; the gate is computed from the last tensor of the last layer's candidate.
+        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, gate_grad_clip, min_skip,
+            max_skip, engine, device, dtype: as for ``SkipLSTM``; the gate is computed from the last tensor of the last
+            layer's candidate.
 
     Raises:
-        ValueError: a size below 1, a bound of 0 or less, or an unknown engine.
+        ValueError: a size below 1, a bound of 0 or less, skips that contradict each other, or an unknown engine.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class SkipRNN(RecurrentStack):
         update_bias: float = 1.0,
         learn_initial_state: bool = True,
         gate_grad_clip: float | None = None,
+        min_skip: int = 0,
+        max_skip: int | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -63,6 +66,9 @@ class SkipRNN(RecurrentStack):
         self.engine = engine
         self.gate_grad_clip = gate_grad_clip
         self._check_bound()
+        self.min_skip = min_skip
+        self.max_skip = max_skip
+        self.bounds = gate.bounds_of_skips(min_skip, max_skip)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -83,8 +89,8 @@ class SkipRNN(RecurrentStack):
     ) -> Solution:
         self._check_bound()
         weights = (self.layers(), self.update_weight, self.update_bias)
-        bound = self.gate_grad_clip
-        return solve(self.engine, Problem(self.cell, *weights, x, states, gate, lengths, bound, every_step))
+        options = (self.gate_grad_clip, every_step, self.bounds)
+        return solve(self.engine, Problem(self.cell, *weights, x, states, gate, lengths, *options))
 
     def _check_bound(self) -> None:
         if self.gate_grad_clip is not None and not self.gate_grad_clip > 0:
@@ -127,7 +133,8 @@ class SkipRNN(RecurrentStack):
 
     def extra_repr(self) -> str:
         bound = "" if self.gate_grad_clip is None else f", gate_grad_clip={self.gate_grad_clip:g}"
-        return f"{super().extra_repr()}{bound}, engine={self.engine!r}"
+        skips = "" if self.bounds == gate.UNBOUNDED else f", min_skip={self.min_skip}, max_skip={self.max_skip}"
+        return f"{super().extra_repr()}{bound}{skips}, engine={self.engine!r}"
 
 
 class SkipLSTM(SkipRNN):
@@ -147,6 +154,9 @@ class SkipLSTM(SkipRNN):
             skipped; an attribute, which may be changed at any time. None is the paper's gradient, which may explode in
             a single sequence and shut the gate for good. Where the loss is a mean over B sequences, 1 / B is a good
             bound: one sequence's whole loss, which stops only such explosions.
+        min_skip: samples skipped after each that is used, at least.
+        max_skip: samples skipped in a row, at most; None: any number. Between the two the gate learns as ever: its
+            probability is scaled to where it skips so many.
         engine: ``"reference"``, the definition, computes every step; ``"events"`` computes updates and, in the
             backward pass, candidates of skipped steps, with the same results; ``"triton"`` does so in one GPU kernel
             each way, for one layer of up to 128 float32 units; ``"auto"`` is events where that can
@@ -155,7 +165,7 @@ class SkipLSTM(SkipRNN):
         dtype: of the parameters; the gate is computed in float32 or better whatever it is, under autocast too.
 
     Raises:
-        ValueError: a size below 1, a bound of 0 or less, or an unknown engine.
+        ValueError: a size below 1, a bound of 0 or less, skips that contradict each other, or an unknown engine.
 
     Source: Campos et al., "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks", ICLR 2018.
     """
@@ -170,14 +180,16 @@ class SkipLSTM(SkipRNN):
         update_bias: float = 1.0,
         learn_initial_state: bool = True,
         gate_grad_clip: float | None = None,
+        min_skip: int = 0,
+        max_skip: int | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             LSTM, input_size, hidden_size, num_layers, batch_first=batch_first, update_bias=update_bias,
-            learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip, engine=engine, device=device,
-            dtype=dtype,
+            learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip, min_skip=min_skip,
+            max_skip=max_skip, engine=engine, device=device, dtype=dtype,
         )  # fmt: skip
 
 
@@ -188,13 +200,13 @@ class SkipGRU(SkipRNN):
     ``update_weight`` (H,), ``update_bias`` (1,), and ``initial_h`` (num_layers, H) if learned.
 
     Args:
-        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, gate_grad_clip, engine,
-            device, dtype: as for ``SkipLSTM``; the gate is computed from the last layer's h̃.
+        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, gate_grad_clip, min_skip,
+            max_skip, engine, device, dtype: as for ``SkipLSTM``; the gate is computed from the last layer's h̃.
         reset_after: the candidate is tanh(W x + b + r⊙(U h + b_h)), as in ``torch.nn.GRU`` and cuDNN; if False,
             tanh(W x + b + U (r⊙h) + b_h), as the paper's authors trained.
 
     Raises:
-        ValueError: a size below 1, a bound of 0 or less, or an unknown engine.
+        ValueError: a size below 1, a bound of 0 or less, skips that contradict each other, or an unknown engine.
 
     Source: Campos et al., "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks", ICLR 2018.
     """
@@ -210,6 +222,8 @@ class SkipGRU(SkipRNN):
         update_bias: float = 1.0,
         learn_initial_state: bool = True,
         gate_grad_clip: float | None = None,
+        min_skip: int = 0,
+        max_skip: int | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -217,6 +231,6 @@ class SkipGRU(SkipRNN):
         cell = GRU if reset_after else GRU_RESET_BEFORE
         super().__init__(
             cell, input_size, hidden_size, num_layers, batch_first=batch_first, update_bias=update_bias,
-            learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip, engine=engine, device=device,
-            dtype=dtype,
+            learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip, min_skip=min_skip,
+            max_skip=max_skip, engine=engine, device=device, dtype=dtype,
         )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from skiprnn.cells import Cell, LayerState
-from skiprnn.gate import GateState
+from skiprnn.gate import UNBOUNDED, Bounds, GateState
 
 
 class Problem(NamedTuple):
@@ -29,6 +29,8 @@ class Problem(NamedTuple):
     """dL/du_t, of each sequence and step, used or skipped, is clamped to ± this; None: the paper's."""
     every_step: bool = True
     """Whether the output of every step is wanted."""
+    bounds: Bounds = UNBOUNDED
+    """Of p̃ = low + (high - low) · sigmoid(w_p · top + b_p)."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that may be differentiated by: x, update_weight, update_bias, p, acc, the states, the weights."""

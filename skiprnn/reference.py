@@ -43,7 +43,7 @@ def run(problem: Problem) -> Solution:
             u = torch.where(valid[t], u, 0)
 
         candidates = candidate_states(cell, shares[t], states, layers)
-        p_candidate = update_probability(candidates[-1][-1], problem.update_weight, problem.update_bias)
+        p_candidate = update_probability(candidates[-1][-1], problem.update_weight, problem.update_bias, problem.bounds)
 
         states = [
             tuple(_select(u[:, None], new, old) for new, old in zip(candidate, state, strict=True))

@@ -50,7 +50,7 @@ class Stream:
         packed = None
         if native.unfit(rnn.cell, tuple(rnn.parameters())) is None:
             weights = rnn.layers(), rnn.update_weight, rnn.update_bias
-            packed = native.PackedStack(rnn.cell, *weights, rounded=native.rounding())
+            packed = native.PackedStack(rnn.cell, *weights, bounds=rnn.bounds, rounded=native.rounding())
         with torch.inference_mode(False), torch.no_grad():  # tensors that may be written to anywhere
             initial = rnn.initial_state(1)
             tensors = [tensor.clone() for tensor in initial]

@@ -94,6 +94,10 @@ Examples:
 @preset_option(
     "--p-skip", "p_skip", options.Number(0, 1), "Baseline: skip with this probability instead of learning to."
 )
+@preset_option("--min-skip", "min_skip", click.IntRange(min=0), "Samples skipped after each that is used, at least.")
+@preset_option(
+    "--max-skip", "max_skip", options.CountOrNone(min=0), "Samples skipped in a row, at most; none: any number."
+)
 @preset_option("--lam", "lam", options.Number(min=0), "λ, the loss of using one sample.")
 @preset_option(
     "--lam-warmup", "lam_warmup", click.IntRange(min=0), "Steps over which λ rises from 0 to what it is; 0: at once."

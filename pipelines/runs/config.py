@@ -25,6 +25,8 @@ class TrainConfig:
     num_layers: int = 1
     dropout: float = 0.0  # before the head
     engine: str = "auto"
+    min_skip: int = 0  # samples skipped after each that is used, at least
+    max_skip: int | None = None  # samples skipped in a row, at most
     lam: float = 0.0  # budget: cost_per_sample
     lam_warmup: int = 0  # steps over which λ rises from 0 to lam
     lr: float = 1e-4
@@ -46,8 +48,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, most in MOST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SkipRNNError(f"{name} must be at least 1, got {value}")
+            if value is not None and value < (name != "max_skip"):
+                raise SkipRNNError(f"{name} must be at least {int(name != 'max_skip')}, got {value}")
             if value is not None and value > most:
                 raise SkipRNNError(f"{name} must be at most {most:,}, got {value:,}")
         for name in ("lr", "grad_clip", "gate_clip"):
@@ -73,6 +75,10 @@ class TrainConfig:
             raise SkipRNNError("fresh batches have no epochs; give the length of training in steps")
         if self.skip and self.p_skip is not None:
             raise SkipRNNError("p_skip is a baseline without a learned gate; it needs skip = false")
+        if (self.min_skip or self.max_skip is not None) and not self.skip:
+            raise SkipRNNError("min_skip and max_skip bound a learned gate; they need skip = true")
+        if not 0 <= self.min_skip <= (MOST["max_skip"] if self.max_skip is None else self.max_skip):
+            raise SkipRNNError(f"0 <= min_skip <= max_skip is asked for, got {self.min_skip} and {self.max_skip}")
         if not (self.reset_after or (self.cell == "gru" and self.skip)):
             raise SkipRNNError("reset_after = false is a Skip GRU; other models have no such choice")
         if self.lam and not self.skip:
@@ -100,7 +106,7 @@ MAY_CHANGE = ("data", "device", "steps", "epochs", "patience", "on_collapse")
 # More is a slip of the hand, which would take all memory or never end.
 MOST = {
     "hidden_size": 2**15, "num_layers": 2**8, "batch_size": 2**20, "steps": 10**12, "epochs": 10**9,
-    "eval_every": 10**12, "patience": 10**12,
+    "eval_every": 10**12, "patience": 10**12, "max_skip": 4096,
 }  # fmt: skip
 TASK_NAMES = ("adding", "sine", "mnist", "imdb", "ucf101", "videos", "own-classes", "own-numbers")
 CHOICES = {

@@ -78,7 +78,7 @@ class _Events(torch.autograd.Function):
                 after.append(new)
                 saved.append(kept)
                 below = new[0]
-            p_after = update_probability(after[-1][-1], problem.update_weight, problem.update_bias)
+            p_after = update_probability(after[-1][-1], problem.update_weight, problem.update_bias, problem.bounds)
             p_host = p_after.cpu()
             went = t[active]
             t[active], a[active], sums[active] = _next_update(p_host, torch.zeros_like(p_host), went, lasts[active])
@@ -142,6 +142,7 @@ class _BackwardWalk:
     def __init__(self, problem: Problem, ends: Tensor, grads: Sequence[Tensor | None], *, needs_x: bool) -> None:
         self.x, self.w_p, self.b_p = problem.x, problem.update_weight, problem.update_bias
         self.cell, self.layers, self.gate_grad_clip = problem.cell, problem.layers, problem.gate_grad_clip
+        self.bounds = problem.bounds
         self.grad_output, self.grad_gate, *given = grads
         start = [*problem.gate, *(tensor for state in problem.states for tensor in state)]
         self.gp, self.ga, *states = (  # dL/dp and dL/dacc, (B,), and dL/ds, (B, H) each
@@ -181,7 +182,8 @@ class _BackwardWalk:
             gu = gu.clamp(-self.gate_grad_clip, self.gate_grad_clip)
 
         top = update.after[-1][-1]
-        grad_logit = (gp * update.p * (1 - update.p)).to(top.dtype)
+        low, high = self.bounds
+        grad_logit = (gp * (update.p - low) * (high - update.p) / (high - low)).to(top.dtype)
         self.grad_w_p += (grad_logit[:, None] * top).sum(0)
         self.grad_b_p += grad_logit.sum()
         G[-1][-1] = G[-1][-1] + grad_logit[:, None] * self.w_p
@@ -255,7 +257,7 @@ class _BackwardWalk:
             gain = gain + self.grad_gate[at, batch]
         e, d = torch.zeros_like(a), torch.zeros_like(a)
         e[j, i] = gain.to(e.dtype)
-        d[j, i] = update_probability(candidate[-1], self.w_p, self.b_p) - p[i]
+        d[j, i] = update_probability(candidate[-1], self.w_p, self.b_p, self.bounds) - p[i]
         self.ga[rows], self.gp[rows] = _walk_gate(
             torch.where(valid, a, 0), d, e, valid, self.ga[rows], self.gp[rows], self.gate_grad_clip
         )

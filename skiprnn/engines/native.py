@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from skiprnn import compiled
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerWeights
 from skiprnn.compiled import call, padded, point, structure
-from skiprnn.gate import GateState, saturated
+from skiprnn.gate import Bounds, GateState, saturated
 from skiprnn.problem import Problem, Solution, refuse_double_backward
 
 CELLS = (LSTM, GRU, GRU_RESET_BEFORE)  # as native.cpp numbers them
@@ -86,7 +86,7 @@ class PackedStack:
 
     def __init__(
         self, cell: Cell, layers: Sequence[LayerWeights], update_weight: Tensor, update_bias: Tensor, *,
-        training: bool = False, rounded: bool = False,
+        bounds: Bounds, training: bool = False, rounded: bool = False,
     ) -> None:  # fmt: skip
         H = len(update_weight)
         self.units = HP = padded(H)
@@ -99,7 +99,7 @@ class PackedStack:
             point(described, w_x=layer.weight_ih, w_h=layer.weight_hh, bias_x=layer.bias_ih, bias_h=layer.bias_hh)
             floats += len(layer.bias_ih) // H * HP * (D + H + 2 + (padded(D) + HP if training else 0))
         sizes = {"kind": KINDS[type(cell)], "layers": len(layers), "H": H, "form": int(rounded)}
-        stack = structure("Stack", **sizes, layer=ctypes.addressof(raw), b_p=update_bias.item())
+        stack = structure("Stack", **sizes, layer=ctypes.addressof(raw), b_p=update_bias.item(), **bounds._asdict())
         self.structure = structure("Stack", layer=ctypes.addressof(ours))
         memory = w_p.new_empty(floats)
         call("pack_stack", point(stack, w_p=w_p), self.structure, memory, int(training))
@@ -133,7 +133,7 @@ class Follower:
 def packed(problem: Problem, *, rounded: bool, training: bool = False) -> PackedStack:
     """A problem's stack."""
     weights = problem.layers, problem.update_weight, problem.update_bias
-    return PackedStack(problem.cell, *weights, training=training, rounded=rounded)
+    return PackedStack(problem.cell, *weights, bounds=problem.bounds, training=training, rounded=rounded)
 
 
 def forward(problem: Problem, stack: PackedStack, tape: Tensor | None) -> list[Tensor]:

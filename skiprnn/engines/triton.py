@@ -19,7 +19,7 @@ from triton import knobs
 from skiprnn import reference
 from skiprnn.cells import Cell, GRUCell, LayerWeights, LSTMCell
 from skiprnn.engines import triton_kernels
-from skiprnn.gate import GateState, saturated
+from skiprnn.gate import UNBOUNDED, GateState, saturated
 from skiprnn.problem import Problem, Solution, refuse_double_backward
 
 LARGEST = 128  # units whose recurrent weights one program can own
@@ -33,6 +33,8 @@ def why_not(problem: Problem) -> str | None:
     """Why this engine cannot run a problem; None if it can."""
     if torch.compiler.is_compiling():
         return "it cannot be traced"
+    if problem.bounds != UNBOUNDED:
+        return "it has no bounds of how many samples are skipped"
     return unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
 
 
