@@ -1,7 +1,7 @@
 """Skip RNN (Campos et al., ICLR 2018): recurrent networks that learn which samples to skip."""
 
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
-from skiprnn.budget import budget_loss, growing_budget_loss, target_budget_loss, used_samples
+from skiprnn.budget import MetricCost, UsageCost, budget_loss, growing_budget_loss, target_budget_loss, used_samples
 from skiprnn.cells import GRUState, LSTMState
 from skiprnn.modules import SkipGRU, SkipLSTM, SkipRNN, StepOutput
 from skiprnn.stack import SkipRNNOutput
@@ -10,6 +10,7 @@ from skiprnn.streaming import Stream
 __all__ = [
     "GRUState",
     "LSTMState",
+    "MetricCost",
     "RandomSkipGRU",
     "RandomSkipLSTM",
     "SkipGRU",
@@ -18,6 +19,7 @@ __all__ = [
     "SkipRNNOutput",
     "StepOutput",
     "Stream",
+    "UsageCost",
     "budget_loss",
     "growing_budget_loss",
     "target_budget_loss",

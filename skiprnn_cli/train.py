@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipelines.parallel.team import Team
     from pipelines.runs.training import Outcome
 
-OF_THE_GATE = ("lam", "lam_warmup", "gate_clip")
+OF_THE_GATE = ("lam", "lam_warmup", "keep", "target_usage", "gate_clip", "min_skip", "max_skip")
 FOR_CELL_NOTE = "".join(
     f"; {preset} {cell}{f' on {task}' if task else ''}: "
     f"{', '.join(f'{name} {value}' for name, value in changes.items())}"
@@ -101,6 +101,18 @@ Examples:
 @preset_option("--lam", "lam", options.Number(min=0), "λ, the loss of using one sample.")
 @preset_option(
     "--lam-warmup", "lam_warmup", click.IntRange(min=0), "Steps over which λ rises from 0 to what it is; 0: at once."
+)
+@preset_option(
+    "--keep",
+    "keep",
+    options.Number(min=0, min_open=True),
+    "As few samples as keep the validation metric at this: λ is raised while it holds, lowered when it does not.",
+)
+@preset_option(
+    "--target-usage",
+    "target_usage",
+    options.Number(0, 1, min_open=True),
+    "The share of the samples to use: λ is raised while more are used, lowered when fewer are.",
 )
 @preset_option("--hidden", "hidden_size", click.IntRange(min=1), "Units of a layer.")
 @preset_option("--dropout", "dropout", options.Number(0, 1, max_open=True), "Before the head.")

@@ -29,6 +29,8 @@ class TrainConfig:
     max_skip: int | None = None  # samples skipped in a row, at most
     lam: float = 0.0  # budget: cost_per_sample
     lam_warmup: int = 0  # steps over which λ rises from 0 to lam
+    keep: float | None = None  # λ is found: the metric that is to be kept with as few samples as can be
+    target_usage: float | None = None  # λ is found: the share of the samples that is to be used
     lr: float = 1e-4
     lr_schedule: str = "constant"  # or "cosine" or "linear": falls to 0 by the last step
     decay_from: float = 0.0  # share of training after which the rate begins to fall
@@ -52,7 +54,7 @@ class TrainConfig:
                 raise SkipRNNError(f"{name} must be at least {int(name != 'max_skip')}, got {value}")
             if value is not None and value > most:
                 raise SkipRNNError(f"{name} must be at most {most:,}, got {value:,}")
-        for name in ("lr", "grad_clip", "gate_clip"):
+        for name in ("lr", "grad_clip", "gate_clip", "keep", "target_usage"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise SkipRNNError(f"{name} must be a positive number, got {value}")
@@ -63,6 +65,10 @@ class TrainConfig:
             raise SkipRNNError(f"decay_from must lie in 0..1, 1 excluded, got {self.decay_from}")
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise SkipRNNError(f"lam must be zero or a positive number, got {self.lam}")
+        if self.keep is not None and self.target_usage is not None:
+            raise SkipRNNError("keep and target_usage ask for different numbers of samples; give one of them")
+        if self.target_usage is not None and self.target_usage > 1:
+            raise SkipRNNError(f"target_usage is a share of the samples, 1 at most, got {self.target_usage}")
         if not 0 <= self.dropout < 1:
             raise SkipRNNError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
         if self.task.startswith("own-") and not self.true_lengths:
@@ -81,8 +87,10 @@ class TrainConfig:
             raise SkipRNNError(f"0 <= min_skip <= max_skip is asked for, got {self.min_skip} and {self.max_skip}")
         if not (self.reset_after or (self.cell == "gru" and self.skip)):
             raise SkipRNNError("reset_after = false is a Skip GRU; other models have no such choice")
-        if self.lam and not self.skip:
-            raise SkipRNNError("lam has nothing to act on where the gate is not learned; it needs skip = true")
+        if (self.lam or self.keep or self.target_usage) and not self.skip:
+            raise SkipRNNError(
+                "lam, keep and target_usage have nothing to act on where the gate is not learned; they need skip = true"
+            )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise SkipRNNError(f"unknown {name} {getattr(self, name)!r}; choose {' or '.join(choices)}")
@@ -94,6 +102,15 @@ class TrainConfig:
         if self.skip:
             return f"Skip {cell}" if self.reset_after else f"Skip {cell} (reset before)"
         return cell if self.p_skip is None else f"{cell} p_skip={self.p_skip:g}"
+
+    @property
+    def budget_name(self) -> str:
+        """What is asked of a Skip RNN's number of samples."""
+        if self.keep is not None:
+            return f"keeping {self.keep:g}"
+        if self.target_usage is not None:
+            return f"towards {self.target_usage:.3g} of the samples"
+        return f"λ={self.lam:g}"
 
     @property
     def file_name(self) -> str:
