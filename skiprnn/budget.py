@@ -7,40 +7,9 @@ the mean over the batch of a cost per sequence.
 import torch
 from torch import Tensor
 
-RAISED, LOWERED = 1.15, 0.6  # a cost times this where a metric holds, or does not
-FLOOR = 0.1  # of the largest cost at which it held, or of the first
 NEAR = 0.1  # usage is near its target, within so much of it
 GROWTH = 1.02  # of a cost, each step, while usage is not near
-
-
-class MetricCost:
-    """λ for as few samples as keep a metric: raised where it holds, lowered where it does not.
-
-    Args:
-        cost_per_sample: λ to begin with.
-        held: the largest λ at which the metric held, where training goes on.
-        lowest: λ falls no further; None: a tenth of what it begins with.
-
-    Attributes:
-        cost_per_sample: λ, for ``budget_loss``.
-
-    Raises:
-        ValueError: λ is not positive.
-    """
-
-    def __init__(self, cost_per_sample: float = 1e-5, *, held: float = 0.0, lowest: float | None = None) -> None:
-        _check_cost(cost_per_sample)
-        self.cost_per_sample = cost_per_sample
-        self.held = held
-        self.lowest = FLOOR * cost_per_sample if lowest is None else lowest
-
-    def note(self, holds: bool) -> None:
-        """Set λ after an evaluation that found the metric as good as it is to be, or not."""
-        if holds:
-            self.held = max(self.held, self.cost_per_sample)
-            self.cost_per_sample *= RAISED
-        else:
-            self.cost_per_sample = max(self.cost_per_sample * LOWERED, FLOOR * self.held, self.lowest)
+LOWERED, RAISED = 0.96, 1.1  # a target times this where a metric holds, or does not
 
 
 class UsageCost:
@@ -53,6 +22,7 @@ class UsageCost:
         largest: λ where usage is a tenth off, to begin with.
 
     Attributes:
+        target: which may be changed.
         largest: as it is by now, a scalar tensor.
 
     Raises:
@@ -62,7 +32,8 @@ class UsageCost:
     def __init__(self, target: float, largest: float = 1e-5) -> None:
         if not 0 < target <= 1:
             raise ValueError(f"target must be a share of the samples, above 0 and up to 1, got {target}")
-        _check_cost(largest)
+        if not largest > 0:
+            raise ValueError(f"a cost that is found must begin above 0, got {largest}")
         self.target = target
         self.largest = torch.tensor(largest, dtype=torch.float64)
 
@@ -73,9 +44,23 @@ class UsageCost:
         return (self.largest * off.clamp(-1, 1)).to(usage.dtype)
 
 
-def _check_cost(cost: float) -> None:
-    if not cost > 0:
-        raise ValueError(f"a cost that is found must begin above 0, got {cost}")
+class MetricCost(UsageCost):
+    """λ for as few samples as keep a metric: the share aimed at falls while it holds, and rises where it does not.
+
+    Args:
+        target: the share to begin with.
+        largest: as for ``UsageCost``.
+
+    Raises:
+        ValueError: as ``UsageCost``.
+    """
+
+    def __init__(self, target: float = 1.0, largest: float = 1e-5) -> None:
+        super().__init__(target, largest)
+
+    def note(self, holds: bool) -> None:
+        """Set the target after an evaluation that found the metric as good as it is to be, or not."""
+        self.target = min(self.target * (LOWERED if holds else RAISED), 1.0)
 
 
 def budget_loss(update_gate: Tensor, cost_per_sample: float | Tensor, *, batch_first: bool = False) -> Tensor:

@@ -106,13 +106,14 @@ Examples:
     "--keep",
     "keep",
     options.Number(min=0, min_open=True),
-    "As few samples as keep the validation metric at this: λ is raised while it holds, lowered when it does not.",
+    "As few samples as keep the validation metric at this: the share aimed at falls while it holds, and rises when "
+    "it does not.",
 )
 @preset_option(
     "--target-usage",
     "target_usage",
     options.Number(0, 1, min_open=True),
-    "The share of the samples to use: λ is raised while more are used, lowered when fewer are.",
+    "The share of the samples to use: λ is found, positive while more are used, negative while fewer are.",
 )
 @preset_option("--hidden", "hidden_size", click.IntRange(min=1), "Units of a layer.")
 @preset_option("--dropout", "dropout", options.Number(0, 1, max_open=True), "Before the head.")

@@ -8,7 +8,7 @@ from pipelines.runs.checkpoints import Progress
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.evaluation import Evaluation
 from pipelines.tasks import Task
-from skiprnn.budget import FLOOR, NEAR, MetricCost, UsageCost
+from skiprnn.budget import NEAR, MetricCost, UsageCost
 
 START = 1e-5  # λ at first where it is found and none was given
 MISSED = 1e3  # of an objective, more than any loss
@@ -21,31 +21,27 @@ class Budget:
     """λ of a run, step by step."""
 
     def __init__(self, config: TrainConfig, progress: Progress) -> None:
-        start = config.lam or START
-        self.by_metric = self.by_usage = None
-        self.given = config.lam
+        largest = progress.lam or config.lam or START
+        self._given = config.lam
+        self._found: UsageCost | None = None
         if config.keep is not None:
-            self.by_metric = MetricCost(progress.lam or start, held=progress.lam_held, lowest=FLOOR * start)
+            self._found = MetricCost(progress.target_usage or 1.0, largest)
         elif config.target_usage is not None:
-            self.by_usage = UsageCost(config.target_usage, progress.lam or start)
+            self._found = UsageCost(config.target_usage, largest)
 
     def cost(self, usage: Tensor) -> float | Tensor:
         """λ of a training step whose batch uses such a share of its samples."""
-        if self.by_usage is not None:
-            return self.by_usage.cost_per_sample(usage)
-        return self.given if self.by_metric is None else self.by_metric.cost_per_sample
+        return self._given if self._found is None else self._found.cost_per_sample(usage)
 
     def save(self, progress: Progress) -> None:
         """Leave with a checkpoint what goes on from there needs."""
-        if self.by_usage is not None:
-            progress.lam = self.by_usage.largest.item()
-        elif self.by_metric is not None:
-            progress.lam, progress.lam_held = self.by_metric.cost_per_sample, self.by_metric.held
+        if self._found is not None:
+            progress.lam, progress.target_usage = self._found.largest.item(), self._found.target
 
     def note(self, holds: bool) -> None:
         """Go on after an evaluation."""
-        if self.by_metric is not None:
-            self.by_metric.note(holds)
+        if isinstance(self._found, MetricCost):
+            self._found.note(holds)
 
 
 def holds(config: TrainConfig, task: Task, metric: float) -> bool:

@@ -167,7 +167,7 @@ def train(
                 }
                 budget.save(progress)
                 if progress.lam is not None:
-                    record["lam"] = progress.lam
+                    record |= {"lam": progress.lam, "target_usage": progress.target_usage}
                 budget.note(budgets.holds(config, task, result.metric))
                 if watch is not None:
                     watch.note(result, progress)

@@ -32,21 +32,11 @@ def test_unknown_norm():
 
 
 def test_a_cost_that_keeps_a_metric():
-    cost = MetricCost(1e-3)
-    for holds, expected in (
-        (True, 1.15e-3),
-        (True, 1.3225e-3),
-        (False, 0.7935e-3),
-        *[(False, None)] * 9,
-        (False, 1.15e-4),
-    ):
+    cost = MetricCost()
+    for holds, expected in ((False, 1.0), (True, 0.96), (True, 0.9216), (False, 1.0), (True, 0.96)):
         cost.note(holds)
-        assert expected is None or cost.cost_per_sample == pytest.approx(expected)
-    assert cost.held == pytest.approx(1.15e-3)
-    cost = MetricCost(1e-3)
-    for _ in range(9):
-        cost.note(False)
-    assert cost.cost_per_sample == pytest.approx(1e-4)
+        assert cost.target == pytest.approx(expected)
+    assert cost.cost_per_sample(torch.tensor(1.0)) > 0 > cost.cost_per_sample(torch.tensor(0.5))
 
 
 def test_a_cost_that_leads_to_a_share_of_the_samples():
@@ -56,7 +46,7 @@ def test_a_cost_that_leads_to_a_share_of_the_samples():
 
 
 def test_costs_that_cannot_be():
-    for make in (lambda: MetricCost(0), lambda: UsageCost(0.5, -1.0)):
+    for make in (lambda: MetricCost(1.0, 0.0), lambda: UsageCost(0.5, -1.0)):
         with pytest.raises(ValueError, match="a cost that is found must begin above 0"):
             make()
     with pytest.raises(ValueError, match="target must be a share of the samples, above 0 and up to 1, got"):

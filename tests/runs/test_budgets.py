@@ -39,13 +39,12 @@ def test_the_fewest_samples_that_keep_the_metric_are_best(task, good, bad):
     )
     assert few < many < lost
     progress = Progress(step=0)
-    for metric, factor in ((good, 1.15), (bad, 0.6)):
-        before = progress.lam or config.lam
+    for metric, target in ((bad, 1.0), (good, 0.96), (good, 0.9216), (bad, 1.0)):
         budget = budgets.Budget(config, progress)  # as where training goes on
         budget.note(budgets.holds(config, task, metric))
         budget.save(progress)
-        assert budget.cost(torch.tensor(0.9)) == progress.lam == pytest.approx(before * factor)
-        assert progress.lam_held == 1e-3
+        assert progress.target_usage == pytest.approx(target)
+        assert progress.lam == 1e-3
 
 
 def test_the_least_loss_near_the_wanted_usage_is_best():
@@ -64,9 +63,9 @@ def test_an_interrupted_run_finds_the_same(make_run, options):
     stops = iter([False] * 4 + [True] + [False] * 9)
     assert train(halted, should_stop=lambda: next(stops)).reason == "interrupted"
     train(halted)
-    lams = [[record["lam"] for record in read_metrics(run)] for run in (whole, halted)]
-    assert lams[0] == lams[1]
-    assert len(set(lams[0])) == 4
+    found = [[(record["lam"], record["target_usage"]) for record in read_metrics(run)] for run in (whole, halted)]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 4
     tensors = [checkpoints.load_checkpoint(run, "last").tensors for run in (whole, halted)]
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
 
