@@ -3,11 +3,13 @@
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
 from skiprnn.budget import MetricCost, UsageCost, budget_loss, growing_budget_loss, target_budget_loss, used_samples
 from skiprnn.cells import GRUState, LSTMState
+from skiprnn.drop_in import DropIn
 from skiprnn.modules import SkipGRU, SkipLSTM, SkipRNN, StepOutput
 from skiprnn.stack import SkipRNNOutput
 from skiprnn.streaming import Stream
 
 __all__ = [
+    "DropIn",
     "GRUState",
     "LSTMState",
     "MetricCost",

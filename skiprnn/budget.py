@@ -1,11 +1,15 @@
 """Losses on the number of updates: add one to the task's loss.
 
-Each takes ``update_gate`` as the modules return it, (T, B), or (B, T) with ``batch_first=True``, and gives a scalar:
-the mean over the batch of a cost per sequence.
+Each takes ``update_gate`` as the modules return it, and gives a scalar, the mean over the batch of a cost per sequence:
+(T, B), or (B, T) with ``batch_first=True``; packed; or (T,) of one sequence. Of a bidirectional network it has a last
+dimension of 2, and a sequence costs what both directions use; of one sequence alone, pass ``update_gate[:, None]``.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+Gate = Tensor | PackedSequence
 
 NEAR = 0.1  # usage is near its target, within so much of it
 GROWTH = 1.02  # of a cost, each step, while usage is not near
@@ -63,7 +67,7 @@ class MetricCost(UsageCost):
         self.target = min(self.target * (LOWERED if holds else RAISED), 1.0)
 
 
-def budget_loss(update_gate: Tensor, cost_per_sample: float | Tensor, *, batch_first: bool = False) -> Tensor:
+def budget_loss(update_gate: Gate, cost_per_sample: float | Tensor, *, batch_first: bool = False) -> Tensor:
     """The paper's budget: λ Σ_t u_t.
 
     Args:
@@ -80,7 +84,7 @@ def budget_loss(update_gate: Tensor, cost_per_sample: float | Tensor, *, batch_f
 
 
 def target_budget_loss(
-    update_gate: Tensor, target: float | Tensor, weight: float, *, norm: str = "l1", batch_first: bool = False
+    update_gate: Gate, target: float | Tensor, weight: float, *, norm: str = "l1", batch_first: bool = False
 ) -> Tensor:
     """Distance of the number of updates from a target: weight·|Σ_t u_t - target| (L1) or its square (L2).
 
@@ -104,7 +108,7 @@ def target_budget_loss(
 
 
 def growing_budget_loss(
-    update_gate: Tensor, cost_per_sample: float, growth: float, *, batch_first: bool = False
+    update_gate: Gate, cost_per_sample: float, growth: float, *, batch_first: bool = False
 ) -> Tensor:
     """A budget that asks for early decisions: λ Σ_t (1 + growth·t) u_t, with t = 0 for the first sample.
 
@@ -117,12 +121,18 @@ def growing_budget_loss(
     Returns:
         The mean cost of a sequence, a scalar.
     """
-    steps = update_gate.shape[1 if batch_first else 0]
-    price = 1 + growth * torch.arange(steps, device=update_gate.device, dtype=update_gate.dtype)
-    weighted = update_gate * (price if batch_first else price[:, None])
-    return cost_per_sample * used_samples(weighted, batch_first=batch_first).mean()
+    gate = _time_major(update_gate, batch_first)
+    price = 1 + growth * torch.arange(len(gate), device=gate.device, dtype=gate.dtype)
+    return cost_per_sample * used_samples((gate.movedim(0, -1) * price).movedim(-1, 0)).mean()
 
 
-def used_samples(update_gate: Tensor, *, batch_first: bool = False) -> Tensor:
-    """The number of updates of each sequence, (T, B) -> (B,), or (B, T) -> (B,)."""
-    return update_gate.sum(1 if batch_first else 0)
+def used_samples(update_gate: Gate, *, batch_first: bool = False) -> Tensor:
+    """The number of updates of each sequence, (T, B) -> (B,), (B, T) -> (B,), or (T,) -> ()."""
+    gate = _time_major(update_gate, batch_first)
+    return gate.sum((0, 2)) if gate.dim() == 3 else gate.sum(0)
+
+
+def _time_major(update_gate: Gate, batch_first: bool) -> Tensor:
+    if isinstance(update_gate, PackedSequence):
+        return pad_packed_sequence(update_gate)[0]
+    return update_gate.transpose(0, 1) if batch_first and update_gate.dim() > 1 else update_gate

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from skiprnn import compiled
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerWeights
 from skiprnn.compiled import call, padded, point, structure
 from skiprnn.gate import Bounds, GateState, saturated
-from skiprnn.problem import Problem, Solution, refuse_double_backward
+from skiprnn.problem import Problem, Solution, refuse_double_backward, transformed
 
 CELLS = (LSTM, GRU, GRU_RESET_BEFORE)  # as native.cpp numbers them
 KINDS: dict[type[Cell], int] = {type(cell): kind for kind, cell in enumerate(CELLS)}
@@ -33,9 +32,7 @@ def why_not(problem: Problem) -> str | None:
     """Why this engine cannot run a problem, or should not; None if it can."""
     if torch.compiler.is_compiling():
         return "it cannot be traced"
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return "it is differentiated by autograd, backward, not by torch.func or forward"
-    if reason := unfit(problem.cell, widened(problem).tensors()):
+    if reason := transformed() or unable(problem):
         return reason
     if not problem.x.numel():
         return "there are no samples"
@@ -43,6 +40,13 @@ def why_not(problem: Problem) -> str | None:
     if steps * batch < 8 and sum(w.numel() for w in problem.tensors()[1:]) > 500_000:
         return "copying the weights would take longer than so few samples"
     return None
+
+
+def unable(problem: Problem) -> str | None:
+    """Why compiled code cannot run a problem; None if it can."""
+    if problem.dropout is not None:
+        return "it has no dropout between layers"
+    return unfit(problem.cell, widened(problem).tensors())
 
 
 def unfit(cell: Cell, tensors: tuple[Tensor, ...]) -> str | None:

@@ -20,7 +20,7 @@ from skiprnn import reference
 from skiprnn.cells import Cell, GRUCell, LayerWeights, LSTMCell
 from skiprnn.engines import triton_kernels
 from skiprnn.gate import UNBOUNDED, GateState, saturated
-from skiprnn.problem import Problem, Solution, refuse_double_backward
+from skiprnn.problem import Problem, Solution, refuse_double_backward, transformed
 
 LARGEST = 128  # units whose recurrent weights one program can own
 FUSED = 8  # features up to which the kernels multiply the inputs themselves, instead of one product before
@@ -35,7 +35,7 @@ def why_not(problem: Problem) -> str | None:
         return "it cannot be traced"
     if problem.bounds != UNBOUNDED:
         return "it has no bounds of how many samples are skipped"
-    return unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
+    return transformed() or unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
 
 
 def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
