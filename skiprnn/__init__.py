@@ -1,15 +1,18 @@
 """Skip RNN (Campos et al., ICLR 2018): recurrent networks that learn which samples to skip."""
 
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
-from skiprnn.budget import budget_loss, growing_budget_loss, target_budget_loss, used_samples
+from skiprnn.budget import MetricCost, UsageCost, budget_loss, growing_budget_loss, target_budget_loss, used_samples
 from skiprnn.cells import GRUState, LSTMState, RNNState
+from skiprnn.drop_in import DropIn
 from skiprnn.modules import SkipGRU, SkipLSTM, SkipRNN, StepOutput
 from skiprnn.stack import SkipRNNOutput
 from skiprnn.streaming import Stream
 
 __all__ = [
+    "DropIn",
     "GRUState",
     "LSTMState",
+    "MetricCost",
     "RNNState",
     "RandomSkipGRU",
     "RandomSkipLSTM",
@@ -19,6 +22,7 @@ __all__ = [
     "SkipRNNOutput",
     "StepOutput",
     "Stream",
+    "UsageCost",
     "budget_loss",
     "growing_budget_loss",
     "target_budget_loss",

@@ -1,6 +1,8 @@
 """The update gate: when it opens, how it is differentiated, and how long it stays shut.
 
-    a = acc + min(p, 1 - acc)   u = binarize(a)   p̃ = sigmoid(w_p · top + b_p)
+    a = acc + min(p, 1 - acc)   u = binarize(a)   p̃ = sigmoid(w_p · top + b_p), or within bounds
+
+Since p is added up from 0 after an update, its bounds are bounds of how many samples are skipped.
 
 The sum is made step by step, to the last bit, however many steps are counted at once.
 """
@@ -15,11 +17,23 @@ from torch import Tensor, sigmoid
 
 from skiprnn import compiled
 
+MOST_SKIPS = 4096  # up to where float32 tells n skips from n + 1
 NEVER = torch.iinfo(torch.int64).max  # steps to an update that does not come
 _WINDOW = 32_768  # sums in memory at a time
 
 Steps = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
+
+
+class Bounds(NamedTuple):
+    """Of the update probability."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+
+UNBOUNDED = Bounds()
+_MARGIN = 2.0**-16
 
 
 class GateState(NamedTuple):
@@ -43,10 +57,41 @@ def binarize(a: Tensor, gate_grad_clip: float | None = None) -> Tensor:
     return _ClampedGradient.apply(u, gate_grad_clip)  # type: ignore[no-any-return]
 
 
-def update_probability(top: Tensor, update_weight: Tensor, update_bias: Tensor) -> Tensor:
-    """sigmoid(w_p · top + b_p), (B, H) -> (B,); a sum, since autocast would run a matmul in half precision."""
+def update_probability(top: Tensor, update_weight: Tensor, update_bias: Tensor, bounds: Bounds) -> Tensor:
+    """low + (high - low) · sigmoid(w_p · top + b_p), (B, H) -> (B,).
+
+    A sum, since autocast would run a matmul in half precision.
+    """
     dtype = torch.promote_types(top.dtype, torch.float32)
-    return sigmoid((top.to(dtype) * update_weight.to(dtype)).sum(-1) + update_bias.to(dtype))
+    p = sigmoid((top.to(dtype) * update_weight.to(dtype)).sum(-1) + update_bias.to(dtype))
+    return p if bounds == UNBOUNDED else bounds.low + (bounds.high - bounds.low) * p
+
+
+def bounds_of_skips(min_skip: int, max_skip: int | None) -> Bounds:
+    """Where the update probability must lie for the gate to skip so many samples in a row, at least and at most.
+
+    Raises:
+        ValueError: the numbers contradict each other, or are larger than float32 counts well.
+    """
+    if not 0 <= min_skip <= (MOST_SKIPS if max_skip is None else max_skip) <= MOST_SKIPS:
+        raise ValueError(f"0 <= min_skip <= max_skip <= {MOST_SKIPS:,} is asked for, got {min_skip} and {max_skip}")
+    low, high = UNBOUNDED
+    if max_skip is not None:
+        low = 0.5 / (max_skip + 1)  # so many make more than 0.5, also as float32 adds them
+        while max(_skips(low)) > max_skip:
+            low *= 1 + _MARGIN
+    if min_skip:
+        high = 0.5 / min_skip * (1 - _MARGIN)
+        while min(_skips(high)) < min_skip:
+            high *= 1 - _MARGIN
+        high *= 1 - _MARGIN  # low + (high - low) is rounded
+    return Bounds(low, high)
+
+
+def _skips(p: float) -> list[int]:
+    """Samples that the gate skips after an update with a probability, in float32 and float64."""
+    probabilities = (torch.tensor([p], dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64))
+    return [int(skipped_steps(p, torch.zeros_like(p))) for p in probabilities]
 
 
 def saturated(gate: GateState, ends: Tensor) -> Tensor:

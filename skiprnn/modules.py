@@ -1,17 +1,23 @@
 """SkipRNN, SkipLSTM and SkipGRU: their parameters, and what an engine is given of them."""
 
 import operator
-from typing import Any, NamedTuple
+import warnings
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from skiprnn import gate
+from skiprnn.bidirectional import DIRECTIONS, run_both
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerState
 from skiprnn.engines import ENGINES, solve
 from skiprnn.gate import GateState
-from skiprnn.problem import Problem, Solution
+from skiprnn.problem import Dropout, Problem, Solution
 from skiprnn.stack import RecurrentStack, State
+
+if TYPE_CHECKING:
+    from skiprnn.drop_in import DropIn
 
 
 class StepOutput(NamedTuple):
@@ -27,12 +33,17 @@ class SkipRNN(RecurrentStack):
 
     Args:
         cell: one of ``skiprnn.cells``, or one's own.
-        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, gate_grad_clip, engine,
-            device, dtype: as for ``SkipLSTM``; the gate is computed from the last tensor of the last layer's candidate.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, update_bias,
+            learn_initial_state, gate_grad_clip, min_skip, max_skip, engine, device, dtype: as for ``SkipLSTM``; the
+            gate is computed from the last tensor of the last layer's candidate, and biases are parameters whose names
+            begin with ``bias``.
 
     Raises:
-        ValueError: a size below 1, a bound of 0 or less, or an unknown engine.
+        ValueError: an option is out of its range, skips contradict each other, or the engine is unknown.
     """
+
+    update_weight: nn.Parameter
+    update_bias: nn.Parameter
 
     def __init__(
         self,
@@ -40,11 +51,16 @@ class SkipRNN(RecurrentStack):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        *,
+        bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
         update_bias: float = 1.0,
         learn_initial_state: bool = True,
         gate_grad_clip: float | None = None,
+        min_skip: int = 0,
+        max_skip: int | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -59,32 +75,88 @@ class SkipRNN(RecurrentStack):
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
+        self.bias = bias
         self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
         self.engine = engine
         self.gate_grad_clip = gate_grad_clip
+        self._update_bias_at_first = update_bias
         self._check_bound()
+        self.min_skip = min_skip
+        self.max_skip = max_skip
+        self.bounds = gate.bounds_of_skips(min_skip, max_skip)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must lie in 0..1, got {dropout}")
+        if dropout and num_layers == 1:
+            warnings.warn("dropout acts between layers, of which there is one", stacklevel=2)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        for k in range(num_layers):
-            for name, shape in cell.shapes(hidden_size if k else input_size, hidden_size)._asdict().items():
-                self.register_parameter(f"{name}_l{k}", parameter(*shape))
-        self.update_weight = parameter(hidden_size)
-        self.update_bias = parameter(1)
+        directions = DIRECTIONS[: self.num_directions]
+        for k, suffix in product(range(num_layers), directions):
+            for name, shape in self._shapes(k)._asdict().items():
+                present = bias or not name.startswith("bias")
+                self.register_parameter(f"{name}_l{k}{suffix}", parameter(*shape) if present else None)
+        for suffix in directions:
+            self.register_parameter(f"update_weight{suffix}", parameter(hidden_size))
+            self.register_parameter(f"update_bias{suffix}", parameter(1))
         self._register_initial_state(learn_initial_state)
+        self.reset_parameters()
 
+    def reset_parameters(self) -> None:
+        """Give all parameters their initial values, as after ``to_empty``."""
         self._initialize()
-        nn.init.xavier_uniform_(self.update_weight[None])
-        nn.init.constant_(self.update_bias, update_bias)
+        for suffix in DIRECTIONS[: self.num_directions]:
+            update_weight, update_bias = self._gate_weights(suffix)
+            nn.init.xavier_uniform_(update_weight[None])
+            nn.init.constant_(update_bias, self._update_bias_at_first)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: this is for what calls it of ``torch.nn.LSTM``."""
 
     def _run(
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
     ) -> Solution:
+        if not self.bidirectional:
+            return self._solve(x, states, gate, lengths, every_step, dropout=self._drawn_dropout(x))
+
+        def run(suffix: str, x: Tensor, states: list[LayerState], gate: GateState) -> Solution:
+            return self._solve(x, states, gate, lengths, every_step, suffix, self._drawn_dropout(x))
+
+        return run_both(run, x, states, gate, lengths, every_step)
+
+    def _solve(
+        self,
+        x: Tensor,
+        states: list[LayerState],
+        gate: GateState,
+        lengths: Tensor | None = None,
+        every_step: bool = True,
+        suffix: str = "",
+        dropout: Dropout | None = None,
+    ) -> Solution:
+        """Run one direction."""
         self._check_bound()
-        weights = (self.layers(), self.update_weight, self.update_bias)
-        bound = self.gate_grad_clip
-        return solve(self.engine, Problem(self.cell, *weights, x, states, gate, lengths, bound, every_step))
+        weights = (self.layers(suffix), *self._gate_weights(suffix))
+        problem = Problem(
+            self.cell, *weights, x, states, gate, lengths, gate_grad_clip=self.gate_grad_clip, every_step=every_step,
+            bounds=self.bounds, dropout=dropout,
+        )  # fmt: skip
+        return solve(self.engine, problem)
+
+    def _gate_weights(self, suffix: str) -> tuple[Tensor, Tensor]:
+        return getattr(self, f"update_weight{suffix}"), getattr(self, f"update_bias{suffix}")
+
+    def _drawn_dropout(self, x: Tensor) -> Dropout | None:
+        if not self.training or not self.dropout or self.num_layers == 1:
+            return None
+        shape, keep = (*x.shape[:2], self.hidden_size), 1 - self.dropout
+        layers = [  # drawn one by one, and so the same as torch.nn.LSTM's on the CPU
+            torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(keep) for _ in range(self.num_layers - 1)
+        ]
+        return Dropout(torch.stack(layers), 1 / keep if keep else 0.0)
 
     def _check_bound(self) -> None:
         if self.gate_grad_clip is not None and not self.gate_grad_clip > 0:
@@ -103,8 +175,9 @@ class SkipRNN(RecurrentStack):
             them pass. For one sequence on the CPU, ``Stream`` does all of this in compiled code.
 
         Raises:
-            ValueError: an argument has the wrong shape, type or range.
+            ValueError: an argument has the wrong shape, type or range, or the network is bidirectional.
         """
+        self.check_step_by_step()
         if x.dim() != 2:
             raise ValueError(f"x must be (B, D) with D = {self.input_size}, got shape {tuple(x.shape)}")
         output, state, _ = self(x[:, None] if self.batch_first else x[None], state, every_step=False)
@@ -115,19 +188,31 @@ class SkipRNN(RecurrentStack):
         """The state after ``n`` more steps, in all of which every sequence skips its sample.
 
         Raises:
-            ValueError: a sequence needs one of the samples, or ``state`` has the wrong shape or range.
+            ValueError: a sequence needs one of the samples, ``state`` has the wrong shape or range, or the network is
+                bidirectional.
         """
         n = operator.index(n)
-        self._check_state(state, len(state.update_prob))
+        self.check_step_by_step()
+        state = self._checked_state(state, (state.update_prob.numel(),))
         skips = gate.skipped_steps(state.update_prob, state.cum_update_prob)
         most = int(skips.min()) if len(skips) else n
         if not 0 <= n <= most:
             raise ValueError(f"cannot advance by {n} steps: the samples of the next {most} are all that is skipped")
         return state._replace(cum_update_prob=gate.advance(state.update_prob, state.cum_update_prob, n))
 
+    def check_step_by_step(self) -> None:
+        """Refuse to go sample by sample where that cannot be.
+
+        Raises:
+            ValueError: the network is bidirectional.
+        """
+        if self.bidirectional:
+            raise ValueError("a bidirectional network cannot go sample by sample: it also reads from the end")
+
     def extra_repr(self) -> str:
         bound = "" if self.gate_grad_clip is None else f", gate_grad_clip={self.gate_grad_clip:g}"
-        return f"{super().extra_repr()}{bound}, engine={self.engine!r}"
+        skips = "" if self.bounds == gate.UNBOUNDED else f", min_skip={self.min_skip}, max_skip={self.max_skip}"
+        return f"{super().extra_repr()}{bound}{skips}, engine={self.engine!r}"
 
 
 class SkipLSTM(SkipRNN):
@@ -135,18 +220,31 @@ class SkipLSTM(SkipRNN):
 
     Parameters are named as in ``torch.nn.LSTM``, whose state_dict loads with ``strict=False``; added are
     ``update_weight`` (H,), ``update_bias`` (1,), and ``initial_h`` and ``initial_c`` (num_layers, H) if learned.
+    Arguments come in the order of ``torch.nn.LSTM``; docs/nn-lstm.md compares the two.
 
     Args:
         input_size: features of a sample, D.
         hidden_size: units of a layer, H.
         num_layers: layers of the stack. One gate, computed from the last layer's c̃, updates or copies them all.
+        bias: whether the cells have biases, the forget gate's 1 among them; the gate has one in any case.
         batch_first: take and return (B, T, ...) instead of (T, B, ...).
+        dropout: in training, the share of each layer's candidate h̃ that the next layer does not read, drawn anew for
+            every step, used or skipped; the compiled engine leaves that to others, which are slower.
+        bidirectional: add a second stack with a gate of its own, of parameters whose names end in ``_reverse``, which
+            reads each sequence from its end. Outputs are (T, B, 2H), gates (T, B, 2), of a state h and c
+            (2·num_layers, B, H), layer by layer both directions, its gate (2, B). All layers of a direction have one
+            gate, so a layer reads its own direction only; of ``torch.nn.LSTM`` it reads both. Past the end of a
+            sequence each direction repeats its last state; with ``every_step=False`` the output is both of these.
+        proj_size: 0, for there are no projections.
         update_bias: initial bias of the update probability; at 1 (nearly) every sample is used at first.
         learn_initial_state: learn the initial state, drawn from N(0, 1); otherwise it is zero.
         gate_grad_clip: the loss's gradient by the gate is clamped to ± this at every step of every sequence, used or
             skipped; an attribute, which may be changed at any time. None is the paper's gradient, which may explode in
             a single sequence and shut the gate for good. Where the loss is a mean over B sequences, 1 / B is a good
             bound: one sequence's whole loss, which stops only such explosions.
+        min_skip: samples skipped after each that is used, at least.
+        max_skip: samples skipped in a row, at most; None: any number. Between the two the gate learns as ever: its
+            probability is scaled to where it skips so many.
         engine: ``"reference"``, the definition, computes every step; ``"events"`` computes updates and, in the
             backward pass, candidates of skipped steps, with the same results; ``"triton"`` does so in one GPU kernel
             each way, for one layer of up to 128 float32 units; ``"auto"`` is events where that can
@@ -155,7 +253,7 @@ class SkipLSTM(SkipRNN):
         dtype: of the parameters; the gate is computed in float32 or better whatever it is, under autocast too.
 
     Raises:
-        ValueError: a size below 1, a bound of 0 or less, or an unknown engine.
+        ValueError: an option is out of its range, skips contradict each other, or the engine is unknown.
 
     Source: Campos et al., "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks", ICLR 2018.
     """
@@ -165,20 +263,36 @@ class SkipLSTM(SkipRNN):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        *,
+        bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
         update_bias: float = 1.0,
         learn_initial_state: bool = True,
         gate_grad_clip: float | None = None,
+        min_skip: int = 0,
+        max_skip: int | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if proj_size:
+            raise ValueError(
+                f"proj_size={proj_size} is not supported: h has hidden_size units, as c has; leave it at 0"
+            )
         super().__init__(
-            LSTM, input_size, hidden_size, num_layers, batch_first=batch_first, update_bias=update_bias,
-            learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip, engine=engine, device=device,
-            dtype=dtype,
+            LSTM, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            update_bias=update_bias, learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip,
+            min_skip=min_skip, max_skip=max_skip, engine=engine, device=device, dtype=dtype,
         )  # fmt: skip
+
+    def as_lstm(self) -> "DropIn":
+        """The same module with the call of ``torch.nn.LSTM``: ``output, (h, c) = rnn(input, (h0, c0))``."""
+        from skiprnn.drop_in import DropIn
+
+        return DropIn(self)
 
 
 class SkipGRU(SkipRNN):
@@ -188,13 +302,14 @@ class SkipGRU(SkipRNN):
     ``update_weight`` (H,), ``update_bias`` (1,), and ``initial_h`` (num_layers, H) if learned.
 
     Args:
-        input_size, hidden_size, num_layers, batch_first, update_bias, learn_initial_state, gate_grad_clip, engine,
-            device, dtype: as for ``SkipLSTM``; the gate is computed from the last layer's h̃.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, update_bias,
+            learn_initial_state, gate_grad_clip, min_skip, max_skip, engine, device, dtype: as for ``SkipLSTM``; the
+            gate is computed from the last layer's h̃.
         reset_after: the candidate is tanh(W x + b + r⊙(U h + b_h)), as in ``torch.nn.GRU`` and cuDNN; if False,
             tanh(W x + b + U (r⊙h) + b_h), as the paper's authors trained.
 
     Raises:
-        ValueError: a size below 1, a bound of 0 or less, or an unknown engine.
+        ValueError: an option is out of its range, skips contradict each other, or the engine is unknown.
 
     Source: Campos et al., "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks", ICLR 2018.
     """
@@ -204,19 +319,30 @@ class SkipGRU(SkipRNN):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         *,
         reset_after: bool = True,
-        batch_first: bool = False,
         update_bias: float = 1.0,
         learn_initial_state: bool = True,
         gate_grad_clip: float | None = None,
+        min_skip: int = 0,
+        max_skip: int | None = None,
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         cell = GRU if reset_after else GRU_RESET_BEFORE
         super().__init__(
-            cell, input_size, hidden_size, num_layers, batch_first=batch_first, update_bias=update_bias,
-            learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip, engine=engine, device=device,
-            dtype=dtype,
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            update_bias=update_bias, learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip,
+            min_skip=min_skip, max_skip=max_skip, engine=engine, device=device, dtype=dtype,
         )  # fmt: skip
+
+    def as_gru(self) -> "DropIn":
+        """The same module with the call of ``torch.nn.GRU``: ``output, h = rnn(input, h0)``."""
+        from skiprnn.drop_in import DropIn
+
+        return DropIn(self)

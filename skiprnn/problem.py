@@ -5,9 +5,17 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from skiprnn.cells import Cell, LayerState
-from skiprnn.gate import GateState
+from skiprnn.gate import UNBOUNDED, Bounds, GateState
+
+
+class Dropout(NamedTuple):
+    """What passes from each layer to the next, drawn beforehand, so that all engines have the same draws."""
+
+    kept: Tensor  # (num_layers - 1, T, B, H) bool
+    scale: float  # 1 / (1 - p)
 
 
 class Problem(NamedTuple):
@@ -15,7 +23,7 @@ class Problem(NamedTuple):
 
     cell: Cell
     layers: Sequence[Any]
-    """A ``cell.Weights`` a layer; layer l reads layer l-1's candidate h̃ of the same step."""
+    """A ``cell.Weights`` a layer; layer l reads what ``dropout`` leaves of layer l-1's candidate h̃ of the same step."""
     update_weight: Tensor  # (H,), w_p
     update_bias: Tensor  # (1,), b_p
     x: Tensor  # (T, B, D)
@@ -29,6 +37,10 @@ class Problem(NamedTuple):
     """dL/du_t, of each sequence and step, used or skipped, is clamped to ± this; None: the paper's."""
     every_step: bool = True
     """Whether the output of every step is wanted."""
+    bounds: Bounds = UNBOUNDED
+    """Of p̃ = low + (high - low) · sigmoid(w_p · top + b_p)."""
+    dropout: Dropout | None = None
+    """Between the layers; None: everything passes."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that may be differentiated by: x, update_weight, update_bias, p, acc, the states, the weights."""
@@ -53,6 +65,13 @@ class Problem(NamedTuple):
     def bare(self) -> Self:
         """The same problem without its ``tensors``, for a function of autograd to keep."""
         return self.with_tensors([None] * len(self.tensors()))
+
+    def passed(self, below: Tensor, k: int, t: Any, rows: Any = slice(None)) -> Tensor:
+        """What dropout leaves layer k of its input at steps t of sequences ``rows``; going back, of the gradient."""
+        if k == 0 or self.dropout is None:
+            return below
+        kept, scale = self.dropout
+        return torch.where(kept[k - 1, t, rows], below * scale, 0)
 
     @property
     def differentiable(self) -> bool:
@@ -85,6 +104,13 @@ class Solution(NamedTuple):
 def grouped(tensors: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
     """So many at a time."""
     return [tuple(tensors[start : start + size]) for start in range(0, len(tensors), size)]
+
+
+def transformed() -> str | None:
+    """Why a function of autograd with a hand-written backward pass cannot run now; None if it can."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return "it is differentiated by autograd, backward, not by torch.func or forward"
+    return None
 
 
 def refuse_double_backward() -> None:

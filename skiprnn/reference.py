@@ -1,6 +1,7 @@
 """The definition of Skip RNN, one step at a time in plain autograd: slow, obvious, and what every engine must equal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ def run(problem: Problem) -> Solution:
         if lengths is not None:
             u = torch.where(valid[t], u, 0)
 
-        candidates = candidate_states(cell, shares[t], states, layers)
-        p_candidate = update_probability(candidates[-1][-1], problem.update_weight, problem.update_bias)
+        candidates = candidate_states(cell, shares[t], states, layers, partial(problem.passed, t=t))
+        p_candidate = update_probability(candidates[-1][-1], problem.update_weight, problem.update_bias, problem.bounds)
 
         states = [
             tuple(_select(u[:, None], new, old) for new, old in zip(candidate, state, strict=True))
@@ -59,13 +60,17 @@ def run(problem: Problem) -> Solution:
 
 
 def candidate_states(
-    cell: Cell, input_share: Tensor, states: Sequence[LayerState], layers: Sequence[Any]
+    cell: Cell,
+    input_share: Tensor,
+    states: Sequence[LayerState],
+    layers: Sequence[Any],
+    passed: Callable[[Tensor, int], Tensor] = lambda below, k: below,
 ) -> list[LayerState]:
-    """The stack's candidate states, from the first layer's share of the input."""
+    """The stack's candidate states, from the first layer's share of the input and what is ``passed`` on to layer k."""
     first = cell.candidate(input_share, cell.state_share(states[0], layers[0]), states[0], layers[0])[0]
     candidates = [first]
-    for weights, state in zip(layers[1:], states[1:], strict=True):
-        candidates.append(cell.step(candidates[-1][0], state, weights))
+    for k in range(1, len(layers)):
+        candidates.append(cell.step(passed(candidates[-1][0], k), states[k], layers[k]))
     return candidates
 
 

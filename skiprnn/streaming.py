@@ -19,7 +19,7 @@ class Stream:
 
     After each sample it uses, the network knows how many of the following ones it will skip. ``pull`` fetches only
     those it needs; ``push`` and ``advance`` are for callers with a clock of their own; ``feed`` takes many at a time.
-    Gates and outputs are those of ``rnn(...)`` over the whole sequence; nothing is differentiated. In float32 on the
+    Gates and outputs are those of ``rnn.eval()`` over the whole sequence; nothing is differentiated. In float32 on the
     CPU the steps are compiled, where the extension was built; the weights of ``rnn`` are then copied when the stream is
     made, those of the head never. A stream belongs to one thread, but several streams run in parallel: ``feed`` lets
     other threads run.
@@ -32,7 +32,8 @@ class Stream:
 
     Raises:
         TypeError: ``rnn`` is not a Skip RNN.
-        ValueError: ``state`` is not one of batch size 1, or its gate holds what is no probability.
+        ValueError: ``rnn`` is bidirectional, ``state`` is not one of batch size 1, or its gate holds what is no
+            probability.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class Stream:
     ) -> None:
         if not isinstance(rnn, SkipRNN):
             raise TypeError(f"a stream needs a SkipLSTM, SkipGRU or other SkipRNN, got {type(rnn).__name__}")
+        rnn.check_step_by_step()
         self.rnn = rnn
         self.head = head
         self.embed = embed
         packed = None
         if native.unfit(rnn.cell, tuple(rnn.parameters())) is None:
             weights = rnn.layers(), rnn.update_weight, rnn.update_bias
-            packed = native.PackedStack(rnn.cell, *weights, rounded=native.rounding())
+            packed = native.PackedStack(rnn.cell, *weights, bounds=rnn.bounds, rounded=native.rounding())
         with torch.inference_mode(False), torch.no_grad():  # tensors that may be written to anywhere
             initial = rnn.initial_state(1)
             tensors = [tensor.clone() for tensor in initial]
@@ -70,7 +72,7 @@ class Stream:
             ValueError: ``state`` is not one of batch size 1, or its gate holds what is no probability.
         """
         given = self._start if state is None else state
-        self.rnn._check_state(given, 1)
+        given = self.rnn._checked_state(given, (1,))
         for mine, tensor in zip(self._states, given, strict=False):
             mine[:, : self.rnn.hidden_size] = tensor[:, 0]
         self._p.copy_(given.update_prob)
@@ -202,7 +204,7 @@ class Stream:
             with torch.no_grad():
                 states = [tuple(s[k : k + 1] for s in self._states) for k in range(self.rnn.num_layers)]
                 before = GateState(self._p, gate.advance(self._p, self._acc, self._since))
-                _, after, now, update_gate = self.rnn._run(samples[:, None], states, before, None, False)
+                _, after, now, update_gate = self.rnn._solve(samples[:, None], states, before, every_step=False)
             for mine, tensors in zip(self._states, zip(*after, strict=True), strict=True):
                 mine.copy_(torch.cat(tensors))
             self._p.copy_(now.update_prob)

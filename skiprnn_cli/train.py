@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipelines.parallel.team import Team
     from pipelines.runs.training import Outcome
 
-OF_THE_GATE = ("lam", "lam_warmup", "gate_clip")
+OF_THE_GATE = ("lam", "lam_warmup", "keep", "target_usage", "gate_clip", "min_skip", "max_skip")
 FOR_CELL_NOTE = "".join(
     f"; {preset} {cell}{f' on {task}' if task else ''}: "
     f"{', '.join(f'{name} {value}' for name, value in changes.items())}"
@@ -105,9 +105,26 @@ Examples:
     options.Number(0, 1),
     "Baseline: skip with this probability instead of learning to (lstm and gru).",
 )
+@preset_option("--min-skip", "min_skip", click.IntRange(min=0), "Samples skipped after each that is used, at least.")
+@preset_option(
+    "--max-skip", "max_skip", options.CountOrNone(min=0), "Samples skipped in a row, at most; none: any number."
+)
 @preset_option("--lam", "lam", options.Number(min=0), "λ, the loss of using one sample.")
 @preset_option(
     "--lam-warmup", "lam_warmup", click.IntRange(min=0), "Steps over which λ rises from 0 to what it is; 0: at once."
+)
+@preset_option(
+    "--keep",
+    "keep",
+    options.Number(min=0, min_open=True),
+    "As few samples as keep the validation metric at this: the share aimed at falls while it holds, and rises when "
+    "it does not.",
+)
+@preset_option(
+    "--target-usage",
+    "target_usage",
+    options.Number(0, 1, min_open=True),
+    "The share of the samples to use: λ is found, positive while more are used, negative while fewer are.",
 )
 @preset_option("--hidden", "hidden_size", click.IntRange(min=1), "Units of a layer.")
 @preset_option("--dropout", "dropout", options.Number(0, 1, max_open=True), "Before the head.")

@@ -89,6 +89,11 @@ class DataFile:
     extra: dict[str, npt.NDArray[Any]]
 
 
+def mean_steps(split: Split) -> float:
+    """Steps of a sequence, mean."""
+    return split.steps if split.lengths is None else split.lengths.double().mean().item()
+
+
 class SequencesWriter:
     """Writes an open HDF5 file split by split, chunk by chunk, with the digest as it goes."""
 

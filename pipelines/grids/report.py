@@ -107,7 +107,7 @@ def _figures(folder: Path, results: dict[str, Any]) -> dict[str, tuple[str, Call
         for path, config in group:
             if config.skip and config.seed == min(other.seed for _, other in group):
                 figures[f"usage-{path.name}"] = (
-                    f"Samples that {config.model_name}, λ={config.lam:g}, uses on {data}",
+                    f"Samples that {config.model_name}, {config.budget_name}, uses on {data}",
                     partial(plot_usage, path, examples=4),
                 )
     return figures

@@ -6,7 +6,7 @@ shuts where the gradient explodes in single sequences, or where λ outweighs wha
 
 from dataclasses import dataclass
 
-from pipelines.data.sequences import Split
+from pipelines.data.sequences import Split, mean_steps
 from pipelines.runs.checkpoints import Progress
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.evaluation import Evaluation
@@ -27,8 +27,7 @@ class Watch:
     @classmethod
     def over(cls, task: Task, split: Split) -> "Watch":
         """The watch over evaluations on a split."""
-        steps = split.steps if split.lengths is None else split.lengths.double().mean().item()
-        return cls(task, task.chance(split.y), steps)
+        return cls(task, task.chance(split.y), mean_steps(split))
 
     def is_shut(self, used: float) -> bool:
         """Whether of so many samples a sequence a gate uses hardly any: 1.05, or a twentieth of them."""

@@ -26,8 +26,12 @@ class TrainConfig:
     num_layers: int = 1
     dropout: float = 0.0  # before the head
     engine: str = "auto"
+    min_skip: int = 0  # samples skipped after each that is used, at least
+    max_skip: int | None = None  # samples skipped in a row, at most
     lam: float = 0.0  # budget: cost_per_sample
     lam_warmup: int = 0  # steps over which λ rises from 0 to lam
+    keep: float | None = None  # λ is found: the metric that is to be kept with as few samples as can be
+    target_usage: float | None = None  # λ is found: the share of the samples that is to be used
     lr: float = 1e-4
     lr_schedule: str = "constant"  # or "cosine" or "linear": falls to 0 by the last step
     decay_from: float = 0.0  # share of training after which the rate begins to fall
@@ -47,11 +51,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, most in MOST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SkipRNNError(f"{name} must be at least 1, got {value}")
+            if value is not None and value < (name != "max_skip"):
+                raise SkipRNNError(f"{name} must be at least {int(name != 'max_skip')}, got {value}")
             if value is not None and value > most:
                 raise SkipRNNError(f"{name} must be at most {most:,}, got {value:,}")
-        for name in ("lr", "grad_clip", "gate_clip"):
+        for name in ("lr", "grad_clip", "gate_clip", "keep", "target_usage"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise SkipRNNError(f"{name} must be a positive number, got {value}")
@@ -62,6 +66,10 @@ class TrainConfig:
             raise SkipRNNError(f"decay_from must lie in 0..1, 1 excluded, got {self.decay_from}")
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise SkipRNNError(f"lam must be zero or a positive number, got {self.lam}")
+        if self.keep is not None and self.target_usage is not None:
+            raise SkipRNNError("keep and target_usage ask for different numbers of samples; give one of them")
+        if self.target_usage is not None and self.target_usage > 1:
+            raise SkipRNNError(f"target_usage is a share of the samples, 1 at most, got {self.target_usage}")
         if not 0 <= self.dropout < 1:
             raise SkipRNNError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
         if self.task.startswith("own-") and not self.true_lengths:
@@ -74,10 +82,16 @@ class TrainConfig:
             raise SkipRNNError("fresh batches have no epochs; give the length of training in steps")
         if self.skip and self.p_skip is not None:
             raise SkipRNNError("p_skip is a baseline without a learned gate; it needs skip = false")
+        if (self.min_skip or self.max_skip is not None) and not self.skip:
+            raise SkipRNNError("min_skip and max_skip bound a learned gate; they need skip = true")
+        if not 0 <= self.min_skip <= (MOST["max_skip"] if self.max_skip is None else self.max_skip):
+            raise SkipRNNError(f"0 <= min_skip <= max_skip is asked for, got {self.min_skip} and {self.max_skip}")
         if not (self.reset_after or (self.cell == "gru" and self.skip)):
             raise SkipRNNError("reset_after = false is a Skip GRU; other models have no such choice")
-        if self.lam and not self.skip:
-            raise SkipRNNError("lam has nothing to act on where the gate is not learned; it needs skip = true")
+        if (self.lam or self.keep or self.target_usage) and not self.skip:
+            raise SkipRNNError(
+                "lam, keep and target_usage have nothing to act on where the gate is not learned; they need skip = true"
+            )
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices and not (name == "cell" and is_own_cell(value)):
@@ -98,6 +112,15 @@ class TrainConfig:
         return cell if self.p_skip is None else f"{cell} p_skip={self.p_skip:g}"
 
     @property
+    def budget_name(self) -> str:
+        """What is asked of a Skip RNN's number of samples."""
+        if self.keep is not None:
+            return f"keeping {self.keep:g}"
+        if self.target_usage is not None:
+            return f"towards {self.target_usage:.3g} of the samples"
+        return f"λ={self.lam:g}"
+
+    @property
     def file_name(self) -> str:
         """The model's name as part of a file's."""
         return self.model_name.lower().translate(str.maketrans(" :", "-.", "=()"))
@@ -108,7 +131,7 @@ MAY_CHANGE = ("data", "device", "steps", "epochs", "patience", "on_collapse")
 # More is a slip of the hand, which would take all memory or never end.
 MOST = {
     "hidden_size": 2**15, "num_layers": 2**8, "batch_size": 2**20, "steps": 10**12, "epochs": 10**9,
-    "eval_every": 10**12, "patience": 10**12,
+    "eval_every": 10**12, "patience": 10**12, "max_skip": 4096,
 }  # fmt: skip
 TASK_NAMES = ("adding", "sine", "mnist", "imdb", "ucf101", "videos", "own-classes", "own-numbers")
 CHOICES = {

@@ -163,7 +163,7 @@ def _labels(runs: list[Path]) -> dict[Path, str]:
 
 
 def _title(config: TrainConfig) -> str:
-    return f"{config.model_name}, λ={config.lam:g}" if config.skip else config.model_name
+    return f"{config.model_name}, {config.budget_name}" if config.skip else config.model_name
 
 
 def save(figure: Figure, out: Path, *, overwrite: bool) -> Path:

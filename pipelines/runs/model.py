@@ -68,9 +68,10 @@ def build_model(config: TrainConfig, task: Task) -> SequenceModel:
 
 def _network(config: TrainConfig, task: Task) -> SequenceModel:
     sizes = (task.input_size, config.hidden_size, config.num_layers)
+    gate: dict[str, Any] = {"min_skip": config.min_skip, "max_skip": config.max_skip, "engine": config.engine}
     rnn: RecurrentStack
     if config.skip:
-        rnn = SkipRNN(cell_of(config), *sizes, batch_first=True, engine=config.engine)
+        rnn = SkipRNN(cell_of(config), *sizes, batch_first=True, **gate)
     else:
         rnn = (RandomSkipLSTM if config.cell == "lstm" else RandomSkipGRU)(
             *sizes, batch_first=True, p_skip=config.p_skip or 0.0
@@ -90,6 +91,8 @@ def check_engine(config: TrainConfig, device: torch.device) -> None:
         from skiprnn.engines import triton
     except ImportError as error:
         raise SkipRNNError("--engine triton needs the package triton; install it, or use auto") from error
+    if config.min_skip or config.max_skip is not None:
+        raise SkipRNNError("--engine triton has no bounds of how many samples are skipped; use auto or events")
     reason = triton.unfit(cell_of(config), config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
     if reason:
         raise SkipRNNError(f"--engine triton cannot train this: {reason}; use auto or events")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from pipelines.data.sequences import DataFile, Sequences, Split
+from pipelines.data.sequences import DataFile, Sequences, Split, mean_steps
 from pipelines.errors import SkipRNNError
 from pipelines.parallel.devices import choose_device
 from pipelines.parallel.team import ALONE, Team
-from pipelines.runs import checkpoints, collapse, directory
+from pipelines.runs import budgets, checkpoints, collapse, directory
 from pipelines.runs.batches import batches_after
 from pipelines.runs.checkpoints import MEASURED, Checkpoint, Progress, check_tensors, load_checkpoint, save_checkpoint
 from pipelines.runs.config import TrainConfig
@@ -131,6 +131,7 @@ def train(
         batches = batches_after(progress.step, config, task, splits, device, team)
         sums = torch.tensor(progress.sums, device=device, dtype=torch.float64)
         grad_norm_max = torch.tensor(progress.grad_norm_max, device=device, dtype=torch.float64)
+        budget = budgets.Budget(config, progress)
         watch = collapse.Watch.over(task, splits["val"]) if config.skip else None
         started = time.monotonic() - progress.seconds
         reason = _reason_to_end(config, progress, last_step)
@@ -139,7 +140,8 @@ def train(
             batch = next(batches)  # before the seed: a loader that starts draws from torch's generator
             torch.manual_seed(derive_seed(config.seed, "step", progress.step, *([team.rank] if team.rank else [])))
             optimizer.param_groups[0]["lr"] = progress.lr_scale * learning_rate(config, progress.step, last_step)
-            measured = _step(model, optimizer, task, batch, config, share_of_lam(config, progress.step), team)
+            share = share_of_lam(config, progress.step)
+            measured = _step(model, optimizer, task, batch, config, budget.cost, share, team)
             sums += measured
             grad_norm_max = torch.maximum(grad_norm_max, measured[MEASURED.index("grad_norm")])
 
@@ -151,7 +153,7 @@ def train(
                 means["grad_norm_max"] = grad_norm_max.item()
                 sums.zero_()
                 grad_norm_max.zero_()
-                objective = result.loss + config.lam * result.used_mean  # what training minimises, on held-out data
+                objective = budgets.objective(config, task, result, mean_steps(splits["val"]))
                 is_best = objective < progress.best_objective
                 progress.evaluations_since_best += 1
                 if is_best:
@@ -163,6 +165,10 @@ def train(
                     "train": means,
                     "val": {**asdict(result), "objective": objective},
                 }
+                budget.save(progress)
+                if progress.lam is not None:
+                    record |= {"lam": progress.lam, "target_usage": progress.target_usage}
+                budget.note(budgets.holds(config, task, result.metric))
                 if watch is not None:
                     watch.note(result, progress)
                     warning = watch.warning(config, progress, last_step, result)
@@ -183,6 +189,7 @@ def train(
                 progress.sums, progress.grad_norm_max = sums.tolist(), grad_norm_max.item()
                 _check_finite(progress.sums, progress.step, run)
                 progress.seconds = time.monotonic() - started
+                budget.save(progress)
                 names = ("best", "last") if is_best else ("last",)  # last is what a resumed run believes: write it last
                 if team.is_first:
                     save_checkpoint(run, names, _checkpoint(progress, config, model, optimizer))
@@ -248,6 +255,7 @@ def _step(
     task: Task,
     batch: Sequences,
     config: TrainConfig,
+    cost: budgets.Cost,
     lam_share: float = 1.0,
     team: Team = ALONE,
 ) -> Tensor:
@@ -268,7 +276,9 @@ def _step(
         with autocast(config, device):
             prediction, update_gate = model(batch.x, batch.lengths)
         task_loss = task.loss(prediction, batch.y)
-        budget = budget_loss(update_gate, config.lam, batch_first=True)
+        steps = update_gate.shape[1] if batch.lengths is None else batch.lengths.double().mean()
+        usage = update_gate.detach().sum(1).mean() / steps
+        budget = budget_loss(update_gate, cost(usage), batch_first=True)
         loss = task_loss + budget
         acting = loss if lam_share == 1 else task_loss + budget * lam_share
         (acting if team.size == 1 else acting * share).backward()  # type: ignore[no-untyped-call]
@@ -283,7 +293,7 @@ def _step(
 
 def measure_step(model: SequenceModel, task: Task, batch: Sequences, config: TrainConfig) -> None:
     """The work of one update, to be timed."""
-    _step(model, torch.optim.SGD(model.parameters(), lr=0.0), task, batch, config)
+    _step(model, torch.optim.SGD(model.parameters(), lr=0.0), task, batch, config, lambda usage: config.lam)
 
 
 def _reason_to_end(config: TrainConfig, progress: Progress, last_step: int) -> str:

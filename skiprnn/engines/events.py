@@ -20,7 +20,7 @@ from torch import Tensor
 
 from skiprnn.cells import LayerState
 from skiprnn.gate import count, saturated, update_probability
-from skiprnn.problem import Problem, Solution, grouped, refuse_double_backward
+from skiprnn.problem import Problem, Solution, grouped, refuse_double_backward, transformed
 
 CHUNK = 32_768  # skipped steps whose candidates are in memory at a time
 BLOCK = 16  # skipped steps whose effect on the gate's gradient is composed before it is applied
@@ -30,7 +30,11 @@ Clock = npt.NDArray[np.int64]
 
 def why_not(problem: Problem) -> str | None:
     """Why this engine cannot run a problem; None if it can."""
-    return "it cannot be traced" if torch.compiler.is_compiling() else None
+    if torch.compiler.is_compiling():
+        return "it cannot be traced"
+    if problem.x.is_meta:
+        return "its samples have shapes but no values"
+    return transformed()
 
 
 def run(problem: Problem) -> Solution:
@@ -71,14 +75,15 @@ class _Events(torch.autograd.Function):
             rows, at, opened = (torch.from_numpy(v).to(x.device) for v in (active, t[active], a[active]))
             before, p_before = [tuple(s[rows] for s in state) for state in states], p[rows]
             after, saved, below = [], [], x[at, rows]
-            for weights, state in zip(layers, before, strict=True):
+            for k, (weights, state) in enumerate(zip(layers, before, strict=True)):
+                below = problem.passed(below, k, at, rows)
                 shares = cell.input_share(below, weights), cell.state_share(state, weights)
                 new, kept = cell.candidate(*shares, state, weights)
                 new = tuple(s.to(old.dtype) for s, old in zip(new, state, strict=True))  # autocast gives bfloat16
                 after.append(new)
                 saved.append(kept)
                 below = new[0]
-            p_after = update_probability(after[-1][-1], problem.update_weight, problem.update_bias)
+            p_after = update_probability(after[-1][-1], problem.update_weight, problem.update_bias, problem.bounds)
             p_host = p_after.cpu()
             went = t[active]
             t[active], a[active], sums[active] = _next_update(p_host, torch.zeros_like(p_host), went, lasts[active])
@@ -142,6 +147,8 @@ class _BackwardWalk:
     def __init__(self, problem: Problem, ends: Tensor, grads: Sequence[Tensor | None], *, needs_x: bool) -> None:
         self.x, self.w_p, self.b_p = problem.x, problem.update_weight, problem.update_bias
         self.cell, self.layers, self.gate_grad_clip = problem.cell, problem.layers, problem.gate_grad_clip
+        self.bounds = problem.bounds
+        self.passed = problem.passed
         self.grad_output, self.grad_gate, *given = grads
         start = [*problem.gate, *(tensor for state in problem.states for tensor in state)]
         self.gp, self.ga, *states = (  # dL/dp and dL/dacc, (B,), and dL/ds, (B, H) each
@@ -181,13 +188,14 @@ class _BackwardWalk:
             gu = gu.clamp(-self.gate_grad_clip, self.gate_grad_clip)
 
         top = update.after[-1][-1]
-        grad_logit = (gp * update.p * (1 - update.p)).to(top.dtype)
+        low, high = self.bounds
+        grad_logit = (gp * (update.p - low) * (high - update.p) / (high - low)).to(top.dtype)
         self.grad_w_p += (grad_logit[:, None] * top).sum(0)
         self.grad_b_p += grad_logit.sum()
         G[-1][-1] = G[-1][-1] + grad_logit[:, None] * self.w_p
 
         for k in reversed(range(len(self.layers))):
-            below = update.after[k - 1][0] if k else self.x[t, rows]
+            below = self.passed(update.after[k - 1][0], k, t, rows) if k else self.x[t, rows]
             needs_below = k > 0 or self.grad_x is not None
             step = self.cell.backward(
                 tuple(G[k]), update.saved[k], below, update.before[k], self.layers[k], needs_below
@@ -195,7 +203,7 @@ class _BackwardWalk:
             for total, g in zip(self.grad_weights[k], step.weights, strict=True):
                 total.add_(g)
             if step.below is not None and k:
-                G[k - 1][0] = G[k - 1][0] + step.below
+                G[k - 1][0] = G[k - 1][0] + self.passed(step.below, k, t, rows)
             elif step.below is not None and self.grad_x is not None:
                 self.grad_x[t, rows] = step.below.to(self.grad_x.dtype)
             for g, new in zip(self.G[k], step.state, strict=True):
@@ -244,7 +252,8 @@ class _BackwardWalk:
             self.G[-1][0].index_add_(0, rows, arriving[-1])
 
         gain, below = torch.zeros_like(p[:1]), self.x[at, batch]  # gain: what opening the gate would have changed
-        for state, grad, weights in zip(states, G, self.layers, strict=True):
+        for k, (state, grad, weights) in enumerate(zip(states, G, self.layers, strict=True)):
+            below = self.passed(below, k, at, batch)
             own = tuple(s[i] for s in state)
             shares = self.cell.input_share(below, weights), self.cell.state_share(state, weights)[i]
             candidate, _ = self.cell.candidate(*shares, own, weights)
@@ -255,7 +264,7 @@ class _BackwardWalk:
             gain = gain + self.grad_gate[at, batch]
         e, d = torch.zeros_like(a), torch.zeros_like(a)
         e[j, i] = gain.to(e.dtype)
-        d[j, i] = update_probability(candidate[-1], self.w_p, self.b_p) - p[i]
+        d[j, i] = update_probability(candidate[-1], self.w_p, self.b_p, self.bounds) - p[i]
         self.ga[rows], self.gp[rows] = _walk_gate(
             torch.where(valid, a, 0), d, e, valid, self.ga[rows], self.gp[rows], self.gate_grad_clip
         )

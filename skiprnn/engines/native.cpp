@@ -38,7 +38,7 @@ STRUCTURE(Stack,
     int64_t kind, layers, H, form;                 // kind: 0 LSTM, 1 GRU (reset after), 2 GRU (reset before)
     const Layer *layer;
     const float *w_p;                              // (HP,)
-    float b_p;
+    float b_p, low, high;                          // low and high: bounds of the update probability
 );
 
 STRUCTURE(Problem,
@@ -413,7 +413,9 @@ struct Sizes {
 
 INLINE float bounded(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
 
-INLINE float probability(float logit) { return sigmoid(v16{logit})[0]; }
+INLINE float probability(const Stack &q, float dot) {
+    return q.low + (q.high - q.low) * sigmoid(v16{dot + q.b_p})[0];
+}
 
 // Between two powers of 2 every addition of p adds the same, after one in which a tie may have been rounded: after the
 // addition that made `before` into `acc`, all but one of those up to the next power are done at once, `most` at the most.
@@ -480,7 +482,7 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
                 store(kept, g.i), store(kept + s.HP, g.f), store(kept + 2 * s.HP, g.g);
                 if (KIND < 2) store(kept + 3 * s.HP, g.o);
             }
-            if (l == s.L - 1) p[r] = probability(total(dot) + q.b_p);
+            if (l == s.L - 1) p[r] = probability(q, total(dot));
         }
         below = h;
         below_apart = s.HP;
@@ -682,7 +684,7 @@ INLINE void back_over_skips_of(int64_t l, const Problem &q, const int64_t *block
         if (!top) continue;
         const int64_t begin = k.k ? q.tape_t[b * S + k.k] : -1;
         const float p = q.tape_p[b * S + k.k], acc = k.k ? 0 : q.tape_a[b * S];
-        const float p_skipped = probability(total(dot) + stack.b_p);
+        const float p_skipped = probability(stack, total(dot));
         float gu = k.gains[i] + q.grad_p[b] * (p_skipped - p) - q.grad_acc[b] * (acc + (t - begin) * p);
         if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
         q.grad_acc[b] += bounded(gu, q.gate_grad_clip);
@@ -708,6 +710,7 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
     const Stack &stack = *q.stack;
     const Sizes s(stack);
     const int64_t H = s.H, HP = s.HP, GP = s.GP, S = q.T + 1;
+    const float spread = stack.high - stack.low;
     float gains[ROWS] = {};
     for (int64_t l = 0; l < s.L; l++) {
         const LayerBack &a = w.layer[l];
@@ -730,7 +733,7 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
             float *dz = zx + i * GP, *dzh = zxh + i * GP, *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
             const int64_t after = (l * q.B + b) * S + k;
             if (top) add_output(q, H, q.tape_t[row], b, Gh);
-            const float p = q.tape_p[row], grad_logit = top ? q.grad_p[b] * p * (1 - p) : 0;
+            const float p = q.tape_p[row], grad_logit = top ? q.grad_p[b] * (p - stack.low) * (stack.high - p) / spread : 0;
             v16 gain{};
             for (int64_t u = 0; u < HP; u += 16) {
                 v16 h0 = load(h_before + i * HP + u), c0 = KIND ? v16{} : load(q.tape_c + (after - 1) * HP + u);
@@ -1099,7 +1102,7 @@ void skiprnn_pack_stack(const Stack *raw, Stack *packed, float *memory, int64_t 
         else  // the products of r and z with h, then that of n with r⊙h
             layer[l].w_h_back = copy_back(w.w_h, 2, H, form), copy_back(w.w_h + 2 * H * H, 1, H, form);
     }
-    *packed = {raw->kind, raw->layers, H, form, layer, copy(raw->w_p, 1, 1, FLOATS), raw->b_p};
+    *packed = {raw->kind, raw->layers, H, form, layer, copy(raw->w_p, 1, 1, FLOATS), raw->b_p, raw->low, raw->high};
 }
 
 const char *skiprnn_instructions(const char *most) { return instructions = most ? best(most) : instructions; }

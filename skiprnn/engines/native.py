@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from skiprnn import compiled
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerWeights
 from skiprnn.compiled import call, padded, point, structure
-from skiprnn.gate import GateState, saturated
-from skiprnn.problem import Problem, Solution, refuse_double_backward
+from skiprnn.gate import Bounds, GateState, saturated
+from skiprnn.problem import Problem, Solution, refuse_double_backward, transformed
 
 CELLS = (LSTM, GRU, GRU_RESET_BEFORE)  # as native.cpp numbers them
 KINDS: dict[type[Cell], int] = {type(cell): kind for kind, cell in enumerate(CELLS)}
@@ -33,9 +32,7 @@ def why_not(problem: Problem) -> str | None:
     """Why this engine cannot run a problem, or should not; None if it can."""
     if torch.compiler.is_compiling():
         return "it cannot be traced"
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return "it is differentiated by autograd, backward, not by torch.func or forward"
-    if reason := unfit(problem.cell, widened(problem).tensors()):
+    if reason := transformed() or unable(problem):
         return reason
     if not problem.x.numel():
         return "there are no samples"
@@ -43,6 +40,13 @@ def why_not(problem: Problem) -> str | None:
     if steps * batch < 8 and sum(w.numel() for w in problem.tensors()[1:]) > 500_000:
         return "copying the weights would take longer than so few samples"
     return None
+
+
+def unable(problem: Problem) -> str | None:
+    """Why compiled code cannot run a problem; None if it can."""
+    if problem.dropout is not None:
+        return "it has no dropout between layers"
+    return unfit(problem.cell, widened(problem).tensors())
 
 
 def unfit(cell: Cell, tensors: tuple[Tensor, ...]) -> str | None:
@@ -86,7 +90,7 @@ class PackedStack:
 
     def __init__(
         self, cell: Cell, layers: Sequence[LayerWeights], update_weight: Tensor, update_bias: Tensor, *,
-        training: bool = False, rounded: bool = False,
+        bounds: Bounds, training: bool = False, rounded: bool = False,
     ) -> None:  # fmt: skip
         H = len(update_weight)
         self.units = HP = padded(H)
@@ -99,7 +103,7 @@ class PackedStack:
             point(described, w_x=layer.weight_ih, w_h=layer.weight_hh, bias_x=layer.bias_ih, bias_h=layer.bias_hh)
             floats += len(layer.bias_ih) // H * HP * (D + H + 2 + (padded(D) + HP if training else 0))
         sizes = {"kind": KINDS[type(cell)], "layers": len(layers), "H": H, "form": int(rounded)}
-        stack = structure("Stack", **sizes, layer=ctypes.addressof(raw), b_p=update_bias.item())
+        stack = structure("Stack", **sizes, layer=ctypes.addressof(raw), b_p=update_bias.item(), **bounds._asdict())
         self.structure = structure("Stack", layer=ctypes.addressof(ours))
         memory = w_p.new_empty(floats)
         call("pack_stack", point(stack, w_p=w_p), self.structure, memory, int(training))
@@ -133,7 +137,7 @@ class Follower:
 def packed(problem: Problem, *, rounded: bool, training: bool = False) -> PackedStack:
     """A problem's stack."""
     weights = problem.layers, problem.update_weight, problem.update_bias
-    return PackedStack(problem.cell, *weights, training=training, rounded=rounded)
+    return PackedStack(problem.cell, *weights, bounds=problem.bounds, training=training, rounded=rounded)
 
 
 def forward(problem: Problem, stack: PackedStack, tape: Tensor | None) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skiprnn.engines import native
+from skiprnn.gate import Bounds
 from skiprnn.problem import Problem, Solution
 
 
@@ -20,32 +21,33 @@ def why_not(problem: Problem) -> str | None:
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()  # where 2.11 says both
     if exporting and isinstance(problem.x.shape[0], int):
         return "so many steps are written out in torch's own operations, for others than torch to read"
-    return native.unfit(problem.cell, native.widened(problem).tensors())
+    return native.unable(problem)
 
 
 def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
     problem, kind = native.widened(problem), native.KINDS[type(problem.cell)]
-    shape = kind, len(problem.layers), problem.gate_grad_clip, problem.every_step, native.rounding()
+    shape = kind, len(problem.layers), problem.gate_grad_clip, problem.every_step, *problem.bounds, native.rounding()
     given = list(problem.tensors()), problem.lengths, *shape, problem.differentiable
     _, _, *computed = torch.ops.skiprnn.forward(*given)
     return native.solution(computed)
 
 
 def _problem(
-    tensors: Sequence[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool
-) -> Problem:
+    tensors: Sequence[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
+    low: float, high: float,
+) -> Problem:  # fmt: skip
     each: list[Any] = [None] * layers
-    rest = (lengths, bound, every_step)
+    rest = (lengths, bound, every_step, Bounds(low, high))
     return Problem(native.CELLS[kind], each, None, None, None, each, None, *rest).with_tensors(tensors)  # type: ignore[arg-type]
 
 
 @torch.library.custom_op("skiprnn::forward", mutates_args=())
 def _forward(
     tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
-    rounded: bool, keep: bool,
+    low: float, high: float, rounded: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
-    problem = _problem(tensors, lengths, kind, layers, bound, every_step)
+    problem = _problem(tensors, lengths, kind, layers, bound, every_step, low, high)
     if keep:
         tape = native.empty_tape(problem)
         return [tape, *native.forward(problem, native.packed(problem, rounded=rounded), tape)]
@@ -55,9 +57,9 @@ def _forward(
 @_forward.register_fake
 def _(
     tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
-    rounded: bool, keep: bool,
+    low: float, high: float, rounded: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
-    problem = _problem(tensors, lengths, kind, layers, bound, every_step)
+    problem = _problem(tensors, lengths, kind, layers, bound, every_step, low, high)
     x, H = problem.x, problem.update_weight.shape[0]
     T, B, _ = x.shape
     states = [x.new_empty(layers, B, H) for _ in range(problem.cell.num_states)]
@@ -77,9 +79,9 @@ def _(
 @torch.library.custom_op("skiprnn::backward", mutates_args=())
 def _backward(
     tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
-    rounded: bool, ends: Tensor, tape: Tensor, grads: list[Tensor | None], needs_x: bool,
+    low: float, high: float, rounded: bool, ends: Tensor, tape: Tensor, grads: list[Tensor | None], needs_x: bool,
 ) -> list[Tensor]:  # fmt: skip
-    problem = _problem(tensors, lengths, kind, layers, bound, every_step)
+    problem = _problem(tensors, lengths, kind, layers, bound, every_step, low, high)
     stack = native.packed(problem, rounded=rounded, training=True)
     grad_x, *others = native.backward(problem, stack, ends, tape, grads, needs_x=needs_x)
     grad_x = tensors[0].new_empty(0) if grad_x is None else grad_x
@@ -89,7 +91,7 @@ def _backward(
 @_backward.register_fake
 def _(
     tensors: list[Tensor], lengths: Tensor | None, kind: int, layers: int, bound: float | None, every_step: bool,
-    rounded: bool, ends: Tensor, tape: Tensor, grads: list[Tensor | None], needs_x: bool,
+    low: float, high: float, rounded: bool, ends: Tensor, tape: Tensor, grads: list[Tensor | None], needs_x: bool,
 ) -> list[Tensor]:  # fmt: skip
     x, *others = tensors
     return [x.new_empty(x.shape if needs_x else 0), *(tensor.new_empty(tensor.shape) for tensor in others)]
@@ -107,7 +109,7 @@ def _go_back(ctx, grads):  # type: ignore[no-untyped-def]
     lengths = tensors.pop(0) if ctx.has_lengths else None
     needs_x = ctx.needs_input_grad[0][0]
     grad_x, *others = torch.ops.skiprnn.backward(tensors, lengths, *ctx.shape, ends, tape, list(grads[2:]), needs_x)
-    return [grad_x if needs_x else None, *others], *[None] * 7
+    return [grad_x if needs_x else None, *others], *[None] * 9
 
 
 _forward.register_autograd(_go_back, setup_context=_keep)

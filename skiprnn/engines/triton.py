@@ -19,8 +19,8 @@ from triton import knobs
 from skiprnn import reference
 from skiprnn.cells import Cell, GRUCell, LayerWeights, LSTMCell
 from skiprnn.engines import triton_kernels
-from skiprnn.gate import GateState, saturated
-from skiprnn.problem import Problem, Solution, refuse_double_backward
+from skiprnn.gate import UNBOUNDED, GateState, saturated
+from skiprnn.problem import Problem, Solution, refuse_double_backward, transformed
 
 LARGEST = 128  # units whose recurrent weights one program can own
 FUSED = 8  # features up to which the kernels multiply the inputs themselves, instead of one product before
@@ -33,7 +33,9 @@ def why_not(problem: Problem) -> str | None:
     """Why this engine cannot run a problem; None if it can."""
     if torch.compiler.is_compiling():
         return "it cannot be traced"
-    return unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
+    if problem.bounds != UNBOUNDED:
+        return "it has no bounds of how many samples are skipped"
+    return transformed() or unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
 
 
 def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:

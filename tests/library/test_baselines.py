@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM
 from skiprnn.reference import candidate_states
@@ -90,6 +91,18 @@ def test_state_carries_over():
     x = torch.randn(8, 2, 3)
     first = rnn(x[:3])
     torch.testing.assert_close(rnn(x[3:], first.state).output, rnn(x).output[3:])
+
+
+@pytest.mark.parametrize(("baseline", "skip"), BASELINES)
+def test_packed_batches_and_single_sequences(baseline, skip):
+    rnn, x = baseline(3, 5, 2), torch.randn(8, 3, 3)
+    packed = pack_padded_sequence(x, [5, 8, 2], enforce_sorted=False)
+    output, state, gate = rnn(packed)
+    expected = rnn(x, lengths=[5, 8, 2])
+    torch.testing.assert_close(state.h, expected.state.h)
+    for mine, other in ((output, expected.output), (gate, expected.update_gate)):
+        torch.testing.assert_close(mine.data, pack_padded_sequence(other, [5, 8, 2], enforce_sorted=False).data)
+    torch.testing.assert_close(rnn(x[:, 0]).output, rnn(x).output[:, 0])
 
 
 def test_bad_probability():

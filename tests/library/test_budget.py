@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from skiprnn import budget_loss, growing_budget_loss, target_budget_loss, used_samples
+from skiprnn import MetricCost, SkipGRU, UsageCost, budget_loss, growing_budget_loss, target_budget_loss, used_samples
 
 GATE = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])  # (T, B) = (3, 2); uses 2 and 3 samples
 
@@ -29,3 +29,43 @@ def test_gradient_of_the_budget_is_lambda_over_the_batch():
 def test_unknown_norm():
     with pytest.raises(ValueError, match="norm must be 'l1' or 'l2', got 'l3'"):
         target_budget_loss(GATE, 1.0, 1.0, norm="l3")
+
+
+def test_a_cost_that_keeps_a_metric():
+    cost = MetricCost()
+    for holds, expected in ((False, 1.0), (True, 0.96), (True, 0.9216), (False, 1.0), (True, 0.96)):
+        cost.note(holds)
+        assert cost.target == pytest.approx(expected)
+    assert cost.cost_per_sample(torch.tensor(1.0)) > 0 > cost.cost_per_sample(torch.tensor(0.5))
+
+
+def test_a_cost_that_leads_to_a_share_of_the_samples():
+    cost = UsageCost(0.2, 1e-3)
+    for usage, expected in ((0.3, 1.02e-3), (0.21, 0.51e-3), (0.19, -0.51e-3), (0.2, 0), (0.1, -1.0404e-3)):
+        assert cost.cost_per_sample(torch.tensor(usage)).item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_costs_that_cannot_be():
+    for make in (lambda: MetricCost(1.0, 0.0), lambda: UsageCost(0.5, -1.0)):
+        with pytest.raises(ValueError, match="a cost that is found must begin above 0"):
+            make()
+    with pytest.raises(ValueError, match="target must be a share of the samples, above 0 and up to 1, got"):
+        UsageCost(1.5)
+
+
+@pytest.mark.parametrize("target", [0.2, 0.6])
+def test_a_share_of_the_samples_is_found(target):
+    torch.manual_seed(0)
+    rnn, cost = SkipGRU(1, 4), UsageCost(target, 1e-3)
+    optimizer = torch.optim.Adam(rnn.parameters(), lr=1e-2)
+    shares = []
+    for _ in range(400):
+        x = torch.randn(20, 16, 1)
+        output, _, gate = rnn(x)
+        loss = (output[..., 0] - x.cumsum(0)[..., 0].tanh()).square().mean()
+        loss = loss + budget_loss(gate, cost.cost_per_sample(gate.mean()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        shares.append(gate.mean().item())
+    assert sum(shares[-50:]) / 50 == pytest.approx(target, rel=0.1)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from skiprnn import SkipGRU, SkipLSTM, budget_loss
+from skiprnn import SkipGRU, SkipLSTM, budget_loss, gate
 from skiprnn.engines import events, native
 from skiprnn.engines.events import _Update as update
 from tests.problems import BIASES, MODULES, assert_same, build, needs_compiled, problem, run
@@ -146,6 +146,38 @@ def test_a_bounded_gradient_of_the_gate_is_the_references(path, name, shape, bia
     of_weight = -2  # of update_weight and update_bias, the last parameters before the initial state
     difference = (expected[1][of_weight] - unbounded[1][of_weight]).abs().max()
     assert difference > 1e-2 * unbounded[1][of_weight].abs().max()  # it acted
+
+
+@pytest.mark.parametrize("bias", [-3.0, 0.0, 3.0])
+@pytest.mark.parametrize("shape", ["paper", "two_layers"])
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=needs_compiled)])
+def test_bounded_skips_are_the_references(name, shape, bias, dtype):
+    shape = SHAPES[shape]
+    x = torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    engines = (("events", dtype), ("reference", torch.float64))
+    rnns = ours, _ = [build(name, shape, bias, *engine) for engine in engines]
+    for rnn in rnns:
+        rnn.bounds = gate.bounds_of_skips(2, 6)
+    if dtype is torch.float32:
+        assert native.why_not(problem(ours, x.float())) is None
+    results = [run(rnn, x, lengths=shape[0] - torch.arange(shape[1]) % 3) for rnn in rnns]
+    assert_same(*results, tolerance=1e-12 if dtype is torch.float64 else 2e-5)
+
+
+@pytest.mark.parametrize("engine", ["events", "reference"])
+@pytest.mark.parametrize(("least", "most"), [(0, 5), (2, 5), (4, 4), (3, None)])
+def test_bounded_skips_are_kept_by_any_sequence(engine, least, most):
+    torch.manual_seed(0)
+    steps, batch = 60, 10_000 if engine == "events" else 200
+    rnn = SkipGRU(1, 2, min_skip=least, max_skip=most, engine=engine)
+    with torch.no_grad():
+        rnn.update_weight.mul_(30)
+        used = rnn(torch.randn(steps, batch, 1) * 3).update_gate.cumsum(0)
+    before = torch.cat([torch.zeros(1, batch), used])
+    assert (before[least + 1 :] - before[: -least - 1]).max() == 1  # of so many samples in a row one is used, at most
+    if most is not None:
+        assert (before[most + 1 :] - before[: -most - 1]).min() >= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -111,3 +111,26 @@ def test_counting_to_limits_says_what_opens_or_is_left(either_path, dtype):
             a, shut = after, shut + 1
         assert counted == shut
         assert total == (gate.added(a, now) if shut < limit else a)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("least", "most"),
+    [(0, 0), (0, 5), (1, 1), (3, None), (7, 7), (10, 999), (500, 501), (0, 4096), (4095, 4095), (4096, 4096)],
+)
+def test_bounds_keep_the_number_of_skipped_samples(dtype, least, most):
+    low, high = gate.bounds_of_skips(least, most)
+    logits = torch.cat([torch.tensor([-1e4, 1e4]), torch.empty(2000).uniform_(-30, 30)]).to(dtype)
+    p = gate.update_probability(logits[:, None], torch.ones(1), torch.zeros(1), gate.Bounds(low, high))
+    skipped = gate.skipped_steps(p, torch.zeros_like(p))
+    assert skipped.min() == least
+    assert most is None or 0.999 * most <= skipped.max() <= most
+    assert low < high
+
+
+def test_bounds_that_contradict_each_other():
+    assert gate.bounds_of_skips(0, None) == gate.UNBOUNDED == (0, 1)
+    for least, most in ((-1, None), (3, 2), (0, -1), (4097, None), (0, 4097)):
+        message = f"0 <= min_skip <= max_skip <= 4,096 is asked for, got {least} and {most}"
+        with pytest.raises(ValueError, match=message):
+            gate.bounds_of_skips(least, most)

@@ -146,14 +146,18 @@ def test_the_bound_of_the_gates_gradient_may_be_changed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"input": torch.randn(4, 3)}, r"input must be \(T, B, D\) with D = 3, got shape \(4, 3\)"),
+        (
+            {"input": torch.randn(3)},
+            r"input must be \(T, B, D\), or \(T, D\) of one sequence, with D = 3, got shape \(3,\)",
+        ),
         ({"input": torch.randn(4, 2, 2)}, r"D = 3, got shape \(4, 2, 2\)"),
         ({"input": torch.ones(4, 2, 3, dtype=torch.long)}, "floating point"),
         ({"lengths": [1]}, r"lengths must be \(2,\) integers"),
         ({"lengths": [1.0, 2.0]}, r"lengths must be \(2,\) integers"),
         ({"lengths": [1, 5]}, r"lengths must lie in 0..4, got 1..5"),
         ({"lengths": [-1, 4]}, r"lengths must lie in 0..4, got -1..4"),
-        ({"state": (torch.zeros(1, 2, 5), torch.zeros(1, 2, 5))}, "state must hold tensors of shapes"),
+        ({"state": (torch.zeros(1, 2, 5),) * 3}, "state must hold tensors of shapes"),
+        ({"state": torch.zeros(1, 2, 5)}, "as a call returned it, or its h, c alone; got"),
         ({"state": SkipLSTM(3, 5).initial_state(3)}, "state must hold tensors of shapes"),
     ],
 )

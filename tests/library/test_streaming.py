@@ -56,6 +56,18 @@ def test_a_stream_equals_the_reference(name, shape, bias, dtype, either_path):
     assert_states_close(stream.state, state, TOLERANCE[dtype])
 
 
+def test_a_stream_bounds_its_skips(either_path):
+    x, rnn = sequence((200, 1, 2, 9, 1)).float(), SkipGRU(2, 9, min_skip=2, max_skip=4)
+    with torch.no_grad():
+        rnn.update_weight.mul_(20)
+        expected = rnn(x).update_gate[:, 0]
+    stream = Stream(rnn)
+    used = [stream.push(sample) for sample in x[:, 0]]
+    assert used == expected.bool().tolist()
+    skipped = expected.nonzero()[:, 0].diff() - 1
+    assert 2 <= skipped.min() < skipped.max() <= 4
+
+
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_a_stream_equals_the_authors_cells(path, either_path):
     with np.load(path) as arrays:

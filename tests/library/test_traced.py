@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from skiprnn import budget_loss
+from skiprnn.gate import bounds_of_skips
 from tests.problems import MODULES, build, needs_compiled
 
 SHAPE = (20, 3, 2, 7, 2)  # T, B, D, H, layers
@@ -38,6 +39,7 @@ def test_a_compiled_model_trains_as_itself(name, lengths):
     torch._dynamo.reset()
     model = Last(build(name, SHAPE, -1.0, "auto", torch.float32))
     model.rnn.gate_grad_clip = 0.01
+    model.rnn.bounds = bounds_of_skips(1, 4)
     twin = copy.deepcopy(model)
     lengths = None if lengths is None else torch.tensor(lengths)
     x = torch.randn(SHAPE[:3])
@@ -83,7 +85,7 @@ def test_the_operators_keep_torchs_rules(name, every_step):
     tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     kind = list(MODULES).index(name)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    given = (tensors, torch.tensor([20, 3, 9]), kind, 2, 0.1, every_step, False, True)
+    given = (tensors, torch.tensor([20, 3, 9]), kind, 2, 0.1, every_step, 0.0, 1.0, False, True)
     torch.library.opcheck(torch.ops.skiprnn.forward.default, given, test_utils=checks)
 
 

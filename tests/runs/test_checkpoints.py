@@ -237,9 +237,10 @@ def test_a_wrong_type_in_the_configuration(make_run, config, name):
     run = make_run(trained=False)
     right = asdict(config)
     path = run / "config.json"
-    kinds = {type(right[name]), *({int, type(None)} if name in ("epochs", "patience", "steps") else ())}
-    kinds |= {float, int} if float in kinds or name in ("p_skip", "gate_clip") else set()
-    kinds |= {type(None)} if name in ("p_skip", "gate_clip") else set()
+    counts, numbers = ("epochs", "patience", "steps", "max_skip"), ("p_skip", "gate_clip", "keep", "target_usage")
+    kinds = {type(right[name]), *({int, type(None)} if name in counts else ())}
+    kinds |= {float, int} if float in kinds or name in numbers else set()
+    kinds |= {type(None)} if name in numbers else set()
     for value in WRONG_VALUES:
         path.write_text(json.dumps({"schema": 1, **right, name: value}))
         said = loaded_or_told(run)

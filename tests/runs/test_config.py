@@ -10,6 +10,7 @@ from pipelines.parallel.devices import choose_device
 from pipelines.runs.config import PRESETS, TrainConfig, configure
 from pipelines.runs.directory import default_run_path
 from pipelines.runs.evaluation import evaluate_run
+from pipelines.runs.load import load_model
 from pipelines.runs.model import build_model, check_engine, stream, with_gate, without_skipping
 from pipelines.tasks import Sine
 from skiprnn import RandomSkipGRU
@@ -150,3 +151,31 @@ def test_the_gpu_engine_does_not_reset_before():
     config = TrainConfig(cell="gru", reset_after=False, steps=1, engine="triton")
     with pytest.raises(SkipRNNError, match="not reset_after=False"):
         check_engine(config, choose_device("auto"))
+
+
+def test_bounds_of_skips_are_kept_by_a_run(make_run):
+    run = make_run(min_skip=1, max_skip=3)
+    rnn = load_model(run).model.rnn
+    assert (rnn.min_skip, rnn.max_skip) == (1, 3)
+    assert 12 / 4 <= evaluate_run(run).used_mean <= 12 / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_skip": 3, "max_skip": 2}, "0 <= min_skip <= max_skip is asked for, got 3 and 2"),
+        ({"min_skip": 5000}, "got 5000 and None"),
+        ({"max_skip": 5000}, "max_skip must be at most 4,096, got 5,000"),
+        ({"max_skip": 1, "skip": False}, "bound a learned gate; they need skip = true"),
+    ],
+)
+def test_impossible_bounds_of_skips(options, message):
+    with pytest.raises(SkipRNNError, match=message):
+        TrainConfig(steps=1, **options)
+
+
+def test_the_gpu_engine_has_no_bounds_of_skips():
+    pytest.importorskip("skiprnn.engines.triton")
+    config = TrainConfig(steps=1, engine="triton", max_skip=3)
+    with pytest.raises(SkipRNNError, match="--engine triton has no bounds of how many samples are skipped"):
+        check_engine(config, torch.device("cuda"))

@@ -1,0 +1,66 @@
+"""λ, the loss of a sample: given, or found while training, for a metric to keep or a share of the samples to use."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from pipelines.runs.checkpoints import Progress
+from pipelines.runs.config import TrainConfig
+from pipelines.runs.evaluation import Evaluation
+from pipelines.tasks import Task
+from skiprnn.budget import NEAR, MetricCost, UsageCost
+
+START = 1e-5  # λ at first where it is found and none was given
+MISSED = 1e3  # of an objective, more than any loss
+
+Cost = Callable[[Tensor], "float | Tensor"]
+"""λ of a training step, from the share of its batch's samples that is used."""
+
+
+class Budget:
+    """λ of a run, step by step."""
+
+    def __init__(self, config: TrainConfig, progress: Progress) -> None:
+        largest = progress.lam or config.lam or START
+        self._given = config.lam
+        self._found: UsageCost | None = None
+        if config.keep is not None:
+            self._found = MetricCost(progress.target_usage or 1.0, largest)
+        elif config.target_usage is not None:
+            self._found = UsageCost(config.target_usage, largest)
+
+    def cost(self, usage: Tensor) -> float | Tensor:
+        """λ of a training step whose batch uses such a share of its samples."""
+        return self._given if self._found is None else self._found.cost_per_sample(usage)
+
+    def save(self, progress: Progress) -> None:
+        """Leave with a checkpoint what goes on from there needs."""
+        if self._found is not None:
+            progress.lam, progress.target_usage = self._found.largest.item(), self._found.target
+
+    def note(self, holds: bool) -> None:
+        """Go on after an evaluation."""
+        if isinstance(self._found, MetricCost):
+            self._found.note(holds)
+
+
+def holds(config: TrainConfig, task: Task, metric: float) -> bool:
+    """Whether a metric is as good as is to be kept, if any is."""
+    if config.keep is None:
+        return False
+    return metric >= config.keep if task.higher_is_better else metric <= config.keep
+
+
+def objective(config: TrainConfig, task: Task, result: Evaluation, steps: float) -> float:
+    """What the best checkpoint has least of, from an evaluation on sequences of so many steps.
+
+    Where λ is given, what training minimises; else the usage of those that keep the metric, or the loss of those that
+    are near the wanted usage, before all others.
+    """
+    usage = result.used_mean / max(steps, 1)
+    if config.keep is not None:
+        return usage if holds(config, task, result.metric) else MISSED + result.loss
+    if config.target_usage is not None:
+        off = abs(usage / config.target_usage - 1)
+        return result.loss if off <= NEAR else MISSED + off
+    return result.loss + config.lam * result.used_mean

@@ -1,0 +1,103 @@
+"""λ that is found while training."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipelines.errors import SkipRNNError
+from pipelines.runs import budgets, checkpoints
+from pipelines.runs.checkpoints import Progress
+from pipelines.runs.config import TrainConfig
+from pipelines.runs.directory import read_metrics
+from pipelines.runs.evaluation import Evaluation
+from pipelines.runs.training import train
+from pipelines.tasks import Adding, Sine
+
+STEPS = 50
+
+
+def result(metric, used, loss=0.5):
+    return Evaluation(loss=loss, metric=metric, used_mean=used, used_std=0.0)
+
+
+def test_lam_is_what_was_given_where_nothing_is_to_be_found():
+    config, progress = TrainConfig(lam=0.25, steps=1), Progress(step=0)
+    budget = budgets.Budget(config, progress)
+    budget.note(budgets.holds(config, Adding(), 0.1))
+    budget.save(progress)
+    assert progress.lam is None
+    assert budget.cost(torch.tensor(0.9)) == 0.25
+    assert budgets.objective(config, Adding(), result(0.1, 10), STEPS) == 0.5 + 0.25 * 10
+
+
+@pytest.mark.parametrize(("task", "good", "bad"), [(Adding(), 0.001, 0.002), (Sine(), 0.995, 0.98)])
+def test_the_fewest_samples_that_keep_the_metric_are_best(task, good, bad):
+    config = TrainConfig(keep=(good + bad) / 2, lam=1e-3, steps=1)
+    few, many, lost = (
+        budgets.objective(config, task, result(*of), STEPS) for of in ((good, 20), (good, 30), (bad, 10))
+    )
+    assert few < many < lost
+    progress = Progress(step=0)
+    for metric, target in ((bad, 1.0), (good, 0.96), (good, 0.9216), (bad, 1.0)):
+        budget = budgets.Budget(config, progress)  # as where training goes on
+        budget.note(budgets.holds(config, task, metric))
+        budget.save(progress)
+        assert progress.target_usage == pytest.approx(target)
+        assert progress.lam == 1e-3
+
+
+def test_the_least_loss_near_the_wanted_usage_is_best():
+    config = TrainConfig(target_usage=0.2, steps=1)
+    near, lossy, far, further = (
+        budgets.objective(config, Adding(), result(0.1, *of), STEPS)
+        for of in ((10.9, 0.1), (9.1, 0.3), (12, 0.01), (20, 0.01))
+    )
+    assert near < lossy < far < further
+
+
+@pytest.mark.parametrize("options", [{"keep": 0.2}, {"target_usage": 0.5}])
+def test_an_interrupted_run_finds_the_same(make_run, options):
+    options |= {"steps": 8, "eval_every": 2}
+    whole, halted = make_run(**options), make_run("halted", trained=False, **options)
+    stops = iter([False] * 4 + [True] + [False] * 9)
+    assert train(halted, should_stop=lambda: next(stops)).reason == "interrupted"
+    train(halted)
+    found = [[(record["lam"], record["target_usage"]) for record in read_metrics(run)] for run in (whole, halted)]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 4
+    tensors = [checkpoints.load_checkpoint(run, "last").tensors for run in (whole, halted)]
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+
+
+def test_a_target_is_reached(make_run):
+    run = make_run(target_usage=0.5, steps=200, eval_every=10, lr=1e-2, lam=1e-3)
+    used = [record["val"]["used_mean"] for record in read_metrics(run)][-8:]
+    assert 0.4 * 12 < sum(used) / 8 < 0.6 * 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 0.9, "target_usage": 0.5}, "give one of them"),
+        ({"target_usage": 1.5}, "target_usage is a share of the samples, 1 at most, got 1.5"),
+        ({"keep": 0.0}, "keep must be a positive number, got 0.0"),
+        ({"keep": 0.9, "skip": False}, "lam, keep and target_usage have nothing to act on"),
+    ],
+)
+def test_impossible_budgets(options, message):
+    with pytest.raises(SkipRNNError, match=message):
+        TrainConfig(steps=1, **options)
+
+
+def test_budgets_have_names():
+    config = TrainConfig(steps=1, lam=1e-4)
+    named = [replace(config, **options).budget_name for options in ({}, {"keep": 0.99}, {"target_usage": 1 / 3})]
+    assert named == ["λ=0.0001", "keeping 0.99", "towards 0.333 of the samples"]
+
+
+def test_the_command_refuses_budgets_without_a_gate(skiprnn):
+    for option in ("--keep", "--target-usage", "--max-skip"):
+        refused = skiprnn("train", "--no-skip", option, 1)
+        assert refused.exit_code == 2
+        assert f"{option} has nothing to act on where the gate is not learned" in refused.stderr
