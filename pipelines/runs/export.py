@@ -4,7 +4,8 @@ import io
 import json
 import logging
 import warnings
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from pipelines.data.files import atomic_path, check_writable
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
-from pipelines.runs.load import load_run
+from pipelines.runs.config import is_own_cell
+from pipelines.runs.load import TrainedModel, load_run
 from pipelines.runs.model import SequenceModel, with_gate
 from pipelines.tasks import Task
 from skiprnn import SkipRNN
@@ -110,7 +112,8 @@ def export_run(
         overwrite: replace ``out`` if it exists.
 
     Raises:
-        SkipRNNError: the extra ``export`` is missing, the run cannot be read, or ``out`` cannot be written.
+        SkipRNNError: the extra ``export`` is missing, the run cannot be read, its own cell cannot be traced, or ``out``
+            cannot be written.
     """
     for package in ("onnx", "onnxruntime", "onnxscript"):
         try:
@@ -124,10 +127,36 @@ def export_run(
     check_writable(out, overwrite=overwrite)
     trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device="cpu")
     with atomic_path(out, overwrite=overwrite) as temporary:
-        _write(trace(trained.model), temporary, int8)
+        _write(_traced(trained), temporary, int8)
         size = temporary.stat().st_size
         result = _compare(temporary, with_gate(trained.model), trained.task, trained.sequences)
     return Export(out=str(out), bytes=size, int8=int8, **result)
+
+
+def _traced(trained: TrainedModel) -> Traced:
+    """As ``trace``; what torch says of a cell of one's own becomes one message."""
+    try:
+        with _no_log(), redirect_stderr(io.StringIO()):  # where torch prints a graph that it gave up
+            return trace(trained.model)
+    except Exception as error:
+        if not is_own_cell(trained.config.cell):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise SkipRNNError(
+            f"cannot export the cell {trained.config.cell}: torch.export cannot trace it "
+            f"({type(error).__name__}: {said}); write its candidate without choices that depend on numbers"
+        ) from error
+
+
+@contextmanager
+def _no_log() -> Iterator[None]:
+    """Keep quiet what torch logs of its work, warnings too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _write(traced: Traced, path: Path, int8: bool) -> None:
@@ -136,8 +165,7 @@ def _write(traced: Traced, path: Path, int8: bool) -> None:
     with ExitStack() as quiet:
         quiet.enter_context(warnings.catch_warnings(action="ignore"))
         quiet.enter_context(redirect_stdout(io.StringIO()))  # older versions of onnxscript print
-        quiet.callback(logging.disable, logging.root.manager.disable)
-        logging.disable(logging.WARNING)
+        quiet.enter_context(_no_log())
         program = torch.onnx.export(
             traced.program, input_names=traced.inputs, output_names=traced.outputs, opset_version=OPSET, verbose=False
         )

@@ -35,6 +35,12 @@ class Wrong(Mine):
     def candidate(self, input_share, state_share, state, weights):
         return (state[0] + input_share,), ()
 
+class Choosing(Mine):
+    def candidate(self, input_share, state_share, state, weights):
+        if state[0].sum() > 0:
+            input_share = input_share + 1
+        return super().candidate(input_share, state_share, state, weights)
+
 number = 7
 """
 
@@ -123,6 +129,17 @@ def test_a_sweep_s_workers_import_the_cell(own, forget, adding_file, config):
     assert own("train", "--cell", "my_cells:Mine", "--data", adding_file, "--out", "run", *SMALL).exit_code == 0
     forget()
     assert "add --cell" not in (train_one(Planned(Path("run"), load_config(Path("run")))) or "")
+
+
+def test_a_cell_that_cannot_be_traced_is_not_exported(own, adding_file):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert own("train", "--cell", "my_cells:Choosing", "--data", adding_file, "--out", "run", *SMALL).exit_code == 0
+    done = own("export", "run", "--cell", "my_cells:Choosing")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: cannot export the cell my_cells:Choosing: torch.export cannot trace it (")
+    assert done.stderr.count("\n") == 1
+    assert not Path("run/model.onnx").exists()
 
 
 ERRORS = [
