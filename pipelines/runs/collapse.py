@@ -28,7 +28,7 @@ class Watch:
     def over(cls, task: Task, split: Split) -> "Watch":
         """The watch over evaluations on a split."""
         steps = split.steps if split.lengths is None else split.lengths.double().mean().item()
-        return cls(task, task.chance(split.y), steps)
+        return cls(task, task.chance(split.y, split.lengths), steps)
 
     def is_shut(self, used: float) -> bool:
         """Whether of so many samples a sequence a gate uses hardly any: 1.05, or a twentieth of them."""
