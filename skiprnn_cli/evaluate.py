@@ -23,6 +23,9 @@ def command(
 ) -> None:
     """Evaluate RUN, or the run under runs/ trained last: metric, used samples, cost and time per sequence.
 
+    Where labels are several, or of the steps, other metrics follow the first; those of steps are over all steps of
+    all sequences.
+
     Cost counts one multiply-accumulate per input and recurrent weight used, as the paper does, and those of the network
     that looks at video frames, absent ones too. Time is the median of several forward passes of one batch, beside the
     same weights with skipping off (the plain LSTM or GRU, on the compiled engine where that can run); and of single

@@ -94,3 +94,16 @@ def test_what_a_shape_might_be_is_told(skiprnn):
     assert done.stdout.splitlines()[1] == "took y (40, 12) of int64 for 12 labels a sequence"
     assert done.stderr == ""
     assert skiprnn("gen-data", "own", "own.npz", "--task", "adding").exit_code == 2
+
+
+def test_train_converts_for_the_task_it_is_told(skiprnn):
+    np.savez("own.npz", x=X, y=1.0 * HIGH[:, :3])
+    done = skiprnn("train", "--data", "own.npz", "--out", "run", *OPTIONS)
+    assert done.exit_code == 1
+    assert (
+        "holds floats that are all 0 or 1, and may be several things; pass --task own-labels or own-numbers"
+        in done.stderr
+    )
+    done = skiprnn("train", "--data", "own.npz", "--task", "own-labels", "--out", "run", *OPTIONS)
+    assert done.exit_code == 0, done.output
+    assert "as `skiprnn gen-data own own.npz --out data/own.h5 --task own-labels` does" in done.stderr
