@@ -19,13 +19,12 @@ from pipelines.data.doors import opening, reading
 from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.samples import cells_of, csv_source, is_number
 from pipelines.errors import SkipRNNError
-from pipelines.sources.own_labels import Array, Given, check_shape, is_binary
+from pipelines.sources.own_labels import LARGE, Array, Given, check_shape, is_binary
 
 TABLE = "labels.csv"
 PARTS = ("x", "y", "lengths", "offsets", "split", "names")  # arrays of a file
 REMEDY = "mend it, or name another"
 NO_LABELS = ("file", "split")  # columns of the table
-LARGE = 2**53  # whole numbers that floats tell apart
 
 Floats = npt.NDArray[np.float32]
 
@@ -182,7 +181,7 @@ def read_arrays(path: Path, each_step: bool | None = None) -> Raw:
         right = x.ndim == 2 and len(offsets) > 1 and (np.diff(offsets) >= 0).all()
         if not right or offsets[0] != 0 or offsets[-1] != len(x):
             raise SkipRNNError(f"{path}: offsets must be (N + 1,), rising from 0 to the {len(x)} rows of x (rows, D)")
-        sequences = [x[start:end].astype(np.float32) for start, end in pairwise(offsets.tolist())]
+        sequences = [_floats(x[start:end]) for start, end in pairwise(offsets.tolist())]
         counts, shown_x = (len(sequences), None, len(x)), f"{shown_x} and offsets {offsets.shape}"
     else:
         x = x[..., None] if x.ndim == 2 else x
@@ -193,8 +192,10 @@ def read_arrays(path: Path, each_step: bool | None = None) -> Raw:
                 f"{path}: x must be (N, T, D) or (N, T), and lengths (N,) from 1 to T, got x {arrays['x'].shape} and "
                 f"lengths {lengths.shape}"
             )
-        sequences = [row[:length].astype(np.float32) for row, length in zip(x, lengths.tolist(), strict=True)]
+        sequences = [_floats(row[:length]) for row, length in zip(x, lengths.tolist(), strict=True)]
         counts = (len(x), x.shape[1], 0)
+    if not sequences:
+        raise SkipRNNError(f"{path} holds no sequences")
     try:
         of_step, either = check_shape(y, counts, each_step, shown_x)
     except SkipRNNError as error:
@@ -224,6 +225,11 @@ def _integers(array: Array, name: str, path: Path) -> npt.NDArray[np.int64]:
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise SkipRNNError(f"{path}: {name} must hold integers, (N,), got {array.dtype} of shape {array.shape}")
     return array.astype(np.int64)
+
+
+def _floats(array: Array) -> Floats:
+    with np.errstate(over="ignore"):  # to infinity: refused
+        return array.astype(np.float32)
 
 
 def _texts(array: Array) -> Array:

@@ -13,6 +13,8 @@ from pipelines.errors import SkipRNNError
 CLASSES, TAGS, LABELS, NUMBERS = "own-classes", "own-tags", "own-labels", "own-numbers"
 KINDS = (CLASSES, TAGS, LABELS, NUMBERS)
 
+LARGE = 2**53  # whole numbers that floats tell apart
+
 Array = npt.NDArray[Any]
 
 
@@ -70,7 +72,7 @@ def check_shape(
 
 
 def _said(shape: tuple[Any, ...], *more: str) -> str:
-    return f"({', '.join(map(str, (*shape, *more)))}{',' if len(shape) + len(more) == 1 else ''})"
+    return f"({', '.join(str(size or 'K') for size in (*shape, *more))}{',' if len(shape) + len(more) == 1 else ''})"
 
 
 def _nearest(shape: tuple[int, ...], sequences: int, of_step: tuple[Any, ...], each_step: bool) -> str:
@@ -107,7 +109,8 @@ def recognise(given: Given, task: str | None, name_of: Callable[[int], str], sou
         return _classes(values, kind, given, source)
     if values.dtype.kind not in "fiub":
         raise SkipRNNError(f"{where} may be classes; {kind} needs numbers")
-    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):  # to infinity: refused
+        values = values.astype(np.float32)
     finite = np.isfinite(values).reshape(len(values), -1).all(1)
     if not finite.all():
         raise SkipRNNError(f"{source}: {name_of(int(np.flatnonzero(~finite)[0]))} has no finite label")
@@ -151,7 +154,7 @@ def is_binary(values: Array) -> bool:
 
 def _classes(values: Array, kind: str, given: Given, source: object) -> Targets:
     if values.dtype.kind == "f":
-        if not (np.isfinite(values).all() and (values == np.round(values)).all()):
+        if not ((abs(values) < LARGE) & (values == np.round(values))).all():
             raise SkipRNNError(f"{source}: {given.shown} must be whole numbers or texts, to be classes")
         values = values.astype(np.int64)
     found, y = np.unique(values.astype(str), return_inverse=True)
