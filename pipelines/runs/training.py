@@ -168,7 +168,8 @@ def train(
                 budget.save(progress)
                 if progress.lam is not None:
                     record |= {"lam": progress.lam, "target_usage": progress.target_usage}
-                budget.note(budgets.holds(config, task, result.metric))
+                usage = budgets.usage_of(result, mean_steps(splits["val"]))
+                budget.note(budgets.holds(config, task, result.metric), usage)
                 if watch is not None:
                     watch.note(result, progress)
                     warning = watch.warning(config, progress, last_step, result)
