@@ -2,7 +2,7 @@
 
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
 from skiprnn.budget import MetricCost, UsageCost, budget_loss, growing_budget_loss, target_budget_loss, used_samples
-from skiprnn.cells import GRUState, LSTMState
+from skiprnn.cells import GRUState, LSTMState, RNNState
 from skiprnn.drop_in import DropIn
 from skiprnn.modules import SkipGRU, SkipLSTM, SkipRNN, StepOutput
 from skiprnn.stack import SkipRNNOutput
@@ -13,6 +13,7 @@ __all__ = [
     "GRUState",
     "LSTMState",
     "MetricCost",
+    "RNNState",
     "RandomSkipGRU",
     "RandomSkipLSTM",
     "SkipGRU",

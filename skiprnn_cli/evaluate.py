@@ -17,23 +17,30 @@ if TYPE_CHECKING:
 @options.checkpoint
 @options.data_of_run
 @options.device
+@options.own_cell
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    run: Path | None, split: str, checkpoint: str, data: Path | None, device: str | None, as_json: bool
+    run: Path | None,
+    split: str,
+    checkpoint: str,
+    data: Path | None,
+    device: str | None,
+    cell: str | None,
+    as_json: bool,
 ) -> None:
     """Evaluate RUN, or the run under runs/ trained last: metric, used samples, cost and time per sequence.
 
     Where labels are several, or of the steps, other metrics follow the first; those of steps are over all steps of
     all sequences.
 
-    Cost counts one multiply-accumulate per input and recurrent weight used, as the paper does, and those of the network
+    Cost counts one multiply-accumulate per number of a weight matrix used, as the paper does, and those of the network
     that looks at video frames, absent ones too. Time is the median of several forward passes of one batch, beside the
-    same weights with skipping off (the plain LSTM or GRU, on the compiled engine where that can run); and of single
-    sequences, read by a stream that takes only the samples it uses.
+    same weights with skipping off (the plain LSTM or GRU, on the compiled engine where that can run; of other cells the
+    gate is kept open); and of single sequences, read by a stream that takes only the samples it uses.
     """
     from pipelines.runs.evaluation import evaluate_run
 
-    report = evaluate_run(options.chosen_run(run), split=split, checkpoint=checkpoint, data=data, device=device)
+    report = evaluate_run(options.chosen_run(run, cell), split=split, checkpoint=checkpoint, data=data, device=device)
     if as_json:
         import json
         from dataclasses import asdict

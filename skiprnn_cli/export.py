@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @options.split
 @options.checkpoint
 @options.data_of_run
+@options.own_cell
 @click.option("--out", type=options.PATH, help="An .onnx file.  [default: RUN/model.onnx]")
 @options.overwrite
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -26,13 +27,14 @@ def command(
     split: str,
     checkpoint: str,
     data: Path | None,
+    cell: str | None,
     out: Path | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     """Write one step of RUN, or of the run under runs/ trained last, as an ONNX graph, and check it.
 
-    The graph takes x (B, D) and the state h (layers, B, H), c (LSTM only), update_prob (B) and cum_update_prob (B),
+    The graph takes x (B, D) and the state h (layers, B, H), c (LSTMs only), update_prob (B) and cum_update_prob (B),
     and returns output, the same state with _out added to the names, and skip_next (B): how many of the following
     inputs will not be used, 2^63 - 1 if none will any more. Having left them all out, set cum_update_prob to 1: then
     the next step updates. The state to begin with stands in the file's metadata under the names of the inputs, as JSON.
@@ -40,7 +42,7 @@ def command(
     """
     from pipelines.runs.export import export_run
 
-    run = options.chosen_run(run)
+    run = options.chosen_run(run, cell)
     report = export_run(
         run, out or run / "model.onnx", int8=int8, split=split, checkpoint=checkpoint, data=data, overwrite=overwrite
     )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.runs.config import NONE
+from pipelines.errors import SkipRNNError
+from pipelines.runs.config import CHOICES, NONE, is_own_cell
 
 RUNS = Path("runs")
 
@@ -52,6 +53,29 @@ class PathType(ParamType[Path]):
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of Linux and others
 PATH = PathType()
 
+
+class CellType(ParamType[str]):
+    """A cell's name; one of one's own is imported when the command line is read."""
+
+    name = f"[{'|'.join(CHOICES['cell'])}|package.module:Cell]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = str(value)
+        if is_own_cell(name):
+            from pipelines.runs.cells import import_cell
+
+            import_cell(name)
+        elif name not in CHOICES["cell"]:
+            known = ", ".join(map(repr, CHOICES["cell"]))
+            self.fail(f"{name!r} is not one of {known}, nor one of your own, 'package.module:Cell'.", param, ctx)
+        return name
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return self.name
+
+
+CELL = CellType()
+
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what exists.")
 run_argument = click.argument("run", type=PATH, required=False)
 split = click.option(
@@ -66,6 +90,11 @@ checkpoint = click.option(
 )
 device = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="auto: CUDA where there is one.  [default: the run's]"
+)
+own_cell = click.option(
+    "--cell",
+    type=CELL,
+    help="The run's cell: needed where it is one of your own, package.module:Cell, whose code is imported and run.",
 )
 header = click.option(
     "--header/--no-header",
@@ -91,15 +120,27 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def chosen_run(run: Path | None) -> Path:
-    """The run named, or the one under runs/ that was trained last."""
+def chosen_run(run: Path | None, cell: str | None = None) -> Path:
+    """The run named, or the one under runs/ that was trained last; ``cell``, if given, must be its own."""
     from pipelines.runs.directory import newest_run
 
-    if run is not None:
-        return run
-    newest = newest_run(RUNS)
-    click.echo(f"run: {newest}", err=True)
-    return newest
+    if run is None:
+        run = newest_run(RUNS)
+        click.echo(f"run: {run}", err=True)
+    if cell is not None:
+        check_cell(run, cell)
+    return run
+
+
+def check_cell(run: Path, cell: str) -> None:
+    """Refuse another cell than a run was trained with."""
+    from pipelines.runs.directory import load_config
+
+    trained = load_config(run).cell
+    if cell != trained:
+        raise SkipRNNError(
+            f"{run} was trained with the cell {trained}, not {cell}; drop --cell, or say --cell {trained}"
+        )
 
 
 class OrNone(ParamType[Any]):

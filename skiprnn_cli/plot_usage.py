@@ -15,6 +15,7 @@ from skiprnn_cli import options
 @options.data_of_run
 @click.option("--videos", type=options.PATH, help="Folder of the videos.  [default: where they were extracted from]")
 @options.device
+@options.own_cell
 @click.option("--out", type=options.PATH, help="A .png, .pdf or .svg file; .html for imdb.  [default: RUN/usage.png]")
 @options.overwrite
 def command(
@@ -25,6 +26,7 @@ def command(
     data: Path | None,
     videos: Path | None,
     device: str | None,
+    cell: str | None,
     out: Path | None,
     overwrite: bool,
 ) -> None:
@@ -35,7 +37,7 @@ def command(
     """
     from pipelines.runs.figures import plot_usage
 
-    run = options.chosen_run(run)
+    run = options.chosen_run(run, cell)
     path = plot_usage(
         run,
         out or run / "usage.png",

@@ -34,6 +34,7 @@ Examples:
 @click.option("--compare", is_flag=True, help="A video: say how long it takes with every frame used, too.")
 @click.option("--weights", help="A video: file of the weights that its features need.  [default: where they came from]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
+@options.own_cell
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
 def command(
     run: Path,
@@ -45,6 +46,7 @@ def command(
     compare: bool,
     weights: str | None,
     device: str,
+    cell: str | None,
     as_json: bool,
 ) -> None:
     """Predict with the trained RUN on the sequences in INPUT, reading only the samples it uses.
@@ -61,6 +63,7 @@ def command(
     from pipelines.errors import SkipRNNError
     from pipelines.runs.prediction import Predictor
 
+    run = options.chosen_run(run, cell)
     predictor = Predictor(run, checkpoint=checkpoint, device=device, weights=weights, compare=compare)
     if str(input) != "-":
         _say(predictor.file(input, dataset=dataset, index=index, header=header), as_json)

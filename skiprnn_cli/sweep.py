@@ -39,14 +39,21 @@ class Several(options.ParamType[tuple[Any, ...]]):
         return [self._kind(text)]
 
 
+class SeveralCells(Several):
+    """Names of cells separated by commas."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        return tuple(options.CELL.convert(name, param, ctx) for name in super().convert(value, param, ctx))
+
+
 @click.command(
     epilog="Example: skiprnn sweep --task adding --cell lstm,gru --lam none,0,1e-5 --seeds 0-3 --set steps=5000"
 )
 @click.option("--task", type=click.Choice(TASK_NAMES), help="What to learn.  [default: the data file's, or adding]")
 @click.option("--data", type=options.PATH, help="Data file.  [default: data/TASK.h5]")
 @click.option("--preset", type=click.Choice(CHOICES["preset"]), default="quick", show_default=True, help="As of train.")
-@click.option("--cell", "cells", type=Several(str, {c: c for c in CHOICES["cell"]}), default="lstm", show_default=True,
-              help="Cells.")  # fmt: skip
+@click.option("--cell", "cells", type=SeveralCells(str), default="lstm", show_default=True,
+              help="Cells, as of train; only lstm and gru have a plain cell, --lam none.")  # fmt: skip
 @click.option("--lam", "lams", type=Several(float, {"none": None}), default="none,0,1e-5,1e-4", show_default=True,
               help="Each λ; none is the plain cell.")  # fmt: skip
 @click.option("--seeds", type=Several(int), default="0", show_default=True, help="Seeds, such as 0-3.")

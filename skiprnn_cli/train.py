@@ -22,8 +22,10 @@ from pipelines.runs.config import (
     OWN_TASKS,
     PRESETS,
     TASK_NAMES,
+    WITH_BASELINES,
     TrainConfig,
     configure,
+    is_own_cell,
     preset_of,
 )
 from skiprnn_cli import options
@@ -84,16 +86,25 @@ Examples:
     help="Data file, or sequences of your own.  [default: data/TASK.h5; adding and sine are generated if missing]",
 )
 @preset_option("--fresh-batches/--no-fresh-batches", "fresh_batches", bool, "Draw each batch anew, not from the file.")
-@preset_option("--cell", "cell", click.Choice(CHOICES["cell"]), "Recurrent cell.")
+@preset_option(
+    "--cell",
+    "cell",
+    options.CELL,
+    "Recurrent cell: LSTM, GRU, plain RNN with tanh or ReLU, LSTM or GRU with layer normalization, or one of your own "
+    "(docs/cells.md).",
+)
 @preset_option(
     "--reset-after/--reset-before",
     "reset_after",
     bool,
     "Which Skip GRU: torch's, or the one that the paper's authors trained.",
 )
-@preset_option("--skip/--no-skip", "skip", bool, "Learn to skip, or run the plain cell.")
+@preset_option("--skip/--no-skip", "skip", bool, "Learn to skip, or run the plain cell (lstm and gru).")
 @preset_option(
-    "--p-skip", "p_skip", options.Number(0, 1), "Baseline: skip with this probability instead of learning to."
+    "--p-skip",
+    "p_skip",
+    options.Number(0, 1),
+    "Baseline: skip with this probability instead of learning to (lstm and gru).",
 )
 @preset_option("--min-skip", "min_skip", click.IntRange(min=0), "Samples skipped after each that is used, at least.")
 @preset_option(
@@ -179,7 +190,8 @@ Examples:
 @click.option(
     "--resume",
     type=options.PATH,
-    help="Continue this run; only --steps, --epochs, --patience, --on-collapse, --device and --data may change.",
+    help="Continue this run; only --steps, --epochs, --patience, --on-collapse, --device and --data may change. One "
+    "whose cell is your own needs --cell too.",
 )
 @click.option(
     "--accept-edits",
@@ -316,6 +328,11 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
         raise click.UsageError(
             "The GRU that learns no gate is of torch's kind, which resets after; drop --reset-before."
         )
+    if not chosen("skip") and chosen("cell") not in WITH_BASELINES:
+        flag = "--no-skip" if training["p_skip"] is None else "--p-skip"
+        raise click.UsageError(
+            f"{flag} is a baseline of {' and '.join(WITH_BASELINES)} alone; drop it, or --cell {chosen('cell')}."
+        )
     path = (data or DATA / f"{task}.h5").absolute()
     return configure(task, preset, data=str(path), **training)
 
@@ -353,6 +370,9 @@ def _change_resumed(
     from pipelines.runs.training import change_run
 
     given = {name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    if (cell := training["cell"]) is not None and is_own_cell(cell):  # which says that its code may be run
+        options.check_cell(run, cell)
+        given.remove("cell")
     refused = given - {*MAY_CHANGE, "resume", "tensorboard", "accept_edits"}
     if refused:
         names = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in refused))
@@ -401,6 +421,10 @@ def _train_with_display(
 
 
 def _summarise(outcome: "Outcome") -> None:
+    from pipelines.runs.directory import load_config
+
+    trained = load_config(outcome.run).cell
+    cell = f" --cell {trained}" if is_own_cell(trained) else ""
     how = {
         "finished": "finished",
         "patience": "out of patience",
@@ -411,9 +435,9 @@ def _summarise(outcome: "Outcome") -> None:
     if outcome.remedy is not None:
         click.echo(f"the gate is shut and the metric at chance: {outcome.remedy}")
     if outcome.reason == "interrupted":
-        click.echo(f"continue with: skiprnn train --resume {outcome.run}")
+        click.echo(f"continue with: skiprnn train --resume {outcome.run}{cell}")
     else:
-        click.echo(f"next: skiprnn evaluate {outcome.run}")
+        click.echo(f"next: skiprnn evaluate {outcome.run}{cell}")
 
 
 def _best(outcome: "Outcome") -> str:

@@ -25,7 +25,8 @@ from pipelines.grids.paper import DATA_SETS, table
 from pipelines.parallel.cluster import connected, map_on_actors, require_ray
 from pipelines.parallel.devices import choose_device
 from pipelines.parallel.processes import cores, map_in_processes
-from pipelines.runs.config import DEFAULT_SIZES, TrainConfig, configure
+from pipelines.runs.cells import import_cell
+from pipelines.runs.config import DEFAULT_SIZES, TrainConfig, configure, is_own_cell
 from pipelines.runs.directory import JSON_BYTES, create_run, load_config, load_outcome, load_task, read_metrics
 from pipelines.runs.evaluation import RunEvaluation, evaluate_run
 from pipelines.runs.model import build_model, check_engine
@@ -208,6 +209,8 @@ def synthetic_task(config: TrainConfig) -> SyntheticTask | None:
 def train_one(run: Planned) -> str | None:
     """Train a run, from where it was; why it failed, or None. An error that is not ours leaves error.txt in the run."""
     try:
+        if is_own_cell(run.config.cell):  # as the grid was asked for, in a process that has not imported it yet
+            import_cell(run.config.cell)
         if not run.path.exists():
             create_run(run.path, run.config)
         train(run.path)

@@ -1,6 +1,7 @@
 """The configuration of a training run, and a named preset for each experiment."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ class TrainConfig:
     preset: str = "quick"
     data: str = ""  # path of the data file
     fresh_batches: bool = False  # draw every batch anew instead of reading the train split
-    cell: str = "lstm"  # or "gru"
+    cell: str = "lstm"  # or another of CHOICES, or one's own, "package.module:Cell"
     reset_after: bool = True  # which Skip GRU: torch's; false: the one the paper's authors trained
     skip: bool = True  # false: the plain cell
     p_skip: float | None = None  # skip at random instead of learning to
@@ -92,13 +93,20 @@ class TrainConfig:
                 "lam, keep and target_usage have nothing to act on where the gate is not learned; they need skip = true"
             )
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise SkipRNNError(f"unknown {name} {getattr(self, name)!r}; choose {' or '.join(choices)}")
+            value = getattr(self, name)
+            if value not in choices and not (name == "cell" and is_own_cell(value)):
+                more = ", or one of your own, package.module:Cell" if name == "cell" else ""
+                raise SkipRNNError(f"unknown {name} {value!r}; choose {' or '.join(choices)}{more}")
+        if not self.skip and self.cell not in WITH_BASELINES:
+            raise SkipRNNError(
+                f"the baselines, the plain cell and skipping at random, are of {' and '.join(WITH_BASELINES)} alone; "
+                f"{self.cell} needs skip = true, in a sweep a --lam other than none"
+            )
 
     @property
     def model_name(self) -> str:
         """The paper's name of the model; a GRU that resets before the product, as the paper's did, says so."""
-        cell = self.cell.upper()
+        cell = self.cell if is_own_cell(self.cell) else self.cell.upper()
         if self.skip:
             return f"Skip {cell}" if self.reset_after else f"Skip {cell} (reset before)"
         return cell if self.p_skip is None else f"{cell} p_skip={self.p_skip:g}"
@@ -115,7 +123,7 @@ class TrainConfig:
     @property
     def file_name(self) -> str:
         """The model's name as part of a file's."""
-        return self.model_name.lower().translate(str.maketrans(" ", "-", "=()"))
+        return self.model_name.lower().translate(str.maketrans(" :", "-.", "=()"))
 
 
 # While a run is trained; of the data the path, not the content.
@@ -132,13 +140,15 @@ OWN_TASKS = tuple(name for name in TASK_NAMES if name.startswith("own-"))
 CHOICES = {
     "task": TASK_NAMES,
     "preset": ("quick", "settled", "paper"),
-    "cell": ("lstm", "gru"),
+    "cell": ("lstm", "gru", "rnn", "rnn-relu", "ln-lstm", "ln-gru"),
     "engine": ("auto", "events", "reference", "triton"),
     "lr_schedule": ("constant", "cosine", "linear"),
     "on_collapse": ("warn", "stop", "rewind"),
     "device": ("auto", "cpu", "cuda"),
     "amp": ("off", "bf16"),
 }
+WITH_BASELINES = ("lstm", "gru")
+_OWN_CELL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 NONE = "none"  # what people say to switch off an option that a preset has
 DATA = Path("data")  # where data files go by default
@@ -213,6 +223,11 @@ FOR_CELL: dict[tuple[str | None, str, str], dict[str, Any]] = {
     ("sine", "settled", "gru"): {"lr": 1e-3},
     **{(None, preset, "gru"): {"reset_after": False} for preset in ("settled", "paper")},
 }
+
+
+def is_own_cell(name: str) -> bool:
+    """Whether a cell's name is one of one's own, ``package.module:Cell``."""
+    return _OWN_CELL.fullmatch(name) is not None
 
 
 def preset_of(task: str, preset: str) -> TrainConfig:

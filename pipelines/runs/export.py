@@ -61,7 +61,7 @@ class Step(nn.Module):
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """(B, D) and the fields of the state -> output (B, output_size), the fields again, and skip_next (B,)."""
         _, after, skip_next = self.rnn.step(x, self.rnn.cell.State(*state))
-        return self.head(after.h[-1]).float(), *after, skip_next
+        return self.head(after[0][-1]).float(), *after, skip_next
 
 
 class Traced(NamedTuple):

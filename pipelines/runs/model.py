@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from pipelines.data.memory import check_fits
 from pipelines.errors import SkipRNNError
+from pipelines.runs.cells import cell_of
 from pipelines.runs.config import TrainConfig
 from pipelines.tasks import Task
-from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, SkipRNN, Stream
-from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, GRUResetBeforeCell, LSTMCell
+from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipRNN, Stream
+from skiprnn.cells import GRUCell, LSTMCell
 from skiprnn.stack import RecurrentStack
 
 OPEN = 100.0  # bias of a gate that opens at every step
@@ -59,8 +60,8 @@ class SequenceModel(nn.Module):
         return other.to(self.head.weight.device).train(self.training)
 
     def cost_per_update(self) -> int:
-        """Multiply-accumulates of the recurrent and input weights that one update takes, the paper's count."""
-        return sum(w.weight_ih.numel() + w.weight_hh.numel() for w in self.rnn.layers())
+        """Multiply-accumulates that one update takes, the paper's count: one for each number of a weight matrix."""
+        return sum(weight.numel() for layer in self.rnn.layers() for weight in layer if weight.dim() > 1)
 
 
 def build_model(config: TrainConfig, task: Task) -> SequenceModel:
@@ -79,10 +80,8 @@ def _network(config: TrainConfig, task: Task) -> SequenceModel:
     sizes = (task.input_size, config.hidden_size, config.num_layers)
     gate: dict[str, Any] = {"min_skip": config.min_skip, "max_skip": config.max_skip, "engine": config.engine}
     rnn: RecurrentStack
-    if config.skip and config.cell == "lstm":
-        rnn = SkipLSTM(*sizes, batch_first=True, **gate)
-    elif config.skip:
-        rnn = SkipGRU(*sizes, reset_after=config.reset_after, batch_first=True, **gate)
+    if config.skip:
+        rnn = SkipRNN(cell_of(config), *sizes, batch_first=True, **gate)
     else:
         rnn = (RandomSkipLSTM if config.cell == "lstm" else RandomSkipGRU)(
             *sizes, batch_first=True, p_skip=config.p_skip or 0.0
@@ -104,8 +103,7 @@ def check_engine(config: TrainConfig, device: torch.device) -> None:
         raise SkipRNNError("--engine triton needs the package triton; install it, or use auto") from error
     if config.min_skip or config.max_skip is not None:
         raise SkipRNNError("--engine triton has no bounds of how many samples are skipped; use auto or events")
-    cell = LSTM if config.cell == "lstm" else GRU if config.reset_after else GRU_RESET_BEFORE
-    reason = triton.unfit(cell, config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
+    reason = triton.unfit(cell_of(config), config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
     if reason:
         raise SkipRNNError(f"--engine triton cannot train this: {reason}; use auto or events")
 
@@ -113,10 +111,10 @@ def check_engine(config: TrainConfig, device: torch.device) -> None:
 def without_skipping(model: SequenceModel) -> SequenceModel:
     """The same weights with the gate always open: the plain LSTM or GRU, to compare time with.
 
-    Of a GRU that resets before the product, which torch does not have, it is ours whose gate is open.
+    Of a cell that has no such baseline it is ours whose gate is open.
     """
     rnn = model.rnn
-    if isinstance(rnn.cell, GRUResetBeforeCell):
+    if type(rnn.cell) not in (LSTMCell, GRUCell):
         return _with_open_gate(model)
     plain = RandomSkipLSTM if isinstance(rnn.cell, LSTMCell) else RandomSkipGRU
     return model.with_rnn(plain(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True))

@@ -113,6 +113,10 @@ def test_the_task_follows_the_data_file(skiprnn, sine_file):
         (("--p-skip", 0.5), "LSTM p_skip=0.5"),
         (("--cell", "gru"), "Skip GRU"),
         (("--cell", "gru", "--reset-before"), "Skip GRU (reset before)"),
+        (("--cell", "rnn", "--layers", 2), "Skip RNN"),
+        (("--cell", "rnn-relu"), "Skip RNN-RELU"),
+        (("--cell", "ln-lstm"), "Skip LN-LSTM"),
+        (("--cell", "ln-gru"), "Skip LN-GRU"),
     ],
 )
 def test_models(skiprnn, adding_file, options, model):
@@ -201,7 +205,14 @@ def test_full_disk(tmp_path):
 
 USAGE_ERRORS = [
     (("train", "--task", "juggling"), "'juggling' is not one of 'adding', 'sine'"),
-    (("train", "--cell", "rnn"), "'rnn' is not one of 'lstm', 'gru'"),
+    (("train", "--cell", "esn"), "'esn' is not one of 'lstm', 'gru', 'rnn', 'rnn-relu', 'ln-lstm', 'ln-gru', nor one"),
+    (("train", "--cell", "my cells:Cell"), "nor one of your own, 'package.module:Cell'"),
+    (("train", "--cell", "cells.py:Cell:x"), "nor one of your own, 'package.module:Cell'"),
+    (("train", "--cell", "cells:"), "nor one of your own, 'package.module:Cell'"),
+    (("train", "--cell", "rnn", "--no-skip"), "--no-skip is a baseline of lstm and gru alone; drop it, or --cell rnn."),
+    (("train", "--cell", "ln-gru", "--p-skip", "0.5"), "--p-skip is a baseline of lstm and gru alone"),
+    (("train", "--cell", "ln-gru", "--reset-after"), "are of a GRU; add --cell gru"),
+    (("sweep", "--cell", "lstm,esn"), "'esn' is not one of 'lstm'"),
     (("train", "--lam", "-1"), "-1.0 is not in the range x>=0"),
     (("train", "--lam", "nan"), "nan is not a finite number"),
     (("train", "--patience", "0"), "0 is not in the range x>=1"),

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from examples.own_cell import MinGRUCell
 from skiprnn import SkipGRU, SkipLSTM, SkipRNN, Stream, budget_loss, growing_budget_loss, used_samples
+from skiprnn.cells import LAYER_NORM_GRU, LAYER_NORM_LSTM, RNN
 from skiprnn.engines import events, native
 from tests.problems import BIASES, MODULES, needs_compiled
 from tests.problems import problem as problem_of
@@ -258,13 +260,13 @@ def test_budgets_of_every_form_of_gate():
     assert used_samples(one).item() == used_samples(one, batch_first=True).item() == one.sum()
 
 
-def test_a_cell_of_ones_own_has_the_options_too():
-    from examples.own_cell import RNNCell
-
-    torch.manual_seed(0)
+@pytest.mark.parametrize(
+    "cell", [RNN, LAYER_NORM_LSTM, LAYER_NORM_GRU, MinGRUCell()], ids=lambda cell: type(cell).__name__
+)
+def test_any_cell_has_the_options_too(cell):
     results = []
     for engine in ("events", "reference"):
         torch.manual_seed(0)
-        rnn = SkipRNN(RNNCell(), 3, 7, 2, bias=False, dropout=0.3, bidirectional=True, engine=engine, update_bias=-1.0)
+        rnn = SkipRNN(cell, 3, 7, 2, bias=False, dropout=0.3, bidirectional=True, engine=engine, update_bias=-1.0)
         results.append(result(rnn.double(), torch.randn(20, 4, 3, generator=torch.Generator().manual_seed(0))))
     assert_same(*results)

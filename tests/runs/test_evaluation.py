@@ -41,13 +41,15 @@ def test_report(make_run):
     assert report.seconds_alone_without_skipping > 0
 
 
-@pytest.mark.parametrize(("cell", "cost"), [("lstm", 2.46e6), ("gru", 1.85e6)])
+@pytest.mark.parametrize(
+    ("cell", "cost"), [("lstm", 2.46e6), ("gru", 1.85e6), ("rnn", 50 * 110 * 112), ("ln-lstm", 2.46e6)]
+)
 def test_cost_is_the_papers_count(cell, cost):
     model = build_model(TrainConfig(cell=cell, steps=1), Adding())
     assert 50 * model.cost_per_update() == pytest.approx(cost, rel=2e-3)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn", "ln-lstm"])
 def test_without_skipping_keeps_the_function_of_an_open_gate(cell):
     model = build_model(TrainConfig(cell=cell, steps=1, hidden_size=6, num_layers=2), Sine())
     torch.nn.init.constant_(model.rnn.update_bias, 100.0)

@@ -1,6 +1,7 @@
 """The exported step, in torch.export and in ONNX Runtime, against ``step`` and the definition."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from pipelines.errors import SkipRNNError
 from pipelines.runs.export import Step, _write, export_run, initial_state, replay, trace
 from pipelines.runs.model import SequenceModel
-from skiprnn import SkipGRU, SkipLSTM, gate
+from skiprnn import SkipGRU, SkipLSTM, SkipRNN, gate
+from skiprnn.cells import LAYER_NORM_GRU, LAYER_NORM_LSTM, RNNCell
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -20,7 +22,22 @@ MODELS = {
     "lstm_stack": lambda: SkipLSTM(3, 8, 2, batch_first=True),
     "gru": lambda: SkipGRU(3, 8, batch_first=True, engine="events"),
     "gru_reset_before": lambda: SkipGRU(3, 8, 2, batch_first=True, reset_after=False),
+    "layer_norm_lstm": lambda: SkipRNN(LAYER_NORM_LSTM, 3, 8, batch_first=True),
+    "layer_norm_gru": lambda: SkipRNN(LAYER_NORM_GRU, 3, 8, batch_first=True),
+    "rnn": lambda: SkipRNN(NamedOtherwise(), 3, 8, batch_first=True),
 }
+
+
+class OtherState(NamedTuple):
+    y: torch.Tensor
+    update_prob: torch.Tensor
+    cum_update_prob: torch.Tensor
+
+
+class NamedOtherwise(RNNCell):
+    """Its state has no h."""
+
+    State = OtherState
 
 
 def build(name, bias):

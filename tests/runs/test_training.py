@@ -296,7 +296,14 @@ def test_a_folder_that_cannot_be_written(make_run, monkeypatch):
         ({"steps": None}, "either in steps or in epochs"),
         ({"steps": 5, "epochs": 5}, "either in steps or in epochs"),
         ({"steps": None, "epochs": 5, "fresh_batches": True}, "fresh batches have no epochs"),
-        ({"cell": "rnn"}, "unknown cell 'rnn'; choose lstm or gru"),
+        (
+            {"cell": "esn"},
+            "unknown cell 'esn'; choose lstm or gru or rnn or .*, or one of your own, package.module:Cell",
+        ),
+        ({"cell": "a:b:c"}, "unknown cell 'a:b:c'"),
+        ({"cell": "rnn", "skip": False}, "are of lstm and gru alone; rnn needs skip = true"),
+        ({"cell": "rnn", "skip": False, "p_skip": 0.5}, "are of lstm and gru alone"),
+        ({"cell": "own.cells:Mine", "skip": False}, "own.cells:Mine needs skip = true, in a sweep a --lam other than"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
