@@ -19,6 +19,7 @@ SHAPES = {  # T, B, D, H, layers
     "two_layers": (50, 1, 3, 20, 2),
     "three_layers": (25, 1, 2, 16, 3),
 }
+SOME = ("all", "some", "few")  # of the biases
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -32,7 +33,7 @@ def assert_states_close(ours, theirs, tolerance):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("bias", [BIASES[name] for name in SOME], ids=SOME)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", MODULES)
 def test_a_stream_equals_the_reference(name, shape, bias, dtype, either_path):
@@ -143,7 +144,7 @@ def test_steps_have_the_gradients_of_forward(name):
 @needs_compiled
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("batch", [1, 2, 5])
-@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("bias", [BIASES[name] for name in SOME], ids=SOME)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", MODULES)
 def test_inference_equals_the_reference(name, shape, bias, batch):
