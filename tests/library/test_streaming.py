@@ -9,7 +9,7 @@ from torch import nn
 
 from skiprnn import RandomSkipLSTM, SkipGRU, SkipLSTM, Stream, gate
 from skiprnn.engines import native
-from tests.problems import BIASES, GOLDEN, MODULES, build, load_golden, needs_compiled, problem
+from tests.problems import BIASES, GOLDEN, MODULES, SOME, build, load_golden, needs_compiled, problem
 
 SHAPES = {  # T, B, D, H, layers
     "paper": (60, 1, 2, 110, 1),
@@ -19,7 +19,6 @@ SHAPES = {  # T, B, D, H, layers
     "two_layers": (50, 1, 3, 20, 2),
     "three_layers": (25, 1, 2, 16, 3),
 }
-SOME = ("all", "some", "few")  # of the biases
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
