@@ -13,7 +13,7 @@ Gate = Tensor | PackedSequence
 
 NEAR = 0.1  # usage is near its target, within so much of it
 GROWTH = 1.02  # of a cost, each step, while usage is not near
-LOWERED, RAISED = 0.96, 1.1  # a target times this where a metric holds, or does not
+LOWERED, RAISED = 0.95, 1.1  # a target times this where a metric holds, or does not
 
 
 class UsageCost:
@@ -51,20 +51,29 @@ class UsageCost:
 class MetricCost(UsageCost):
     """λ for as few samples as keep a metric: the share aimed at falls while it holds, and rises where it does not.
 
+    Until it holds for the first time, λ is 0.
+
     Args:
-        target: the share to begin with.
+        target: the share aimed at, where training goes on; None: it has not held yet.
         largest: as for ``UsageCost``.
 
     Raises:
         ValueError: as ``UsageCost``.
     """
 
-    def __init__(self, target: float = 1.0, largest: float = 1e-5) -> None:
-        super().__init__(target, largest)
+    def __init__(self, target: float | None = None, largest: float = 1e-5) -> None:
+        super().__init__(1.0 if target is None else target, largest)
+        self.has_held = target is not None
 
-    def note(self, holds: bool) -> None:
-        """Set the target after an evaluation that found the metric as good as it is to be, or not."""
-        self.target = min(self.target * (LOWERED if holds else RAISED), 1.0)
+    def cost_per_sample(self, usage: Tensor) -> Tensor:
+        return super().cost_per_sample(usage) if self.has_held else usage.new_zeros(())
+
+    def note(self, holds: bool, usage: float) -> None:
+        """Set the target after an evaluation that found the metric as good as it is to be, or not, at such a usage."""
+        if not self.has_held:
+            self.target, self.has_held = usage, holds
+        if self.has_held:
+            self.target = min(self.target * (LOWERED if holds else RAISED), 1.0)
 
 
 def budget_loss(update_gate: Gate, cost_per_sample: float | Tensor, *, batch_first: bool = False) -> Tensor:

@@ -30,6 +30,9 @@ def command(
 ) -> None:
     """Evaluate RUN, or the run under runs/ trained last: metric, used samples, cost and time per sequence.
 
+    Where labels are several, or of the steps, other metrics follow the first; those of steps are over all steps of
+    all sequences.
+
     Cost counts one multiply-accumulate per number of a weight matrix used, as the paper does, and those of the network
     that looks at video frames, absent ones too. Time is the median of several forward passes of one batch, beside the
     same weights with skipping off (the plain LSTM or GRU, on the compiled engine where that can run; of other cells the
@@ -56,6 +59,7 @@ def _text(r: "RunEvaluation") -> str:
         "run": f"{r.run}, checkpoint {r.checkpoint} of step {r.step}",
         "model": f"{r.model} on {r.task}, {r.sequences:,} {r.split} sequences",
         r.metric_name: f"{r.metric:.6g}{solved}",
+        **{name: f"{value:.6g}" for name, value in r.other_metrics.items()},
         "used samples": f"{r.used_mean:.2f} ± {r.used_std:.2f} of {given} ({r.used_percent:.1f} %)",
         "cost": f"{r.cost:.3g} multiply-accumulates a sequence; without skipping {r.cost_without_skipping:.3g}",
         "time": f"{milliseconds:.3f} ms a sequence; without skipping {plain_milliseconds:.3f} ms: skipping is "
@@ -67,4 +71,5 @@ def _text(r: "RunEvaluation") -> str:
             f"{alone:.3f} ms a sequence, one at a time by a stream; the plain cell {plain_alone:.3f} ms: "
             f"the stream is {plain_alone / alone:.2f}x as fast"
         )
-    return "\n".join(f"{name:<14}{value}" for name, value in lines.items())
+    width = max(14, *(len(name) + 2 for name in lines))
+    return "\n".join(f"{name:<{width}}{value}" for name, value in lines.items())

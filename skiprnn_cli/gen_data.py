@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.runs.config import DATA, DEFAULT_SIZES
+from pipelines.runs.config import DATA, DEFAULT_SIZES, OWN_TASKS
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
@@ -162,6 +162,19 @@ def imdb(
 @click.option(
     "--test", type=options.Number(0, 1, max_open=True), default=0.15, show_default=True, help="Share of test."
 )
+@click.option(
+    "--task", type=click.Choice(OWN_TASKS), help="What the labels are.  [default: what they look like, which is said]"
+)
+@click.option(
+    "--per-step/--per-sequence", "each_step", default=None, help="What has a label.  [default: by the shape of y]"
+)
+@click.option(
+    "--label-column",
+    "label_columns",
+    multiple=True,
+    metavar="NAME",
+    help="A folder: this column of its CSV files is the label of each step; may be given several times.",
+)
 @options.header
 @click.option("--allow-outside", is_flag=True, help="Read files outside SOURCE, too, where labels.csv names such.")
 @seed_option
@@ -169,6 +182,9 @@ def imdb(
 @options.overwrite
 def own(
     source: Path,
+    task: str | None,
+    each_step: bool | None,
+    label_columns: tuple[str, ...],
     val: float,
     test: float,
     header: bool | None,
@@ -177,16 +193,21 @@ def own(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Convert your own sequences in SOURCE, with a class or a number to each.
+    """Convert your own sequences in SOURCE, with labels to each of them or to each of their steps.
 
-    SOURCE is an .npz or .h5 file with x (N, T, D) and y (N,): integers or strings are classes, floats are numbers to
-    predict. Sequences of different length have lengths (N,), or lie end to end in x (rows, D) with offsets (N + 1,).
-    Or SOURCE is a folder of CSV files, a sample a row, and labels.csv with the columns file and label. An array or
-    column split (train, val, test) fixes the split. Features are standardised by the training split.
+    SOURCE is an .npz or .h5 file with x (N, T, D) and y. A label a sequence: y (N,), integers or strings for classes,
+    floats for numbers to predict; several: y (N, K), integers of 0 and 1 for labels that may hold at once, floats for
+    numbers, and perhaps their names (K,). A label a step, or several: y (N, T), or (N, T, K). Sequences of different
+    length have lengths (N,), or lie end to end in x (rows, D) with offsets (N + 1,), and y of steps with them.
+
+    Or SOURCE is a folder of CSV files, a sample a row, and labels.csv with the columns file and label, or with several
+    columns of labels; labels of steps are columns of the files themselves, see --label-column. An array or column
+    split (train, val, test) fixes the split. Features are standardised by the training split.
     """
     import_own(
-        source, out or DATA / f"{source.resolve().stem}.h5", val=val, test=test, header=header,
-        allow_outside=allow_outside, seed=seed, overwrite=overwrite,
+        source, out or DATA / f"{source.resolve().stem}.h5", task=task, each_step=each_step,
+        label_columns=label_columns, val=val, test=test, header=header, allow_outside=allow_outside, seed=seed,
+        overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -199,6 +220,9 @@ def import_own(source: Path, path: Path, **settings: Any) -> None:
     click.echo(
         f"wrote {path}: {_counts(written.sizes)} sequences of up to {written.steps:,} steps, task {written.task.name}"
     )
+    click.echo(f"took {written.taken}")
+    if written.instead:
+        click.echo(f"note: {written.instead}", err=True)
 
 
 @contextmanager

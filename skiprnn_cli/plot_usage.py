@@ -32,7 +32,8 @@ def command(
 ) -> None:
     """Draw which samples RUN, or the run under runs/ trained last, used (red) and skipped (blue).
 
-    Of videos it makes a contact sheet of all frames.
+    Of videos it makes a contact sheet of all frames. Where each step has an answer, the labels and the predictions over
+    time stand under the samples.
     """
     from pipelines.runs.figures import plot_usage
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,21 +52,21 @@ def command(
     """Predict with the trained RUN on the sequences in INPUT, reading only the samples it uses.
 
     INPUT is a CSV file (a sample a row), a .npy, .npz, .h5 or .hdf5 file of numbers (T, D) or (N, T, D), or - for CSV
-    rows on standard input, which are answered as they come: a line after each row that is used, and a last one for
-    the whole. A run on MNIST takes images too; one on IMDB takes a text, in a file or on standard input; one on UCF-101
-    or other videos takes a video, of which only the frames used go through the convolutional network. Samples that are
-    skipped are neither parsed nor checked. Runs on the CPU, in compiled code, unless --device says otherwise.
+    rows on standard input, which are answered as they come: a line after each row that is used, and a last one for the
+    whole. Of a run with an answer to each step the same lines come of files too: what is said at a step that is used
+    stands until the next one, whose number is given with it. A run on MNIST takes images too; one on IMDB takes a text,
+    in a file or on standard input; one on UCF-101 or other videos takes a video, of which only the frames used go
+    through the convolutional network. Samples that are skipped are neither parsed nor checked. Runs on the CPU, in
+    compiled code, unless --device says otherwise.
     """
     from pipelines.data.doors import TEXT
     from pipelines.errors import SkipRNNError
-    from pipelines.runs.prediction import Answer, Predictor
+    from pipelines.runs.prediction import Predictor
 
     run = options.chosen_run(run, cell)
     predictor = Predictor(run, checkpoint=checkpoint, device=device, weights=weights, compare=compare)
     if str(input) != "-":
-        for prediction in predictor.file(input, dataset=dataset, index=index, header=header):
-            options.say_numeric_headers(int(prediction.numeric_header))
-            click.echo(json.dumps(asdict(prediction)) if as_json else _text(prediction))
+        _say(predictor.file(input, dataset=dataset, index=index, header=header), as_json)
         return
     if dataset is not None or index is not None:
         raise SkipRNNError("standard input holds one sequence; drop --dataset and --index")
@@ -73,20 +74,26 @@ def command(
         raise SkipRNNError("standard input is closed; name a file instead of -")
     with click.open_file("-", encoding="utf-8-sig", errors="replace") as lines:
         if predictor.reads_text:
-            prediction = predictor.text(lines.read(TEXT), "standard input")
-            click.echo(json.dumps(asdict(prediction)) if as_json else _text(prediction))
-            return
-        for said in predictor.rows(lines, "standard input", header):
-            if not isinstance(said, Answer):
-                options.say_numeric_headers(int(said.numeric_header))
-            if as_json:
-                click.echo(json.dumps(asdict(said)))
-            else:
-                click.echo(_line(said) if isinstance(said, Answer) else _text(said))
+            _say([predictor.text(lines.read(TEXT), "standard input")], as_json)
+        else:
+            _say(predictor.rows(lines, "standard input", header), as_json)
+
+
+def _say(found: "Iterable[Answer | Prediction]", as_json: bool) -> None:
+    from pipelines.runs.prediction import Answer
+
+    for said in found:
+        if not isinstance(said, Answer):
+            options.say_numeric_headers(int(said.numeric_header))
+        if as_json:
+            click.echo(json.dumps(asdict(said)))
+        else:
+            click.echo(_line(said) if isinstance(said, Answer) else _text(said))
 
 
 def _line(answer: "Answer") -> str:
-    return f"{answer.step:>10}  {_words(answer.answer)}"
+    until = "the end" if answer.until is None else answer.until
+    return f"{answer.step:>10}  {_words(answer.answer)}, until {until}"
 
 
 def _text(p: "Prediction") -> str:
@@ -120,8 +127,13 @@ def _share(part: int, whole: int) -> str:
 
 
 def _words(answer: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in answer.items()
-        if not isinstance(value, list | dict)
-    )
+    return ", ".join(f"{name} {text}" for name, value in answer.items() if (text := _value(value)) is not None)
+
+
+def _value(value: Any) -> str | None:
+    """A number or text, or a list of texts; None of all else, which is for --json."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return " + ".join(value) or "none"
+    if isinstance(value, list | dict):
+        return None
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -19,6 +19,7 @@ from pipelines.runs.config import (
     FOR_CELL,
     MAY_CHANGE,
     NONE,
+    OWN_TASKS,
     PRESETS,
     TASK_NAMES,
     WITH_BASELINES,
@@ -300,7 +301,7 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
     if data is not None:
         from pipelines.tasks import task_of_file
 
-        data = _imported(data)
+        data = _imported(data, task if task in OWN_TASKS else None)
         task = task_of_file(data, task).name
     task = task or "adding"
     if training["p_skip"] is not None:
@@ -336,8 +337,8 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
     return configure(task, preset, data=str(path), **training)
 
 
-def _imported(data: Path) -> Path:
-    """The data file itself, or one's own sequences made into one."""
+def _imported(data: Path, task: str | None) -> Path:
+    """The data file itself, or one's own sequences made into one, for a task if that was named."""
     from pipelines.data.schema import schema_of
 
     if not data.exists() or schema_of(data) or not (data.is_dir() or data.suffix in (".npz", ".h5", ".hdf5")):
@@ -352,10 +353,9 @@ def _imported(data: Path) -> Path:
             f"{path} exists already; train on it with --data {path}, or make it anew with `skiprnn gen-data own {data} "
             f"--out {path} --overwrite`"
         )
-    click.echo(
-        f"{data} is no data file yet: converting it, as `skiprnn gen-data own {data} --out {path}` does", err=True
-    )
-    import_own(data, path, overwrite=False)
+    how = f"{data} --out {path}" + (f" --task {task}" if task else "")
+    click.echo(f"{data} is no data file yet: converting it, as `skiprnn gen-data own {how}` does", err=True)
+    import_own(data, path, task=task, overwrite=False)
     return path
 
 

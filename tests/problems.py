@@ -16,6 +16,7 @@ MODULES = {
     "gru_reset_before": lambda *sizes, **options: SkipGRU(*sizes, reset_after=False, **options),
 }
 BIASES = {"all": 100.0, "most": 0.0, "some": -1.5, "few": -4.0, "first_only": -50.0}
+SOME = ("all", "some", "few")  # of the biases, where tests are many
 needs_compiled = pytest.mark.skipif(compiled.LIBRARY is None, reason="the compiled path was not built")
 GOLDEN = sorted((Path(__file__).parent / "library" / "golden").glob("*.npz"))  # what the authors' own cells computed
 

@@ -155,13 +155,13 @@ def csv_source(file: Iterable[str], input_size: int | None, name: str, header: b
     """
     numbered = ((number, line) for number, line in enumerate(lines_of(file, name), start=1) if line.strip())
     first = next(numbered, None)
-    cells = [] if first is None else _cells(first[1])
+    cells = [] if first is None else cells_of(first[1])
     numeric = header is None and len(cells) > 1 and cells == [str(number) for number in range(len(cells))]
     if first is not None and (numeric or (header if header is not None else not any(map(is_number, cells)))):
         first = next(numbered, None)
     if first is None:
         raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
-    width = len(_cells(first[1])) if input_size is None else input_size
+    width = len(cells_of(first[1])) if input_size is None else input_size
     rows, taken = chain([first], numbered), 0
 
     def read(t: int) -> Floats | None:
@@ -180,7 +180,8 @@ def csv_source(file: Iterable[str], input_size: int | None, name: str, header: b
     return Source(read, count, name, numeric)
 
 
-def _cells(line: str) -> list[str]:
+def cells_of(line: str) -> list[str]:
+    """The cells of a row of CSV."""
     for separator in (",", ";", "\t"):
         if separator in line:
             return [cell.strip().strip('"') for cell in line.split(separator)]
@@ -197,7 +198,7 @@ def is_number(cell: str, kind: type = float) -> bool:
 
 
 def _parse(line: str, input_size: int, where: str) -> Floats:
-    cells = _cells(line)
+    cells = cells_of(line)
     if len(cells) != input_size:
         raise SkipRNNError(f"{where}: a row has {input_size} numbers, this has {len(cells)}")
     for number, cell in enumerate(cells, start=1):

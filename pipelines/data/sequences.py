@@ -1,10 +1,11 @@
 """The data file of sequences, and its splits in memory.
 
 A file holds groups ``train``, ``val`` and ``test``, each with ``x``, (N, T, D) float32 or uint8, or (N, T) int32
-numbers of words; ``y`` (N,) float32 or int64; and, where sequences differ in length, ``lengths`` (N,) int64, past
-which x is padding. Attributes of the root as in schema.py; ``digest`` is the SHA-256 over the digests of the splits,
-which each group holds and which are checked on reading. A task may add arrays of its own in the group ``extra``, such
-as the words, whose digests are attributes of that group.
+numbers of words; ``y``, (N,) or, with several answers to a sequence or an answer to each step, (N, K), (N, T) or
+(N, T, K), float32, int64 or uint8; and, where sequences differ in length, ``lengths`` (N,) int64, past which x and
+the steps of y are padding. Attributes of the root as in schema.py; ``digest`` is the SHA-256 over the digests of the
+splits, which each group holds and which are checked on reading. A task may add arrays of its own in the group
+``extra``, such as the words, whose digests are attributes of that group.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ class Sequences:
     """Sequences in memory."""
 
     x: Tensor  # (N, T, D) float32, float16 or uint8, or (N, T) int32
-    y: Tensor  # (N,) float32 or int64
+    y: Tensor  # (N,), (N, K), (N, T) or (N, T, K): float32, int64 or uint8
     lengths: Tensor | None = None  # (N,) int64; None: all T steps
 
     def __len__(self) -> int:
@@ -161,17 +162,17 @@ def _read_split(file: Hdf5, path: Path, name: str, rows: slice | None) -> Sequen
     x, y, lengths = there["x"], there["y"], there.get("lengths")
     if (
         (len(x.shape), x.dtype) not in ((3, np.float32), (3, np.uint8), (2, np.int32))
-        or len(y.shape) != 1
-        or y.dtype not in (np.float32, np.int64)
+        or len(y.shape) not in (1, 2, 3)
+        or y.dtype not in (np.float32, np.int64, np.uint8)
         or len(x) != len(y)
-        or (lengths is not None and (lengths.shape != y.shape or lengths.dtype != np.int64))
+        or (lengths is not None and (lengths.shape != (len(x),) or lengths.dtype != np.int64))
     ):
         raise SkipRNNError(
-            f"{path}: split {name} must have x (N, T, D) float32 or uint8, or (N, T) int32, and y (N,) float32 or "
-            f"int64, got x {x.shape} {x.dtype} and y {y.shape} {y.dtype}; {REMEDY}"
+            f"{path}: split {name} must have x (N, T, D) float32 or uint8, or (N, T) int32, and y (N, ...) "
+            f"float32, int64 or uint8, got x {x.shape} {x.dtype} and y {y.shape} {y.dtype}; {REMEDY}"
         )
-    if x.size == 0:
-        raise SkipRNNError(f"{path}: split {name} is empty, its x being {x.shape}; {REMEDY}")
+    if 0 in (x.size, y.size):
+        raise SkipRNNError(f"{path}: split {name} is empty, its x being {x.shape} and y {y.shape}; {REMEDY}")
     if rows is not None and rows.start >= len(x):
         raise SkipRNNError(f"{path} has {len(x):,} sequences in {name}, so --index goes up to {len(x) - 1}")
     arrays = {key: file.array(f"{name}/{key}", rows) for key in there}

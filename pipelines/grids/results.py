@@ -210,7 +210,7 @@ def rows_of(lines: list[Line]) -> list[list[str]]:
 def cells(line: Line) -> list[str]:
     """A line as texts, one a column."""
     paper = line.paper or {}
-    low = line.metric_name != "accuracy"
+    low = line.metric_name == "MSE"  # the others are shares
     metric = _spread(line.metric, line.metric_std, "{:.2e}" if low else "{:.3f}")
     solved = "" if line.solved is None else f"{line.solved} of {line.runs}"
     if line.solved is not None and paper.get("solved") is not None:

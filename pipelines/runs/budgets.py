@@ -25,7 +25,7 @@ class Budget:
         self._given = config.lam
         self._found: UsageCost | None = None
         if config.keep is not None:
-            self._found = MetricCost(progress.target_usage or 1.0, largest)
+            self._found = MetricCost(progress.target_usage, largest)
         elif config.target_usage is not None:
             self._found = UsageCost(config.target_usage, largest)
 
@@ -35,13 +35,15 @@ class Budget:
 
     def save(self, progress: Progress) -> None:
         """Leave with a checkpoint what goes on from there needs."""
-        if self._found is not None:
-            progress.lam, progress.target_usage = self._found.largest.item(), self._found.target
+        found = self._found
+        if found is None or (isinstance(found, MetricCost) and not found.has_held):
+            return
+        progress.lam, progress.target_usage = found.largest.item(), found.target
 
-    def note(self, holds: bool) -> None:
-        """Go on after an evaluation."""
+    def note(self, holds: bool, usage: float) -> None:
+        """Go on after an evaluation that found such a share of the samples used."""
         if isinstance(self._found, MetricCost):
-            self._found.note(holds)
+            self._found.note(holds, usage)
 
 
 def holds(config: TrainConfig, task: Task, metric: float) -> bool:
@@ -51,13 +53,18 @@ def holds(config: TrainConfig, task: Task, metric: float) -> bool:
     return metric >= config.keep if task.higher_is_better else metric <= config.keep
 
 
+def usage_of(result: Evaluation, steps: float) -> float:
+    """The share of the samples used, of sequences of so many steps."""
+    return result.used_mean / max(steps, 1)
+
+
 def objective(config: TrainConfig, task: Task, result: Evaluation, steps: float) -> float:
     """What the best checkpoint has least of, from an evaluation on sequences of so many steps.
 
     Where λ is given, what training minimises; else the usage of those that keep the metric, or the loss of those that
     are near the wanted usage, before all others.
     """
-    usage = result.used_mean / max(steps, 1)
+    usage = usage_of(result, steps)
     if config.keep is not None:
         return usage if holds(config, task, result.metric) else MISSED + result.loss
     if config.target_usage is not None:

@@ -27,7 +27,7 @@ class Watch:
     @classmethod
     def over(cls, task: Task, split: Split) -> "Watch":
         """The watch over evaluations on a split."""
-        return cls(task, task.chance(split.y), mean_steps(split))
+        return cls(task, task.chance(split.y, split.lengths), mean_steps(split))
 
     def is_shut(self, used: float) -> bool:
         """Whether of so many samples a sequence a gate uses hardly any: 1.05, or a twentieth of them."""

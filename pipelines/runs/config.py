@@ -72,7 +72,7 @@ class TrainConfig:
             raise SkipRNNError(f"target_usage is a share of the samples, 1 at most, got {self.target_usage}")
         if not 0 <= self.dropout < 1:
             raise SkipRNNError(f"dropout must lie in 0..1, 1 excluded, got {self.dropout}")
-        if self.task.startswith("own-") and not self.true_lengths:
+        if self.task in OWN_TASKS and not self.true_lengths:
             raise SkipRNNError("one's own sequences always end where they end; drop --padded")
         if self.p_skip is not None and not 0 <= self.p_skip <= 1:
             raise SkipRNNError(f"p_skip must lie in 0..1, got {self.p_skip}")
@@ -133,7 +133,10 @@ MOST = {
     "hidden_size": 2**15, "num_layers": 2**8, "batch_size": 2**20, "steps": 10**12, "epochs": 10**9,
     "eval_every": 10**12, "patience": 10**12, "max_skip": 4096,
 }  # fmt: skip
-TASK_NAMES = ("adding", "sine", "mnist", "imdb", "ucf101", "videos", "own-classes", "own-numbers")
+TASK_NAMES = (
+    "adding", "sine", "mnist", "imdb", "ucf101", "videos", "own-classes", "own-tags", "own-labels", "own-numbers",
+)  # fmt: skip
+OWN_TASKS = tuple(name for name in TASK_NAMES if name.startswith("own-"))
 CHOICES = {
     "task": TASK_NAMES,
     "preset": ("quick", "settled", "paper"),
@@ -194,7 +197,7 @@ PRESETS = {
             ),
             "paper": _preset(task, "paper", true_lengths=True, epochs=300, eval_every=100),
         }
-        for task in ("own-classes", "own-numbers")
+        for task in OWN_TASKS
     },
     # The paper trains for some 300 epochs. Quick: a few classes in minutes on two CPU cores.
     **{

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class RunEvaluation:
     sequences: int
     metric_name: str
     metric: float
+    other_metrics: dict[str, float]
     solved: bool | None
     steps_per_sequence: float  # without padding, where sequences end where they end
     used_mean: float
@@ -67,7 +69,9 @@ def evaluate_run(
     config, task, model = trained.config, trained.task, trained.model
     sequences = trained.sequences
     torch.manual_seed(derive_seed(config.seed, "evaluate"))
-    result = evaluate(model, task, sequences, config)
+    outputs: list[Tensor] = []
+    result = evaluate(model, task, sequences, config, on_output=lambda output: outputs.append(output.cpu()))
+    ends = None if sequences.lengths is None else sequences.lengths.cpu()
     batch = sequences.take(slice(config.batch_size))
     steps = sequences.steps if sequences.lengths is None else sequences.lengths.double().mean().item()
     cost = model.cost_per_update() + task.sample_cost
@@ -83,6 +87,7 @@ def evaluate_run(
         sequences=len(sequences),
         metric_name=task.metric_name,
         metric=result.metric,
+        other_metrics=task.other_metrics(torch.cat(outputs), sequences.y.cpu(), ends),
         solved=task.solved(result.metric),
         steps_per_sequence=steps,
         used_mean=result.used_mean,
@@ -101,9 +106,17 @@ def evaluate_run(
 
 @torch.inference_mode()
 def evaluate(
-    model: SequenceModel, task: Task, sequences: Split, config: TrainConfig, team: Team = ALONE
-) -> Evaluation:  # fmt: skip
-    """Loss, metric and used samples of a model over sequences on its device, each process doing its part of them."""
+    model: SequenceModel,
+    task: Task,
+    sequences: Split,
+    config: TrainConfig,
+    team: Team = ALONE,
+    on_output: Callable[[Tensor], object] = lambda output: None,
+) -> Evaluation:
+    """Loss, metric and used samples of a model over sequences on its device, each process doing its part of them.
+
+    ``on_output`` is given what the model says of this process's part, batch by batch.
+    """
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     rows, size = team.part(len(sequences)), 4 * config.batch_size
     training = model.training
@@ -113,7 +126,9 @@ def evaluate(
             batch = sequences.take(slice(start, min(start + size, rows.stop)))
             with autocast(config, sequences.device):
                 prediction = model(batch.x, batch.lengths)
-            loss, scores = task.loss(prediction.output, batch.y), task.scores(prediction.output, batch.y)
+            said = (prediction.output, batch.y, batch.lengths)
+            loss, scores = task.loss(*said), task.scores(*said)
+            on_output(prediction.output)
             found.append((loss * len(batch), scores, used_samples(prediction.update_gate, batch_first=True)))
     finally:
         model.train(training)
@@ -124,7 +139,7 @@ def evaluate(
     used = torch.cat(counts).double()
     return Evaluation(
         loss=torch.stack(losses).double().sum().item() / len(sequences),
-        metric=torch.cat(metrics).double().mean().item(),
+        metric=task.metric(torch.cat(metrics)).item(),
         used_mean=used.mean().item(),
         used_std=used.std(correction=0).item(),
     )
@@ -159,7 +174,11 @@ def _seconds_alone(
         for x in alone:
             start = time.perf_counter()
             follower.reset()
-            follower.feed(model.embedding(x))
-            follower.prediction.cpu()
+            if model.each_step:  # a prediction after each update
+                for _, prediction in follower.pull(x.__getitem__, len(x)):
+                    prediction.cpu()
+            else:
+                follower.feed(model.embedding(x))
+                follower.prediction.cpu()
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[len(alone) :]), plain_seconds

@@ -39,7 +39,7 @@ class Export:
     sequences: int  # compared, all their steps
     gates: int
     gates_equal: int
-    output_difference: float  # largest, between last outputs
+    output_difference: float  # largest, between last outputs, or those of all steps where each has an answer
     metric_name: str
     metric: float
     metric_exported: float
@@ -216,18 +216,21 @@ def _compare(path: Path, model: SequenceModel, task: Task, sequences: Split) -> 
         for start in range(0, len(sequences), CHECK_BATCH):
             part = sequences.take(slice(start, start + CHECK_BATCH))
             lengths = None if part.lengths is None else part.lengths.numpy()
-            said, used = replay(session, model.embedding(part.x).numpy(), lengths)
+            said, used = replay(session, model.embedding(part.x).numpy(), lengths, every_step=model.each_step)
             expected = model(part.x, part.lengths)
             found.append((torch.from_numpy(said), torch.from_numpy(used), expected.output, expected.update_gate.bool()))
     output, gate, expected_output, expected_gate = map(torch.cat, zip(*found, strict=True))
+    metric, exported = (
+        float(task.metric(task.scores(said, sequences.y, sequences.lengths))) for said in (expected_output, output)
+    )
     return {
         "sequences": len(sequences),
         "gates": gate.numel(),
         "gates_equal": int((gate == expected_gate).sum()),
         "output_difference": float((output - expected_output).abs().max()),
         "metric_name": task.metric_name,
-        "metric": float(task.scores(expected_output, sequences.y).mean()),
-        "metric_exported": float(task.scores(output, sequences.y).mean()),
+        "metric": metric,
+        "metric_exported": exported,
         "used_mean": float(expected_gate.sum(1).float().mean()),
         "used_mean_exported": float(gate.sum(1).float().mean()),
     }
@@ -241,11 +244,13 @@ def initial_state(session: Any, batch: int) -> list[npt.NDArray[np.float32]]:
 
 
 def replay(
-    session: Any, x: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64] | None = None
+    session: Any, x: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64] | None = None, *, every_step: bool = False
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Run an exported step over (B, T, D) in ONNX Runtime: the last outputs, (B, outputs), and the gate, (B, T).
+    """Run an exported step over (B, T, D) in ONNX Runtime: the outputs and the gate, (B, T).
 
-    The first sample is used, each other one where the step before said so by skip_next = 0; none past ``lengths``.
+    The outputs are the last ones, (B, outputs), or with ``every_step`` all, (B, T, outputs), of which those past
+    ``lengths`` repeat the last. The first sample is used, each other one where the step before said so by
+    skip_next = 0; none past ``lengths``.
     """
     names, state = [entry.name for entry in session.get_inputs()], initial_state(session, len(x))
     lengths = np.full(len(x), x.shape[1]) if lengths is None else lengths
@@ -254,5 +259,7 @@ def replay(
         output, *state, skip_next = session.run(None, dict(zip(names, [x[:, t], *state], strict=True)))
         outputs.append(output)
         used[:, t + 1 : t + 2] = skip_next[:, None] == 0
-    last = np.stack(outputs)[np.maximum(lengths, 1) - 1, np.arange(len(x))]
-    return last, used & (np.arange(x.shape[1]) < lengths[:, None])
+    last, rows, steps = np.maximum(lengths, 1) - 1, np.arange(len(x)), np.arange(x.shape[1])
+    whole = np.stack(outputs)  # (T, B, outputs)
+    said = whole[np.minimum(steps, last[:, None]), rows[:, None]] if every_step else whole[last, rows]
+    return said, used & (steps < lengths[:, None])

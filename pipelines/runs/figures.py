@@ -74,7 +74,7 @@ def plot_usage(
 
 
 def _looked_at(trained: TrainedRun, sequences: Sequences) -> tuple[Tensor, Tensor]:
-    """Which samples are used, (N, T), and what the model says, (N, output_size)."""
+    """Which samples are used, (N, T), and what the model says, (N, output_size) or (N, T, output_size)."""
     found: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode(), autocast(trained.config, trained.device):
         for start in range(0, len(sequences), AT_ONCE):

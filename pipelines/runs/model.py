@@ -1,4 +1,4 @@
-"""The network of every task: a recurrent stack and a linear head on its last state."""
+"""The network of every task: a recurrent stack and a linear head on its last state, or on that of every step."""
 
 from typing import Any, NamedTuple
 
@@ -20,17 +20,27 @@ OPEN = 100.0  # bias of a gate that opens at every step
 class ModelOutput(NamedTuple):
     """What the network says of a batch."""
 
-    output: Tensor  # (B, output_size), float32
+    output: Tensor  # (B, output_size), or (B, T, output_size) with each_step, float32
     update_gate: Tensor  # (B, T)
 
 
 class SequenceModel(nn.Module):
-    """An embedding of the input, a recurrent stack, and a linear head on its last hidden state."""
+    """An embedding of the input, a recurrent stack, and a linear head on its last hidden state, or on every one.
+
+    With ``each_step`` what the head says stands through the steps that are skipped, whose state is a copy. It is
+    computed there too: the gate's gradient wants the loss of each step by that step's state.
+    """
 
     def __init__(
-        self, rnn: RecurrentStack, output_size: int, embedding: nn.Module | None = None, dropout: float = 0
+        self,
+        rnn: RecurrentStack,
+        output_size: int,
+        embedding: nn.Module | None = None,
+        dropout: float = 0,
+        each_step: bool = False,
     ) -> None:
         super().__init__()
+        self.each_step = each_step
         self.embedding = nn.Identity() if embedding is None else embedding
         self.rnn = rnn
         self.dropout = nn.Dropout(dropout)
@@ -39,13 +49,13 @@ class SequenceModel(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> ModelOutput:
-        """x as the task stores it, (B, T, D) or (B, T), and lengths (B,) -> (B, output_size), (B, T)."""
-        last, _, update_gate = self.rnn(self.embedding(x), lengths=lengths, every_step=False)
-        return ModelOutput(self.head(self.dropout(last)).float(), update_gate)
+        """x as the task stores it, (B, T, D) or (B, T), and lengths (B,) -> the output, and the gate (B, T)."""
+        h, _, update_gate = self.rnn(self.embedding(x), lengths=lengths, every_step=self.each_step)
+        return ModelOutput(self.head(self.dropout(h)).float(), update_gate)
 
     def with_rnn(self, rnn: RecurrentStack) -> "SequenceModel":
         """The same network around another recurrent stack, which takes over the weights it has names for."""
-        other = SequenceModel(rnn, self.head.out_features, self.embedding, self.dropout.p)
+        other = SequenceModel(rnn, self.head.out_features, self.embedding, self.dropout.p, self.each_step)
         other.load_state_dict(self.state_dict(), strict=False)
         return other.to(self.head.weight.device).train(self.training)
 
@@ -76,7 +86,7 @@ def _network(config: TrainConfig, task: Task) -> SequenceModel:
         rnn = (RandomSkipLSTM if config.cell == "lstm" else RandomSkipGRU)(
             *sizes, batch_first=True, p_skip=config.p_skip or 0.0
         )
-    return SequenceModel(rnn, task.output_size, task.embedding(), config.dropout)
+    return SequenceModel(rnn, task.output_size, task.embedding(), config.dropout, task.each_step)
 
 
 def check_engine(config: TrainConfig, device: torch.device) -> None:

@@ -20,19 +20,22 @@ from pipelines.runs.model import stream, without_skipping
 from pipelines.tasks import load_data
 from pipelines.tasks.base import Reading
 from skiprnn import Stream
+from skiprnn.gate import NEVER
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said after a sample it used."""
+    """What the model said after a sample it used; it stands until the next."""
 
+    sequence: str  # where it came from
     step: int  # the sample's number in its sequence
+    until: int | None  # that of the next sample that will be used, if the sequence is as long; None: none will
     answer: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of a whole sequence."""
+    """What the model says of a whole sequence, or of its last step where each has an answer."""
 
     sequence: str  # where it came from
     answer: dict[str, Any]
@@ -85,8 +88,10 @@ class Predictor:
 
     def file(
         self, path: Path, *, dataset: str | None = None, index: int | None = None, header: bool | None = None
-    ) -> Iterator[Prediction]:
+    ) -> Iterator[Answer | Prediction]:
         """Predict on the sequences of a file, or on one of them, counted from 0.
+
+        Where each step has an answer there is one after each sample used, and the prediction at the end.
 
         Args:
             path: what the task takes: an image for MNIST, a text for IMDB; one of the project's data files; or else
@@ -96,7 +101,8 @@ class Predictor:
             header: whether a CSV file begins with one; None follows the rule of ``samples.csv_source``.
         """
         with self._open(Path(path), dataset, index, header) as sources:
-            yield from map(self._predict, sources)
+            for source in sources:
+                yield from self._predict(source)
 
     @contextmanager
     def _open(
@@ -124,18 +130,28 @@ class Predictor:
 
     def text(self, text: str, name: str) -> Prediction:
         """Predict on a text."""
-        return self._predict(self._model.task.text(text, name, self._reading))
+        return self._predict_whole(self._model.task.text(text, name, self._reading))
 
     def rows(self, lines: Iterable[str], name: str, header: bool | None = None) -> Iterator[Answer | Prediction]:
         """Predict on CSV rows as they arrive: an answer after each row that is used, and the prediction at the end."""
-        source = csv_source(lines, self._model.task.stored_size, name, header)
+        yield from self._follow(csv_source(lines, self._model.task.stored_size, name, header))
+
+    def _follow(self, source: Source) -> Iterator[Answer | Prediction]:
         start = time.perf_counter()
         self._stream.reset()
         for step, output in self._stream.pull(source.read):
-            yield Answer(step, self._model.task.answer(output))
+            skipped = self._stream.skip_next
+            until = None if skipped == NEVER else step + 1 + skipped
+            yield Answer(source.name, step, until, self._model.task.answer(output))
         yield self._prediction(source, start)
 
-    def _predict(self, source: Source) -> Prediction:
+    def _predict(self, source: Source) -> Iterator[Answer | Prediction]:
+        if self._model.task.each_step and not self._compare:
+            yield from self._follow(source)
+        else:
+            yield self._predict_whole(source)
+
+    def _predict_whole(self, source: Source) -> Prediction:
         if self._compare and source.every is None:
             raise SkipRNNError("only a video can be compared with every frame used; drop --compare")
         start = time.perf_counter()

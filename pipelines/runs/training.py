@@ -26,7 +26,7 @@ from pipelines.runs.evaluation import evaluate
 from pipelines.runs.model import SequenceModel, autocast, build_model, check_engine
 from pipelines.runs.schedules import learning_rate, share_of_lam
 from pipelines.seeds import derive_seed
-from pipelines.tasks import Task, load_data
+from pipelines.tasks import Task, load_data, task_of_attributes
 from skiprnn import budget_loss, used_samples
 
 CHECK_EVERY = 100  # steps between looks for a loss that is not finite
@@ -104,7 +104,7 @@ def train(
             progress = saved.progress
             if progress.data_digest != data.attributes["digest"]:
                 raise SkipRNNError(f"{config.data} is not the data {run} was trained on; name that with --data")
-            if progress.task not in (None, described):
+            if progress.task is not None and task_of_attributes(progress.task, run) != task:
                 raise SkipRNNError(f"{config.data} describes its task otherwise than when {run} began; restore it")
             progress.task = described
             edits = edits_of_run(run, config, progress)
@@ -168,7 +168,8 @@ def train(
                 budget.save(progress)
                 if progress.lam is not None:
                     record |= {"lam": progress.lam, "target_usage": progress.target_usage}
-                budget.note(budgets.holds(config, task, result.metric))
+                usage = budgets.usage_of(result, mean_steps(splits["val"]))
+                budget.note(budgets.holds(config, task, result.metric), usage)
                 if watch is not None:
                     watch.note(result, progress)
                     warning = watch.warning(config, progress, last_step, result)
@@ -275,14 +276,14 @@ def _step(
             rnn.gate_grad_clip = None if config.gate_clip is None else config.gate_clip * share / len(batch)
         with autocast(config, device):
             prediction, update_gate = model(batch.x, batch.lengths)
-        task_loss = task.loss(prediction, batch.y)
+        task_loss = task.loss(prediction, batch.y, batch.lengths)
         steps = update_gate.shape[1] if batch.lengths is None else batch.lengths.double().mean()
         usage = update_gate.detach().sum(1).mean() / steps
         budget = budget_loss(update_gate, cost(usage), batch_first=True)
         loss = task_loss + budget
         acting = loss if lam_share == 1 else task_loss + budget * lam_share
         (acting if team.size == 1 else acting * share).backward()  # type: ignore[no-untyped-call]
-        metric = task.scores(prediction.detach(), batch.y).mean()
+        metric = task.metric(task.scores(prediction.detach(), batch.y, batch.lengths))
         used = used_samples(update_gate.detach(), batch_first=True).mean()
         means += torch.stack([value.detach().double() for value in (loss, task_loss, budget, metric, used)]) * share
     team.sum_gradients(model.parameters())

@@ -11,16 +11,16 @@ from pipelines.tasks.adding import Adding
 from pipelines.tasks.base import SyntheticTask, Task
 from pipelines.tasks.imdb import Imdb
 from pipelines.tasks.mnist import Mnist
-from pipelines.tasks.own import OwnClasses, OwnNumbers
+from pipelines.tasks.own import OwnClasses, OwnLabels, OwnNumbers, OwnTags
 from pipelines.tasks.sine import Sine
 from pipelines.tasks.videos import Ucf101, Videos
 
-_KINDS = (Adding, Sine, Mnist, Imdb, Ucf101, Videos, OwnClasses, OwnNumbers)
+_KINDS = (Adding, Sine, Mnist, Imdb, Ucf101, Videos, OwnClasses, OwnTags, OwnLabels, OwnNumbers)
 TASKS: dict[str, type[Task]] = {task.name: task for task in _KINDS}
 
 __all__ = [
-    "TASKS", "Adding", "Imdb", "Mnist", "OwnClasses", "OwnNumbers", "Sine", "SyntheticTask", "Task", "Ucf101", "Videos",
-    "load_data", "task_of_attributes", "task_of_file",
+    "TASKS", "Adding", "Imdb", "Mnist", "OwnClasses", "OwnLabels", "OwnNumbers", "OwnTags", "Sine", "SyntheticTask",
+    "Task", "Ucf101", "Videos", "load_data", "task_of_attributes", "task_of_file",
 ]  # fmt: skip
 
 
@@ -81,6 +81,9 @@ def load_data(
     for name, sequences in data.splits.items():
         try:
             task.check(sequences)
+            wanted = ((sequences.steps,) if task.each_step else ()) + task.target_shape
+            if sequences.y.shape[1:] != wanted:
+                raise SkipRNNError(f"y must be {(len(sequences), *wanted)}, got {tuple(sequences.y.shape)}")
         except SkipRNNError as error:
             raise SkipRNNError(f"{path}, split {name}: {error}; generate it again with --overwrite") from error
         if not true_lengths:

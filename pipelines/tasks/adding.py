@@ -25,6 +25,7 @@ class Adding(RegressionTask, SyntheticTask):
 
     name = "adding"
     input_size = 2
+    output_size = 1
     solved_at = 1 / 600  # 1/100 of the variance of the target, 1/6
     signal_name = "marker"
 
@@ -49,10 +50,10 @@ class Adding(RegressionTask, SyntheticTask):
         target = values.gather(1, first) + values.gather(1, second)
         return Sequences(torch.stack([values, markers], dim=-1), target[:, 0])
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.scores(prediction, target).mean() / 2
 
-    def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def scores(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         return (prediction[:, 0] - target).square()
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Usage:
     rows: list[int]  # which of its sequences
     sequences: Sequences  # these
     used: Tensor  # (N, T) bool, on the CPU
-    outputs: Tensor  # (N, output_size), on the CPU
+    outputs: Tensor  # (N, output_size), or (N, T, output_size) of answers to each step, on the CPU
     shown: int  # how many of them are to be drawn, the first ones
     data: Path  # the data file
     split: str  # its name
@@ -104,6 +104,16 @@ class Task(ABC):
     def output_size(self) -> int:
         """Outputs of the head."""
 
+    @property
+    def each_step(self) -> bool:
+        """Whether every step has an answer of its own, instead of the sequence."""
+        return False
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of one answer as y is stored: () or (K,)."""
+        return ()
+
     def embedding(self) -> nn.Module:
         """Turns x as it is stored, (B, T, D) or (B, T), into what the recurrent network reads, (B, T, input_size)."""
         return nn.Identity()
@@ -147,16 +157,30 @@ class Task(ABC):
         return {**asdict(self), **{name: json.dumps(getattr(self, name)) for name in self.as_json}}
 
     @abstractmethod
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The loss without the budget: (B, output_size), (B,) -> scalar."""
+    def loss(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The loss without the budget, mean over the sequences; of answers to each step, over a sequence's steps first.
+
+        Args:
+            prediction: (B, output_size); with ``each_step`` (B, T, output_size).
+            target: (B, *target_shape); with ``each_step`` (B, T, *target_shape).
+            lengths: (B,), with ``each_step`` the steps that count; None: all T.
+        """
 
     @abstractmethod
-    def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Each sequence's share of the metric, whose value is their mean: (B, output_size), (B,) -> (B,)."""
+    def scores(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What each sequence adds to the metric, arguments as for ``loss``: (B, ...)."""
+
+    def metric(self, scores: Tensor) -> Tensor:
+        """The metric of sequences whose scores these are, a scalar."""
+        return scores.double().mean()
+
+    def other_metrics(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
+        """What else is worth knowing about a whole split, by name; arguments as for ``loss``."""
+        return {}
 
     @abstractmethod
-    def chance(self, target: Tensor) -> float:
-        """The metric of the constant answer that does best: (N,) -> scalar."""
+    def chance(self, target: Tensor, lengths: Tensor | None = None) -> float:
+        """The metric of the constant answer that does best, arguments as for ``loss``."""
 
     def solved(self, metric: float) -> bool | None:
         """Whether the metric counts as a solution; None where the paper has no such rule."""
@@ -249,10 +273,10 @@ class ClassificationTask(Task):
 
     def check_classes(self, y: Tensor) -> None:
         """Refuse what are no numbers of classes."""
-        if y.is_floating_point() or y.min() < 0 or y.max() >= self.output_size:
+        if y.dtype != torch.int64 or y.min() < 0 or y.max() >= self.output_size:
             raise SkipRNNError(f"y must hold classes from 0 to {self.output_size - 1}")
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         return cross_entropy(prediction, target)
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
@@ -264,17 +288,16 @@ class ClassificationTask(Task):
             "probabilities": probabilities.tolist(),
         }
 
-    def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def scores(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         return (prediction.argmax(1) == target).to(prediction.dtype)
 
-    def chance(self, target: Tensor) -> float:
+    def chance(self, target: Tensor, lengths: Tensor | None = None) -> float:
         return target.bincount().max().item() / len(target)
 
 
 class RegressionTask(Task):
-    """A number and its mean squared error."""
+    """Numbers and their mean squared error."""
 
-    output_size = 1
     metric_name = "MSE"
     higher_is_better = False
 
@@ -283,5 +306,5 @@ class RegressionTask(Task):
         if not sequences.y.is_floating_point():
             raise SkipRNNError("y must hold floats")
 
-    def chance(self, target: Tensor) -> float:
-        return target.double().var(correction=0).item()
+    def chance(self, target: Tensor, lengths: Tensor | None = None) -> float:
+        return target.double().var(0, correction=0).mean().item()

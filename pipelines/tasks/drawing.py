@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from torch import Tensor
 
@@ -34,17 +35,13 @@ def signals(usage: Usage, signal: Callable[[Tensor], Tensor], name: str) -> Figu
             continue
         length = lengths[index]
         gate = usage.used[index, :length]
-        _dots(axis, signal(usage.sequences.x[index, :length].cpu()), gate)
+        dots(axis, signal(usage.sequences.x[index, :length].cpu()), gate)
         axis.set_title(f"{int(gate.sum())} of {length} samples used", fontsize=8, loc="right", pad=3)
         if index + columns >= count:
             axis.set_xlabel("time step")
             axis.tick_params(labelbottom=True)
     figure.supylabel(name, fontsize=10)
-    handles = [
-        axes[0, 0].plot([], [], ".", color=USED, markersize=8, label="used")[0],
-        axes[0, 0].plot([], [], ".", color=SKIPPED, markersize=6, label="skipped")[0],
-    ]
-    _legend(figure, handles, usage.title)
+    legend(figure, usage_handles(), usage.title)
     return figure
 
 
@@ -69,7 +66,7 @@ def images(usage: Usage, side: int) -> Figure:
     axis.set_title(f"share of {len(usage.used):,} digits\nthat use a pixel", fontsize=8)
     axis.set_axis_off()
     figure.colorbar(share, ax=axis, shrink=0.8)
-    _legend(figure, [Patch(color=INK[0], label="used"), Patch(color=INK[1], label="skipped")], usage.title)
+    legend(figure, [Patch(color=INK[0], label="used"), Patch(color=INK[1], label="skipped")], usage.title)
     return figure
 
 
@@ -117,7 +114,8 @@ def page(found: list[Text], title: str) -> str:
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def _dots(axis: Axes, signal: Tensor, used: Tensor) -> None:
+def dots(axis: Axes, signal: Tensor, used: Tensor) -> None:
+    """Draw samples (T,) over time."""
     step = torch.arange(1, len(signal) + 1)
     axis.plot(step[~used], signal[~used], ".", color=SKIPPED, markersize=4)
     axis.plot(step[used], signal[used], ".", color=USED, markersize=6)
@@ -126,5 +124,15 @@ def _dots(axis: Axes, signal: Tensor, used: Tensor) -> None:
     axis.tick_params(labelsize=8)
 
 
-def _legend(figure: Figure, handles: list[Any], title: str) -> None:
-    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=2, frameon=False)
+def usage_handles() -> list[Any]:
+    """What a legend says of ``dots``."""
+    return [
+        Line2D([], [], linestyle="", marker=".", color=USED, markersize=8, label="used"),
+        Line2D([], [], linestyle="", marker=".", color=SKIPPED, markersize=6, label="skipped"),
+    ]
+
+
+def legend(figure: Figure, handles: list[Any], title: str) -> None:
+    """A figure's legend, above it, seven entries a row."""
+    columns = min(len(handles), 7)
+    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)

@@ -1,15 +1,35 @@
-"""A task from one's own sequences: classes or a number to each."""
+"""Tasks from one's own sequences: a class, labels or numbers to each of them, or to each of their steps."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
-from pipelines.tasks.base import FINITE, ClassificationTask, RegressionTask, Task, check_classes
+from pipelines.tasks.base import FINITE, ClassificationTask, RegressionTask, Task, Usage, check_classes
+from pipelines.tasks.measures import (
+    hits,
+    is_step,
+    items,
+    macro_f1,
+    mean_average_precision,
+    mean_of_steps,
+    sums_of_steps,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """Refuse what are not the names of one thing or more, all different."""
+    if len(set(names)) < max(len(names), 1):
+        raise SkipRNNError(f"{what} must be one name or more, all different")
 
 
 class Standardize(nn.Module):
@@ -73,28 +93,189 @@ class OwnClasses(ClassificationTask, _Own):
 
 
 @dataclass(frozen=True)
-class OwnNumbers(RegressionTask, _Own):
-    """What number goes with a sequence? The loss is half the mean squared error of the standardised number."""
+class OwnTags(OwnClasses):
+    """Which class is each step of? Cross-entropy, and accuracy over all steps."""
 
-    target_mean: float = 0.0  # over the training split
-    target_std: float = 1.0
+    name = "own-tags"
+    each_step = True
 
-    name = "own-numbers"
-    meaning = ("features",)
+    def loss(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return mean_of_steps(cross_entropy(prediction.transpose(1, 2), target, reduction="none"), lengths).mean()
+
+    def scores(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return sums_of_steps((prediction.argmax(2) == target).to(prediction.dtype), lengths)
+
+    def metric(self, scores: Tensor) -> Tensor:
+        return _ratio(scores)
+
+    def other_metrics(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
+        said, true = (
+            one_hot(items(found, lengths, True), self.output_size) for found in (prediction.argmax(2), target)
+        )
+        return {"macro F1": macro_f1(hits(said, true).sum(0)).item()}
+
+    def chance(self, target: Tensor, lengths: Tensor | None = None) -> float:
+        return super().chance(items(target, lengths, True))
+
+    def draw_usage(self, usage: Usage) -> "Figure":
+        from pipelines.tasks.timelines import bands
+
+        said = usage.outputs.argmax(2)
+        return bands(
+            usage, self.signal, self.signal_name, self.classes, {"label": usage.sequences.y, "predicted": said}
+        )
+
+
+@dataclass(frozen=True)
+class OwnLabels(_Own):
+    """Which of several labels, any number of them, hold for a sequence, or for each step?
+
+    The loss is the mean binary cross-entropy of the labels; the metric is the mean of their F1, a label being said
+    where its probability is above a half.
+    """
+
+    labels: tuple[str, ...] = ("label 0",)  # their names
+    each_step: bool = False
+
+    name = "own-labels"
+    metric_name = "macro F1"
+    higher_is_better = True
+    as_json = ("mean", "std", "labels")
+    meaning = ("features", "labels", "each_step")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (abs(self.target_mean) < FINITE and 0 < self.target_std < FINITE):
-            raise SkipRNNError("target_mean and target_std, above 0, must be finite")
+        check_names(self.labels, "labels")
 
-    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self.scores(prediction, target).mean() / (2 * self.target_std**2)
+    @property
+    def output_size(self) -> int:
+        return len(self.labels)
 
-    def scores(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return (self._value(prediction[:, 0]) - target).square()
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        return (len(self.labels),)
+
+    def check(self, sequences: Split) -> None:
+        super().check(sequences)
+        if sequences.y.dtype != torch.uint8 or sequences.y.max() > 1:
+            raise SkipRNNError("y must hold bytes of 0 and 1")
+
+    def loss(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        losses = binary_cross_entropy_with_logits(prediction, target.to(prediction.dtype), reduction="none").mean(-1)
+        return (mean_of_steps(losses, lengths) if self.each_step else losses).mean()
+
+    def scores(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        counts = hits(prediction > 0, target)
+        if not self.each_step:
+            return counts
+        return counts.where(is_step(target, lengths)[..., None], 0).sum(1)
+
+    def metric(self, scores: Tensor) -> Tensor:
+        return macro_f1(scores.double().sum(0))
+
+    def other_metrics(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
+        said, true = (items(found, lengths, self.each_step) for found in (prediction, target))
+        right = ((said > 0) == true.bool()).double().mean().item()
+        return {"mean average precision": mean_average_precision(said, true), "accuracy of a label": right}
+
+    def chance(self, target: Tensor, lengths: Tensor | None = None) -> float:
+        share = items(target, lengths, self.each_step).double().mean(0)
+        share = share[share > 0]  # F1 of a label that is always said
+        return (2 * share / (1 + share)).mean().item() if len(share) else 0.0
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
-        return {"value": float(self._value(prediction[0]))}
+        probabilities = prediction.sigmoid().tolist()
+        said = [name for name, output in zip(self.labels, prediction.tolist(), strict=True) if output > 0]
+        return {"labels": said, "probabilities": dict(zip(self.labels, probabilities, strict=True))}
 
-    def _value(self, output: Tensor) -> Tensor:
-        return output * self.target_std + self.target_mean
+    def draw_usage(self, usage: Usage) -> "Figure":
+        if not self.each_step:
+            return super().draw_usage(usage)
+        from pipelines.tasks.timelines import label_rows
+
+        return label_rows(usage, self.signal, self.signal_name, self.labels, usage.outputs > 0)
+
+
+@dataclass(frozen=True)
+class OwnNumbers(RegressionTask, _Own):
+    """What number goes with a sequence, or with each step, or what several numbers?
+
+    The loss is half the mean squared error of the numbers, each standardised; the metric has their own units.
+    """
+
+    names: tuple[str, ...] = ("value",)
+    each_step: bool = False
+    target_mean: tuple[float, ...] = (0.0,)  # of each number, over the training split
+    target_std: tuple[float, ...] = (1.0,)
+
+    name = "own-numbers"
+    as_json = ("mean", "std", "names", "target_mean", "target_std")
+    meaning = ("features", "names", "each_step")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_names(self.names, "names")
+        if not len(self.names) == len(self.target_mean) == len(self.target_std):
+            raise SkipRNNError(f"target_mean and target_std must have a number for each of the {len(self.names)} names")
+        if not all(abs(m) < FINITE and 0 < s < FINITE for m, s in zip(self.target_mean, self.target_std, strict=True)):
+            raise SkipRNNError("target_mean and target_std, above 0, must be finite")
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, Any]) -> Self:
+        given = {"names": '["value"]', "each_step": False, **attributes}  # files of before hold one number a sequence
+        for name in ("target_mean", "target_std"):
+            if isinstance(given.get(name), float):
+                given[name] = json.dumps([given[name]])
+        return super().from_attributes(given)
+
+    @property
+    def output_size(self) -> int:
+        return len(self.names)
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        return (len(self.names),) if len(self.names) > 1 else ()
+
+    def loss(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        std = prediction.new_tensor(self.target_std)
+        losses = (self._errors(prediction, target) / (2 * std.square())).mean(-1)
+        return (mean_of_steps(losses, lengths) if self.each_step else losses).mean()
+
+    def scores(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        errors = self._errors(prediction, target).mean(-1)
+        return sums_of_steps(errors, lengths) if self.each_step else errors
+
+    def metric(self, scores: Tensor) -> Tensor:
+        return _ratio(scores) if self.each_step else super().metric(scores)
+
+    def other_metrics(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
+        if len(self.names) == 1:
+            return {}
+        means = items(self._errors(prediction, target), lengths, self.each_step).double().mean(0)
+        return {f"MSE of {name}": value for name, value in zip(self.names, means.tolist(), strict=True)}
+
+    def chance(self, target: Tensor, lengths: Tensor | None = None) -> float:
+        return super().chance(items(target, lengths, self.each_step))
+
+    def answer(self, prediction: Tensor) -> dict[str, Any]:
+        return dict(zip(self.names, self._values(prediction).tolist(), strict=True))
+
+    def draw_usage(self, usage: Usage) -> "Figure":
+        if not self.each_step:
+            return super().draw_usage(usage)
+        from pipelines.tasks.timelines import curves
+
+        y = usage.sequences.y.cpu().reshape(*usage.outputs.shape)
+        return curves(usage, self.signal, self.signal_name, self.names, y, self._values(usage.outputs))
+
+    def _values(self, output: Tensor) -> Tensor:
+        return output * output.new_tensor(self.target_std) + output.new_tensor(self.target_mean)
+
+    def _errors(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (self._values(prediction) - target.reshape(prediction.shape)).square()
+
+
+def _ratio(scores: Tensor) -> Tensor:
+    """A metric of all steps, from sums over each sequence's and their numbers, (B, 2)."""
+    sums: Tensor = scores.double().sum(0)
+    return sums[0] / sums[1].clamp(min=1)

@@ -17,7 +17,7 @@ from pipelines.runs.load import load_run
 from pipelines.runs.prediction import Predictor
 from pipelines.runs.training import train
 from pipelines.tasks import Imdb, Mnist
-from skiprnn import SkipLSTM
+from skiprnn.cells import LSTMCell
 from skiprnn_cli.main import cli
 
 WORDS = ["", "", "film", "good", "bad", "isn't"]
@@ -166,7 +166,7 @@ def test_text_on_standard_input(make, imdb_file):
 def test_embedding_starts_with_the_files_vectors(imdb_file, make):
     run = make("imdb", imdb_file, steps=1, lr=1e-12)
     trained = load_run(run, checkpoint="last")
-    assert isinstance(trained.model.rnn, SkipLSTM)
+    assert isinstance(trained.model.rnn.cell, LSTMCell)
     vectors = torch.from_numpy(read_sequences(imdb_file).extra["vectors"])
     torch.testing.assert_close(trained.model.embedding.weight.detach(), vectors)
 

@@ -436,7 +436,7 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
         (("--executor", "ray", "--ray-address", "127.0.0.1:1"), 1, "no Ray cluster answers at 127.0.0.1:1"),
         (("--out", "/proc/none"), 1, "cannot write /proc/none/runs"),
         (("--data", "."), 1, "is a folder; `skiprnn gen-data own .`"),
-        (("--cell", "esn"), 2, "'esn' is not one of 'lstm'"),
+        (("--cell", "elman"), 2, "'elman' is not one of"),
         (("--cell", "rnn", "--lam", "none"), 1, "rnn needs skip = true, in a sweep a --lam other than none"),
         (("--seeds", "0", "--set", "lr=-1"), 1, "lr must be a positive number"),
     ],

@@ -33,9 +33,18 @@ def test_unknown_norm():
 
 def test_a_cost_that_keeps_a_metric():
     cost = MetricCost()
-    for holds, expected in ((False, 1.0), (True, 0.96), (True, 0.9216), (False, 1.0), (True, 0.96)):
-        cost.note(holds)
-        assert cost.target == pytest.approx(expected)
+    cost.note(False, 0.9)
+    assert cost.cost_per_sample(torch.tensor(0.9)) == 0
+    for holds, expected in (
+        (True, 0.76),
+        (True, 0.722),
+        (False, 0.7942),
+        *[(False, None)] * 4,
+        (False, 1.0),
+        (True, 0.95),
+    ):
+        cost.note(holds, 0.8)
+        assert expected is None or cost.target == pytest.approx(expected)
     assert cost.cost_per_sample(torch.tensor(1.0)) > 0 > cost.cost_per_sample(torch.tensor(0.5))
 
 
@@ -46,7 +55,7 @@ def test_a_cost_that_leads_to_a_share_of_the_samples():
 
 
 def test_costs_that_cannot_be():
-    for make in (lambda: MetricCost(1.0, 0.0), lambda: UsageCost(0.5, -1.0)):
+    for make in (lambda: MetricCost(largest=0.0), lambda: UsageCost(0.5, -1.0)):
         with pytest.raises(ValueError, match="a cost that is found must begin above 0"):
             make()
     with pytest.raises(ValueError, match="target must be a share of the samples, above 0 and up to 1, got"):

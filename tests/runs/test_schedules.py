@@ -81,9 +81,8 @@ def stepped(config, monkeypatch, rows=8, lam_share=1.0, team=None):
     original = torch.Tensor.backward
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (seen.update(loss=loss.item()), original(loss))[1])
     options = () if team is None else (team,)
-    measured = training._step(
-        model, torch.optim.SGD(model.parameters(), lr=0.0), task, batch, config, lam_share, *options
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    measured = training._step(model, optimizer, task, batch, config, lambda usage: config.lam, lam_share, *options)
     monkeypatch.undo()
     return dict(zip(training.MEASURED, measured.tolist(), strict=False)), seen["loss"], model.rnn
 
@@ -101,7 +100,7 @@ def test_training_warms_lambda_up(make_run, monkeypatch):
     shares = []
 
     def step(*arguments):
-        shares.append(arguments[5])
+        shares.append(arguments[6])
         return original(*arguments)
 
     original = training._step

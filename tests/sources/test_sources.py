@@ -320,8 +320,8 @@ def test_own_sequences_of_any_length(tmp_path):
     assert len(digests) == 1
     task = written.task
     output = torch.tensor([[0.5]])
-    assert task.answer(output[0])["value"] == pytest.approx(0.5 * task.target_std + task.target_mean)
-    assert task.loss(output, torch.tensor([task.target_mean])).item() == pytest.approx(0.5**2 / 2)
+    assert task.answer(output[0])["value"] == pytest.approx(0.5 * task.target_std[0] + task.target_mean[0])
+    assert task.loss(output, torch.tensor(task.target_mean)).item() == pytest.approx(0.5**2 / 2)
 
 
 def table(tmp_path, labels, header="file,label", rows="1.5,2\n3,4\n", count=8):

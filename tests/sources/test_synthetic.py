@@ -170,7 +170,7 @@ def set_nan(file):
         (put("val/x", np.zeros((15, 12, 2), np.float32)), r"got x \(15, 12, 2\)"),
         (put("val/x", np.zeros((16, 0, 2), np.float32)), "split val is empty"),
         (put("val/x", np.zeros((16, 12, 3), np.float32)), "x has 3 features a step, adding has 2"),
-        (put("val/y", np.zeros((16, 1), np.float32)), r"y \(16, 1\) float32"),
+        (put("val/y", np.zeros((16, 1), np.float32)), r"y must be \(16,\), got \(16, 1\)"),
         (put("val/y", np.zeros(16, np.int64)), "y must hold floats"),
     ],
 )
