@@ -43,7 +43,7 @@ def run(rnn, x, *, lengths=None, per_step=True, state=None, seed=2):
     x = x.to(rnn.update_weight).requires_grad_()
     start = rnn.initial_state(x.shape[1]) if state is None else state
     start = type(start)(*(s.detach().to(x).requires_grad_() for s in start))
-    out = rnn(x, start, lengths)
+    out = rnn(x, start, lengths, every_step=per_step)
     weights = [torch.randn(t.shape, generator=draws, dtype=torch.float64).to(x) for t in (out.output, *out.state)]
     shown = [out.output, *out.state] if per_step else list(out.state)
     loss = sum((t * w).sum() for t, w in zip(shown, weights if per_step else weights[1:], strict=True))

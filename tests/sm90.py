@@ -1,9 +1,9 @@
 """Compile the GPU kernels for an H100, without one, and print what each takes.
 
-    python -m tests.sm90 lstm,1,bf16,256 gru,300,tf32x3,64
+    python -m tests.sm90 lstm,1,bf16,256 gru,300,float32,64
 
 Each argument is a problem: cell, features, precision of the products, batch, and units if they are not 110. Kernels are
-compiled twice, as for integers (sizes and strides) that are multiples of 16 and as for others.
+compiled twice, as for strides that are multiples of 16 and as for others.
 """
 
 import inspect
@@ -24,33 +24,37 @@ from skiprnn.engines import triton_kernels
 
 CELLS = {"lstm": LSTM, "gru": GRU}
 
-INTEGERS = ("T", "B", "x_t", "x_b", "go_t", "go_b", "gg_t", "gg_b")
-LONGS = ("ends", "t_rows", "first", "count")  # pointers to int64
+SIZES = ("T", "B", "gg_t", "gg_b")  # of which nothing is known beforehand
+STRIDES = ("x_t", "x_b", "go_t", "go_b")
+LONGS = ("ends", "first")  # pointers to int64
+INTEGERS = ("until", "t_at", "updates", "t_rows")  # and to int32
 
 
 def compiled(kernel, multiples, **options):
-    """Registers, bytes of stack, where registers are spilled, and shared memory of a kernel.
+    """Registers, bytes of stack, where registers are spilled, shared memory, instructions and barriers of a kernel.
 
-    ``multiples``: its integers are multiples of 16.
+    ``multiples``: its strides are multiples of 16.
     """
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {name: options[name] for name in names if name in options}
     narrow = set()
-    if options["PRECISION"] == "bf16":
-        narrow = {"hidden"} | ({"w_h"} if "hidden" in names else set()) | ({"x"} if options["D"] == 0 else set())
+    if options["BF16"]:
+        narrow = ({"w_h"} if "hidden" in names else set()) | ({"x"} if options["D"] == 0 else set())
     signature = {}
     for name in names:
         if name in constants:
             signature[name] = "constexpr"
-        elif name in INTEGERS:
+        elif name in SIZES + STRIDES:
             signature[name] = "i32"
         elif name == "bound":
             signature[name] = "fp32"
         elif name in LONGS:
             signature[name] = "*i64"
+        elif name in INTEGERS:
+            signature[name] = "*i32"
         else:
             signature[name] = "*bf16" if name in narrow else "*fp32"
-    aligned = {n for n, kind in signature.items() if kind.startswith("*")} | (set(INTEGERS) if multiples else set())
+    aligned = {n for n, kind in signature.items() if kind.startswith("*")} | (set(STRIDES) if multiples else set())
     source = ASTSource(
         kernel,
         signature,
@@ -66,10 +70,15 @@ def compiled(kernel, multiples, **options):
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(program.asm["cubin"])
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        command = [tool, "--dump-resource-usage", binary]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said, code = (
+            subprocess.run([tool, option, binary], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    operations = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_]+)", code)
     return {
+        "instructions": len(operations),
+        "barriers": operations.count("BAR"),
         "registers": found["REG"],
         "stack": found["STACK"] + found["LOCAL"],
         "shared": program.metadata.shared,
@@ -79,10 +88,11 @@ def compiled(kernel, multiples, **options):
 def usage(cell, D, precision, batch, H=110):
     """Of both kernels, with the options that a batch gets on an H100."""
     forward, backward = (
-        triton_events.options(cell, H, D, batch, precision, processors=132, backward=back) for back in (False, True)
+        triton_events.options(cell, H, D, batch, precision == "bf16", processors=132, backward=back)
+        for back in (False, True)
     )
     kernels = {
-        "forward": (triton_kernels.forward, {**forward, "SAVES": True}),
+        "forward": (triton_kernels.forward, {**forward, "SAVES": True, "EVERY": True}),
         "backward": (triton_kernels.backward, {**backward, "HAS_OUTPUT": True, "HAS_GATE": True}),
     }
     return {

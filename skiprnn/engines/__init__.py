@@ -1,18 +1,15 @@
 """The engines, which compute the same function: each says why it cannot run a problem, or runs it."""
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from types import ModuleType
 
 from skiprnn import reference
 from skiprnn.engines import events, native, traced
 from skiprnn.problem import Problem, Solution
 
-ENGINES: dict[str, tuple[ModuleType, ...]] = {
-    "auto": (native, traced, events, reference),
-    "reference": (reference,),
-    "events": (native, traced, events),
-    "triton": (),  # looked for when it is asked for
-}
-"""By the name that a user may give, those to choose from: the first that can."""
+ENGINES = ("auto", "reference", "events", "triton")
+"""The names that a user may give."""
 
 
 def solve(name: str, problem: Problem) -> Solution:
@@ -22,12 +19,23 @@ def solve(name: str, problem: Problem) -> Solution:
         RuntimeError: none can.
     """
     reason = None
-    for engine in ENGINES[name] or (_triton(),):
+    for engine in _engines(name, problem):
         reason = engine.why_not(problem)
         if reason is None:
             solution: Solution = engine.run(problem)
             return solution
     raise RuntimeError(f"engine={name!r} cannot run this: {reason}; use 'auto', or 'reference', which always can")
+
+
+def _engines(name: str, problem: Problem) -> Sequence[ModuleType]:
+    """Those to choose from, the fastest first."""
+    if name == "reference":
+        return (reference,)
+    if name == "triton":
+        return (_triton(),)
+    if name == "auto" and problem.x.is_cuda and find_spec("triton") is not None:
+        return traced, _triton(), events, reference
+    return (native, traced, events) if name == "events" else (native, traced, events, reference)
 
 
 def _triton() -> ModuleType:

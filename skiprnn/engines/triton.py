@@ -1,25 +1,29 @@
 """The event-driven engine on a GPU, one layer of up to 128 units: the loops of ``triton_kernels`` and what is parallel.
 
-Forward keeps a row for each update (c, when, and the gate's numbers; h is in the output). Backward starts with one
-product for all rows, walks the events in one kernel, which leaves the gates' gradients of every update, and ends with
-one product for each weight. Products are float32, or TF32 where ``torch.backends.cuda.matmul.allow_tf32`` asks for it,
-or bfloat16 under autocast; sums of gates, states and the update probability are float32 always.
+Forward keeps a row for each update (c, when, and the gate's numbers; h is in the output, if that is wanted). Backward
+starts with one product for all rows, walks the events in one kernel, which leaves the gates' gradients of every update,
+and ends with one product for each weight. Within the kernels products are float32, or bfloat16 under autocast; large
+ones, around them, follow ``torch.backends.cuda.matmul.allow_tf32`` too. Sums of gates, states and the update
+probability are float32 always.
 """
 
 import math
+import os
+import shutil
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import pad
 from triton import knobs
 
 from skiprnn import reference
 from skiprnn.cells import Cell, GRUCell, LayerWeights, LSTMCell
 from skiprnn.engines import triton_kernels
-from skiprnn.gate import UNBOUNDED, GateState, saturated
+from skiprnn.gate import UNBOUNDED
 from skiprnn.problem import Problem, Solution, refuse_double_backward, transformed
 
 LARGEST = 128  # units whose recurrent weights one program can own
@@ -27,6 +31,9 @@ FUSED = 8  # features up to which the kernels multiply the inputs themselves, in
 MOST_ROWS = 8  # sequences of a program
 PLACES = 8  # skipped steps that it takes at a time, over all its sequences
 WARPS = 8
+STEPS = 8  # of a sequence, that a program of the kernels around the loops takes
+OLDEST = (8, 0)  # GPUs, for whose products of bfloat16 the kernels are made
+WIDEST = 1024  # columns that it copies at a time
 
 
 def why_not(problem: Problem) -> str | None:
@@ -48,8 +55,20 @@ def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tenso
         return f"it runs up to {LARGEST} units, not {hidden_size}"
     if wrong := {str(tensor.dtype) for tensor in tensors if tensor.dtype != torch.float32}:
         return f"it computes float32 tensors (under autocast with bfloat16 products), not {', '.join(sorted(wrong))}"
-    if not (tensors[0].is_cuda or knobs.runtime.interpret):
-        return f"it runs on CUDA devices, not on {tensors[0].device}"
+    if knobs.runtime.interpret:
+        return None
+    return _unfit_device(tensors[0].device)
+
+
+@lru_cache
+def _unfit_device(device: torch.device) -> str | None:
+    """Why kernels cannot be compiled for a device, or run there; None if they can."""
+    if device.type != "cuda":
+        return f"it runs on CUDA devices, not on {device}"
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or more"
+    if os.name == "posix" and not any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))):
+        return "Triton needs a C compiler, gcc, clang, or what CC names"
     return None
 
 
@@ -64,131 +83,159 @@ def run(problem: Problem) -> Solution:
 class _Rows(NamedTuple):
     """A row for each sequence's first state and one for the state after each of its updates, in order."""
 
-    t: Tensor  # (R,) int64, the update's step; -1 for a first state
-    b: Tensor  # (R,) int64, the sequence
+    t: Tensor  # (R,) int32, the update's step; -1 for a first state
     first: Tensor  # (B,) int64, row of the first state
-    updates: Tensor  # (B,) int64, how many
+    updates: Tensor  # (B,) int32, how many
+    most: int  # updates of a sequence
 
-    @classmethod
-    def of(cls, update_gate: Tensor) -> Self:
-        """From the gate, (T, B); the host waits here, to know how many updates there were."""
-        b, t = torch.cat([torch.ones_like(update_gate[:1]), update_gate]).t().nonzero(as_tuple=True)
-        updates = update_gate.sum(0).long()
-        return cls(t - 1, b, (updates + 1).cumsum(0) - (updates + 1), updates)
+    @property
+    def grid(self) -> tuple[int, int]:
+        return len(self.first), triton.cdiv(self.most + 1, STEPS)
 
-    def take(self, first: Tensor, at: Tensor) -> Tensor:
-        """The rows' values, (B, ...) before the first step and (T, B, ...) after each update -> (R, ...)."""
-        is_first = (self.t < 0).view(-1, *[1] * (first.dim() - 1))
-        return torch.where(is_first, first[self.b], at[self.t.clamp(min=0), self.b])
+    def take(self, at: Tensor, before: Tensor | None = None, *, ones: bool = False) -> Tensor:
+        """The rows' values: (B, W) before the first step, or zeros, and (T, B, W) at each -> (R, W).
+
+        ``ones``: add a column of them.
+        """
+        width = at.shape[2]
+        rows = at.new_empty(len(self.t), width + ones)
+        block = min(triton.next_power_of_2(width + ones), WIDEST)
+        triton_kernels.take[self.grid](
+            at if before is None else before, at, self.t, self.first, self.updates, rows, width, at.stride(0),
+            at.stride(1), HAS_FIRST=before is not None, ONES=ones, BLOCK=block, STEPS=STEPS, num_warps=1,
+        )  # fmt: skip
+        return rows
 
 
 class _TritonEvents(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bare: Problem, saves: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         problem = bare.with_tensors(tensors)
-        cell, x, update_bias, (start,) = problem.cell, problem.x, problem.update_bias, problem.states
+        cell, x, update_bias, every = problem.cell, problem.x, problem.update_bias, problem.every_step
         T, B, _ = x.shape
         x = x if x.stride(2) == 1 else x.contiguous()
         ends = problem.ends()
-        states = [state.contiguous().clone() for state in start]
+        h, c = (problem.states[0][k].contiguous() for k in (0, -1))
         weights = LayerWeights(*(weight.contiguous() for weight in problem.layers[0]))
         update_weight = problem.update_weight.contiguous()
         p, acc = (tensor.contiguous() for tensor in problem.gate)
-        p_now, sums = p.clone(), acc.clone()
-        output = x.new_empty(T, B, len(update_weight))
-        update_gate, p_at, a_at = x.new_zeros(T, B), x.new_empty(T, B), x.new_empty(T, B)
-        c_at = torch.empty_like(output) if saves and isinstance(cell, LSTMCell) else output
+        h_end, c_end, p_end, acc_end = (torch.empty_like(tensor) for tensor in (h, c, p, acc))
+        stored = x.new_empty(T if every or saves else 0, *h.shape)
+        update_gate = x.new_zeros(T, B)
+        until = torch.empty(T + 1 if every else 0, B, dtype=torch.int32, device=x.device)
+        c_at = torch.empty_like(stored) if saves and isinstance(cell, LSTMCell) else stored
+        p_at, a_at = x.new_empty(2, T if saves else 0, B)
+        t_at = torch.empty(T if saves else 0, B, dtype=torch.int32, device=x.device)
+        updates = torch.empty(B, dtype=torch.int32, device=x.device)
         shares, recurrent, steps, launch = _inputs(cell, x, weights)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             triton_kernels.forward[(triton.cdiv(B, launch["ROWS"]),)](
-                shares, weights.weight_ih, weights.bias_ih, recurrent, weights.bias_hh,
-                update_weight, update_bias, states[0], states[-1], p_now, sums, ends,
-                output, update_gate, c_at, p_at, a_at, T, B, *steps, SAVES=saves, **launch,
+                shares, weights.weight_ih, weights.bias_ih, recurrent, weights.bias_hh, update_weight, update_bias,
+                h, c, p, acc, h_end, c_end, p_end, acc_end, ends, stored, update_gate, until, c_at, p_at, a_at, t_at,
+                updates, T, B, *steps, SAVES=saves, EVERY=every, **launch,
             )  # fmt: skip
-        if saves:
-            rows = _Rows.of(update_gate)
-            kept = [rows.take(p, p_at), rows.take(acc, a_at)]
-            if isinstance(cell, LSTMCell):
-                kept.append(rows.take(start[1], c_at))
-            ctx.save_for_backward(x, update_weight, update_bias, p, acc, ends, output, start[0], *weights, *rows, *kept)
-            ctx.cell, ctx.padded, ctx.gate_grad_clip = cell, problem.lengths is not None, problem.gate_grad_clip
-            ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-            ctx.set_materialize_grads(False)
-        return output, update_gate, p_now, sums, *states
+            if every:
+                triton_kernels.fill[B, triton.cdiv(T, STEPS)](
+                    stored, h, update_gate, until, T, B, H=launch["H"], HP=launch["HP"], STEPS=STEPS, num_warps=1
+                )
+            if saves:
+                counted = updates.tolist()  # here the host waits for the device
+                shape = (sum(counted) + B,)
+                first = (updates + 1).cumsum(0) - (updates + 1)
+                rows = _Rows(torch.empty(shape, dtype=torch.int32, device=x.device), first, updates, max(counted))
+                p_rows, a_rows = x.new_empty(2, *shape)
+                triton_kernels.take_gate[rows.grid](
+                    p, acc, p_at, a_at, t_at, first, updates, rows.t, p_rows, a_rows, B, STEPS=STEPS, num_warps=1
+                )
+                kept = [rows.take(c_at, c)] if isinstance(cell, LSTMCell) else []
+                kept += [h, stored] if every else [rows.take(stored, h)]
+                ctx.save_for_backward(x, update_weight, update_bias, ends, *weights, *rows[:3], p_rows, a_rows, *kept)
+                ctx.cell, ctx.every, ctx.most = cell, every, rows.most
+                ctx.padded, ctx.gate_grad_clip = problem.lengths is not None, problem.gate_grad_clip
+                ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
+                ctx.set_materialize_grads(False)
+        output = stored if every else stored.new_empty(0, *h.shape)
+        return output, update_gate, p_end, acc_end, *((h_end, c_end) if isinstance(cell, LSTMCell) else (h_end,))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         enabled, dtype = ctx.autocast
-        x, update_weight, update_bias, p, acc, ends, output, h_first, *tensors = ctx.saved_tensors
-        with torch.autocast(x.device.type, dtype, enabled=enabled):
-            cell, weights, rows, (p_rows, a_rows, *c_rows) = (
-                ctx.cell, LayerWeights(*tensors[:4]), _Rows(*tensors[4:8]), tensors[8:]
-            )  # fmt: skip
-            T, B, _ = x.shape
+        x, update_weight, update_bias, ends, *tensors = ctx.saved_tensors
+        weights, rows = LayerWeights(*tensors[:4]), _Rows(tensors[4], tensors[5], tensors[6], ctx.most)
+        (p_rows, a_rows, *kept), is_lstm = tensors[7:], isinstance(ctx.cell, LSTMCell)
+        c_rows = kept.pop(0) if is_lstm else None
+        with torch.autocast(x.device.type, dtype, enabled=enabled), torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            T, B, D = x.shape
             H = len(update_weight)
             grad_output, grad_gate, grad_p, grad_acc, *grad_states = grads
-            states = [x.new_zeros(B, H) if g is None else g.contiguous().clone() for g in grad_states]
-            gp, ga = (x.new_zeros(B) if g is None else g.contiguous().clone() for g in (grad_p, grad_acc))
+            states = [x.new_zeros(B, H) if g is None else g.contiguous() for g in grad_states]
+            gp, ga = (x.new_zeros(B) if g is None else g.contiguous() for g in (grad_p, grad_acc))
             if grad_output is not None:
                 grad_output = grad_output if grad_output.stride(2) == 1 else grad_output.contiguous()
                 if ctx.padded:  # past its end a sequence's output repeats its last state
                     past = torch.arange(T, device=x.device)[:, None] >= ends
-                    states[0] += torch.where(past[..., None], grad_output, 0).sum(0)
+                    states[0] = states[0] + torch.where(past[..., None], grad_output, 0).sum(0)
             steps_output = (0, 0) if grad_output is None else grad_output.stride()[:2]
             steps_gate = (0, 0) if grad_gate is None else grad_gate.stride()
 
-            h_rows = rows.take(h_first, output)
-            top = c_rows[0] if c_rows else h_rows
-            hidden = linear(h_rows, weights.weight_hh, weights.bias_hh)
+            h_rows = rows.take(kept[1], kept[0]) if ctx.every else kept[0]
+            top = h_rows if c_rows is None else c_rows
+            hidden = _shares(h_rows, weights)
             grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
-            shares, recurrent, steps, launch = _inputs(cell, x, weights, backward=True)
+            before = [torch.empty_like(tensor) for tensor in (states[0], states[-1], gp, ga)]
+            shares, recurrent, steps, launch = _inputs(ctx.cell, x, weights, backward=True)
             bound = math.inf if ctx.gate_grad_clip is None else ctx.gate_grad_clip
             triton_kernels.backward[(triton.cdiv(B, launch["ROWS"]),)](
                 shares, weights.weight_ih, weights.bias_ih, recurrent, update_weight, update_bias,
-                hidden, h_rows, top, p_rows, a_rows, rows.t, rows.first, rows.updates, acc, ends,
+                hidden, h_rows, top, p_rows, a_rows, rows.t, rows.first, rows.updates, ends,
                 x if grad_output is None else grad_output, x if grad_gate is None else grad_gate,
-                states[0], states[-1], gp, ga, grad_gates, grad_logit, bound, B, *steps, *steps_output, *steps_gate,
+                states[0], states[-1], gp, ga, *before, grad_gates, grad_logit, bound, B,
+                *steps, *steps_output, *steps_gate,
                 HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None, **launch,
             )  # fmt: skip
 
-            count = len(weights.bias_ih) // H
-            inputs = grad_gates[:, :count].flatten(1)  # with respect to the input's share of the gates
-            states_share = inputs if isinstance(cell, LSTMCell) else grad_gates[:, [0, 1, 3]].flatten(1)
-            x_rows = rows.take(torch.zeros_like(x[0]), x)
+            # With respect to the shares of the gates; of a GRU the last two are n's, the state's and the input's.
+            states_share = grad_gates[:, : len(weights.bias_hh) // H].flatten(1)
+            inputs = states_share if is_lstm else torch.cat([grad_gates[:, :2], grad_gates[:, 3:]], 1).flatten(1)
             grad_x = None
             if ctx.needs_input_grad[2]:
-                grad_x = torch.zeros_like(x)
-                is_update = rows.t >= 0
-                grad_x[rows.t[is_update], rows.b[is_update]] = (inputs[is_update] @ weights.weight_ih).to(x.dtype)
-            grad_weight_ih, grad_weight_hh = inputs.T @ x_rows, states_share[1:].T @ h_rows[:-1]
-        shut = saturated(GateState(p, acc), ends)
+                b = torch.arange(B, device=x.device).repeat_interleave(rows.updates + 1, output_size=len(rows.t))
+                of_steps = x.new_zeros(T + 1, B, D)  # the first is of first states: zeros
+                of_steps[rows.t + 1, b] = (inputs @ weights.weight_ih).to(x.dtype)
+                grad_x = of_steps[1:]
+            if D > FUSED:
+                grad_weight_ih, grad_bias_ih = inputs.T @ rows.take(x), inputs.sum(0)
+            else:
+                both = inputs.T @ rows.take(x, ones=True)
+                grad_weight_ih, grad_bias_ih = both[:, :D], both[:, D]
+            grad_weight_hh = states_share[1:].T @ h_rows[:-1]  # a row's update began from the row before
+            grad_bias_hh = grad_bias_ih if is_lstm else states_share.sum(0)
+            grad_update_weight = grad_logit @ top
         return (
-            None, None, grad_x, grad_logit @ top, grad_logit.sum()[None],
-            gp.masked_fill(shut, 0), ga.masked_fill(shut, 0), *states,
-            grad_weight_ih, grad_weight_hh, inputs.sum(0), states_share.sum(0),
+            None, None, grad_x, grad_update_weight, grad_logit.sum()[None], *before[2:],
+            *(before[:2] if is_lstm else before[:1]), grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh,
         )  # fmt: skip
 
 
 def options(
-    cell: Cell, hidden_size: int, input_size: int, batch: int, precision: str, processors: int, backward: bool
+    cell: Cell, hidden_size: int, input_size: int, batch: int, bf16: bool, processors: int, backward: bool
 ) -> dict[str, Any]:
     """How a kernel is launched for a problem, on a GPU of so many multiprocessors."""
     padded = max(triton.next_power_of_2(hidden_size), 16)
     rows = min(triton.next_power_of_2(triton.cdiv(batch, processors)), MOST_ROWS)
-    held = 4 if isinstance(cell, LSTMCell) else 3  # gates, fewer where registers would be spilled
-    if padded == LARGEST:
-        held = 0 if precision != "bf16" else 2 if backward and isinstance(cell, LSTMCell) else held
-    elif padded == LARGEST // 2 and precision == "tf32x3":
-        held = 0
+    held = 0
+    if bf16:  # gates, fewer where registers would be spilled
+        held = 3 if isinstance(cell, GRUCell) else 2 if backward and padded == LARGEST else 4
     chosen = {
         "H": hidden_size,
         "HP": padded,
         "D": input_size if input_size <= FUSED else 0,
         "GRU": isinstance(cell, GRUCell),
         "HELD": held,
-        "PRECISION": precision,
+        "BF16": bf16,
         "ROWS": rows,
+        "SLICES": WARPS,
         "num_warps": WARPS,
         "num_stages": 2,
         "enable_fp_fusion": True,
@@ -203,17 +250,32 @@ def _inputs(
 ) -> tuple[Tensor, Tensor, tuple[int, int], dict[str, Any]]:
     """The inputs and the recurrent weights as the kernels want them, the inputs' strides, and how to launch."""
     B, D = x.shape[1:]
-    recurrent, precision = weights.weight_hh, _precision(x.device)
+    recurrent, bf16 = weights.weight_hh, _rounds(x.device)
+    H = recurrent.shape[1]
     if D > FUSED:
         x = cell.input_share(x, weights)
-    if precision == "bf16" and backward:  # which need not be kept in registers, that forward has to spare
+    if not bf16:
+        columns = recurrent if backward else recurrent.view(-1, H, H).permute(2, 0, 1)
+        recurrent = pad(columns, (0, -H % 4)).contiguous()
+    elif backward:  # in forward they are read once
         recurrent = recurrent.bfloat16()
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
-    launch = options(cell, recurrent.shape[1], D, B, precision, processors, backward)
+    launch = options(cell, H, D, B, bf16, processors, backward)
+    if not x.is_cuda:  # Triton's interpreter has no warps
+        launch["SLICES"] = launch["HP"]
     return x, recurrent, (x.stride(0), x.stride(1)), launch
 
 
-def _precision(device: torch.device) -> str:
-    if torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16:
-        return "bf16"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"  # x3: as good as float32
+def _shares(h: Tensor, weights: LayerWeights) -> Tensor:
+    """The states' share of the gates, (R, H) -> (R, N*H), as the kernel going forward computed it."""
+    if not _rounds(h.device):
+        return torch.addmm(weights.bias_hh, h, weights.weight_hh.T)
+    h, weight = h.bfloat16(), weights.weight_hh.T.bfloat16()
+    with torch.autocast(h.device.type, enabled=False):  # only CUDA has a product of bfloat16 that is not rounded
+        product = torch.mm(h, weight, out_dtype=torch.float32) if h.is_cuda else h.float() @ weight.float()
+        return product.add_(weights.bias_hh)
+
+
+def _rounds(device: torch.device) -> bool:
+    """Whether products are of bfloat16."""
+    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16

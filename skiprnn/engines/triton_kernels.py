@@ -1,28 +1,36 @@
 """The event loop of one layer on a GPU, forward and backward: one program owns some sequences from start to end.
 
 Nothing is exchanged between programs. A program does the next update of all its sequences at once, each at its own
-step, with the recurrent weights in registers where they fit, so that time follows the updates. Tensors are (ROWS,), one
-entry a sequence, (ROWS, HP), or (ROWS, WINDOW, HP); HP is the number of units, H, padded to a power of 2. Padding stays
-zero. Gates come in torch's order and are computed in float32.
+step, so that time follows the updates. Tensors are (ROWS,), one entry a sequence, (ROWS, HP), or (ROWS, WINDOW, HP); HP
+is the number of units, H, padded to a power of 2. Padding stays zero. Gates come in torch's order, as a tuple, and are
+computed in float32.
+
+Products with the recurrent weights are float32 multiply-adds, for which the weights are laid out with a row for each
+unit that is read (``PAD`` columns a gate, so that four are loaded at once), or bfloat16 on the tensor cores, with the
+weights in registers where they fit. What a program exchanges between its threads goes through global memory.
 """
 
 import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T", "B"))
 def forward(
     x,  # inputs, or their share of the gates if D is 0; steps and sequences x_t and x_b apart
     w_x, b_x, w_h, b_h, w_p, b_p,
-    h, c, p, acc,  # before the first step; what is left after the last is written back
+    h, c, p, acc,  # before the first step
+    h_end, c_end, p_end, acc_end,  # after the last
     ends,  # (B,), lengths
-    output, update_gate,  # (T, B, H), (T, B) zeros
-    c_at, p_at, a_at,  # (T, B, H), (T, B), (T, B), written at updates, if SAVES; a: the sum that opened
+    output, update_gate,  # (T, B, H), written at updates if EVERY or SAVES; (T, B) zeros
+    until,  # (T + 1, B) int32, if EVERY: the step up to which the state after an update, or in row 0 the first, is kept
+    c_at, p_at, a_at,  # if SAVES: (T, B, H), (T, B), (T, B), written at updates; a: the sum that opened
+    t_at, updates,  # if SAVES: steps of the updates, (T, B) int32, from the top; how many there were, (B,) int32
     T, B, x_t, x_b,
-    H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr, SAVES: tl.constexpr,
+    H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr, SAVES: tl.constexpr, EVERY: tl.constexpr,
     HELD: tl.constexpr,  # how many of the gates' recurrent matrices are kept in registers
-    PRECISION: tl.constexpr, ROWS: tl.constexpr,
+    BF16: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
+    N: tl.constexpr = 3 if GRU else 4
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     unit = tl.arange(0, HP)
     exists = row < B
@@ -33,82 +41,150 @@ def forward(
     p_now = tl.load(p + row, mask=exists, other=0.0)
     end = tl.load(ends + row, mask=exists, other=0).to(tl.int32)
     b_gate = tl.load(b_p)
-    v_0 = _held(w_h, 0, H, HP, False, HELD, PRECISION)
-    v_1 = _held(w_h, 1, H, HP, False, HELD, PRECISION)
-    v_2 = _held(w_h, 2, H, HP, False, HELD, PRECISION)
-    v_3 = _held(w_h, 3, H, HP, False, HELD, PRECISION)
+    held = _held(w_h, H, HP, N, False, HELD, BF16)
+    tl.store(h_end + own, h_now, mask=there)
+    tl.debug_barrier()
 
     start = tl.full((ROWS,), 0, tl.int32)
-    stop = tl.where(exists, T, 0)
+    done = start
     t, total = _next_update(p_now, tl.load(acc + row, mask=exists, other=0.0), start - 1, end)
-    _fill(output, h_now, row, there, unit, start, tl.where(t < end, t, stop), B, H)
+    if EVERY:
+        tl.store(until + row, tl.where(t < end, t, T), mask=exists)
     while tl.max((t < end).to(tl.int32), 0) > 0:
         on = t < end
         place = t.to(tl.int64) * B + row
-        x_0, x_1, x_2, x_3 = _input_gates(x, t.to(tl.int64) * x_t + row * x_b, on, w_x, b_x, unit, H, D, GRU)
-        h_0 = _product(h_now, v_0, h + row * H, exists, w_h, 0, H, HP, False, HELD, PRECISION) + _vector(
-            b_h, 0, unit, H
-        )
-        h_1 = _product(h_now, v_1, h + row * H, exists, w_h, 1, H, HP, False, HELD, PRECISION) + _vector(
-            b_h, 1, unit, H
-        )
-        h_2 = _product(h_now, v_2, h + row * H, exists, w_h, 2, H, HP, False, HELD, PRECISION) + _vector(
-            b_h, 2, unit, H
-        )
+        xs = _input_gates(x, t.to(tl.int64) * x_t + row * x_b, on, w_x, b_x, unit, H, D, N)
+        if BF16:
+            hs = _rounded_share(h_now, held, h_end + row * H, exists, w_h, H, HP, N, HELD)
+        else:
+            hs = _share(h_end, tl.program_id(0).to(tl.int64) * ROWS, B, w_h, H, HP, N, ROWS, SLICES)
+        hs = _added(hs, _vectors(b_h, unit, H, N), N)
         if GRU:
-            _, z, n = _gru(x_0, x_1, x_2, h_0, h_1, h_2)
+            _, z, n = _gru(xs, hs)
             h_new = (1 - z) * n + z * h_now
             c_new = h_new
         else:
-            h_3 = _product(h_now, v_3, h + row * H, exists, w_h, 3, H, HP, False, HELD, PRECISION) + _vector(
-                b_h, 3, unit, H
-            )
-            i, f, g, o = _lstm(x_0 + h_0, x_1 + h_1, x_2 + h_2, x_3 + h_3)
+            i, f, g, o = _lstm(xs, hs)
             c_new = f * c_now + i * g
             h_new = o * _tanh(c_new)
         h_now = tl.where(on[:, None], h_new, h_now)
         c_now = tl.where(on[:, None], c_new, c_now)
         p_now = tl.where(on, _sigmoid(tl.sum(c_now * _vector(w_p, 0, unit, H)[None, :], 1) + b_gate), p_now)
-        if not (HELD == 4 or (GRU and HELD == 3)):
+        if HELD < N:
             tl.debug_barrier()
-            tl.store(h + own, h_now, mask=there)
+            tl.store(h_end + own, h_now, mask=there)
             tl.debug_barrier()
 
+        updated = there & on[:, None]
         tl.store(update_gate + place, 1.0, mask=on)
+        if EVERY or SAVES:
+            tl.store(output + place[:, None] * H + unit[None, :], h_now, mask=updated)
         if SAVES:
             tl.store(p_at + place, p_now, mask=on)
             tl.store(a_at + place, total, mask=on)
+            tl.store(t_at + done.to(tl.int64) * B + row, t, mask=on)
             if not GRU:
-                tl.store(c_at + place[:, None] * H + unit[None, :], c_now, mask=there & on[:, None])
+                tl.store(c_at + place[:, None] * H + unit[None, :], c_now, mask=updated)
+        done += on.to(tl.int32)
         later, total = _next_update(p_now, tl.where(on, 0.0, total), t, end)
-        _fill(output, h_now, row, there, unit, t, tl.where(on, tl.where(later < end, later, stop), t), B, H)
+        if EVERY:
+            tl.store(until + place + B, tl.where(later < end, later, T), mask=on)
         t = tl.where(on, later, t)
 
-    tl.store(h + own, h_now, mask=there)
+    if HELD == N:
+        tl.store(h_end + own, h_now, mask=there)
     if not GRU:
-        tl.store(c + own, c_now, mask=there)
-    tl.store(p + row, p_now, mask=exists)
-    tl.store(acc + row, total, mask=exists)
+        tl.store(c_end + own, c_now, mask=there)
+    tl.store(p_end + row, p_now, mask=exists)
+    tl.store(acc_end + row, total, mask=exists)
+    if SAVES:
+        tl.store(updates + row, done, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T", "B"))
+def fill(output, h, update_gate, until, T, B, H: tl.constexpr, HP: tl.constexpr, STEPS: tl.constexpr):
+    """Write the state that is kept after each update, and before the first, as the output of the steps skipped."""
+    b = tl.program_id(0).to(tl.int64)
+    unit = tl.arange(0, HP)
+    there = unit < H
+    begin = tl.program_id(1) * STEPS
+    wide = B.to(tl.int64)
+    if begin == 0:
+        first = tl.load(h + b * H + unit, mask=there)
+        for t in range(0, tl.load(until + b)):
+            tl.store(output + (t * wide + b) * H + unit, first, mask=there)
+    for t in range(begin, tl.minimum(begin + STEPS, T)):
+        place = t * wide + b
+        if tl.load(update_gate + place) > 0:
+            state = tl.load(output + place * H + unit, mask=there)
+            for later in range(t + 1, tl.load(until + place + B)):
+                tl.store(output + (later * wide + b) * H + unit, state, mask=there)
+
+
+@triton.jit(do_not_specialize=("B",))
+def take_gate(
+    p, acc, p_at, a_at, t_at,  # before the first step, (B,), and at updates
+    first, updates, t_rows, p_rows, a_rows, B, STEPS: tl.constexpr,
+):  # fmt: skip
+    """The rows' steps and numbers of the gate."""
+    b = tl.program_id(0).to(tl.int64)
+    start = tl.load(first + b)
+    begin = tl.program_id(1) * STEPS
+    if begin == 0:
+        tl.store(t_rows + start, -1)
+        tl.store(p_rows + start, tl.load(p + b))
+        tl.store(a_rows + start, tl.load(acc + b))
+    for j in range(begin, tl.minimum(begin + STEPS, tl.load(updates + b))):
+        t = tl.load(t_at + j * B.to(tl.int64) + b)
+        place = t.to(tl.int64) * B + b
+        row = start + j + 1
+        tl.store(t_rows + row, t)
+        tl.store(p_rows + row, tl.load(p_at + place))
+        tl.store(a_rows + row, tl.load(a_at + place))
+
+
+@triton.jit(do_not_specialize=("width",))
+def take(
+    before, at,  # (B, W); (T, B, W)
+    t_rows, first, updates, rows, width, at_t, at_b,
+    HAS_FIRST: tl.constexpr, ONES: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """The rows' values; see ``skiprnn.engines.triton``."""
+    b = tl.program_id(0).to(tl.int64)
+    begin = tl.program_id(1) * STEPS
+    start = tl.load(first + b)
+    for j in range(begin, tl.minimum(begin + STEPS, tl.load(updates + b) + 1)):
+        t = tl.load(t_rows + start + j).to(tl.int64)
+        for d_0 in range(0, width + ONES, BLOCK):
+            d = d_0 + tl.arange(0, BLOCK)
+            value = tl.load(at + t * at_t + b * at_b + d, mask=(d < width) & (t >= 0), other=0.0)
+            if HAS_FIRST:
+                value += tl.load(before + b * width + d, mask=(d < width) & (t < 0), other=0.0)
+            if ONES:
+                value = tl.where(d == width, 1.0, value)
+            tl.store(rows + (start + j) * (width + ONES) + d, value, mask=d < width + ONES)
+
+
+@triton.jit(do_not_specialize=("B", "gg_t", "gg_b"))
 def backward(
     x, w_x, b_x, w_h, w_p, b_p,
     # One row for each sequence's first state and one for the state after each of its updates:
-    hidden,  # (R, G*H), the state's share of the gates
+    hidden,  # (R, N*H), the state's share of the gates
     h_rows, c_rows, p_rows, a_rows, t_rows,  # t: the update's step, -1 for the first state
     first, count,  # (B,), number of a sequence's first row, and of its updates
-    acc, ends,
+    ends,
     grad_output, grad_gate,
-    grad_h, grad_c, grad_p, grad_acc,  # after the last step; those before the first written back
-    grad_gates,  # (R, 4*H), of the update that led to the row; GRU: r, z, n and the hidden share of n
+    grad_h, grad_c, grad_p, grad_acc,  # after the last step
+    first_h, first_c, first_p, first_acc,  # the same before the first
+    grad_gates,  # (R, 4*H), of the update that led to the row; GRU: r, z, the hidden share of n, and n
     grad_logit,  # (R,)
     bound,  # of the gate's gradient
     B, x_t, x_b, go_t, go_b, gg_t, gg_b,
     H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr,
-    HAS_OUTPUT: tl.constexpr, HAS_GATE: tl.constexpr, HELD: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_OUTPUT: tl.constexpr, HAS_GATE: tl.constexpr, HELD: tl.constexpr, BF16: tl.constexpr,
+    ROWS: tl.constexpr, SLICES: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
+    N: tl.constexpr = 3 if GRU else 4
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     unit = tl.arange(0, HP)
     exists = row < B
@@ -118,13 +194,11 @@ def backward(
     G_c = G_h if GRU else tl.load(grad_c + own, mask=there, other=0.0)
     gp = tl.load(grad_p + row, mask=exists, other=0.0)
     ga = tl.load(grad_acc + row, mask=exists, other=0.0)
-    last = tl.load(ends + row, mask=exists, other=0).to(tl.int32)  # the step after the segment
+    end = tl.load(ends + row, mask=exists, other=0).to(tl.int32)
+    last = end  # the step after the segment
     j = tl.load(count + row, mask=exists, other=-1).to(tl.int32)  # the update that began the segment; 0 is none
     window = tl.arange(0, WINDOW)
-    v_0 = _held(w_h, 0, H, HP, True, HELD, PRECISION)
-    v_1 = _held(w_h, 1, H, HP, True, HELD, PRECISION)
-    v_2 = _held(w_h, 2, H, HP, True, HELD, PRECISION)
-    v_3 = _held(w_h, 3, H, HP, True, HELD, PRECISION)
+    held = _held(w_h, H, HP, N, True, HELD, BF16)
 
     while tl.max(j, 0) >= 0:
         on = j >= 0
@@ -137,63 +211,62 @@ def backward(
         c_now = h_now if GRU else tl.load(c_rows + cells, mask=mine, other=0.0)
 
         # The skipped steps of the segment, WINDOW of them at a time, falling.
-        s_0, s_1, s_2, s_3 = _hidden_gates(hidden, at, mine, unit, H, GRU)
-        acc_now = tl.load(acc + row, mask=j == 0, other=0.0)
+        acc_now = tl.load(a_rows + at, mask=j == 0, other=0.0)
         behind = last - 1
-        while tl.max(tl.where(on, behind - t, 0), 0) > 0:
-            step = behind[:, None] - window[None, :]
-            skipped = on[:, None] & (step > t[:, None])
-            far = step.to(tl.int64)
-            x_0, x_1, x_2, x_3 = _input_gates(x, far * x_t + (row * x_b)[:, None], skipped, w_x, b_x, unit, H, D, GRU)
-            if GRU:
-                _, z, n = _gru(x_0, x_1, x_2, s_0[:, None, :], s_1[:, None, :], s_2[:, None, :])
-                moved = (1 - z) * (n - h_now[:, None, :])  # candidate minus state
-                logit = tl.sum((h_now[:, None, :] + moved) * _vector(w_p, 0, unit, H), 2)
-            else:
-                i, f, g, o = _lstm(
-                    x_0 + s_0[:, None, :], x_1 + s_1[:, None, :], x_2 + s_2[:, None, :], x_3 + s_3[:, None, :]
-                )
-                c_new = f * c_now[:, None, :] + i * g
-                logit = tl.sum(c_new * _vector(w_p, 0, unit, H), 2)
-                moved = o * _tanh(c_new) - h_now[:, None, :]
-            if HAS_OUTPUT:  # the gradient of the state grows by each step's, going back
-                arriving = tl.load(
-                    grad_output + (far * go_t + (row * go_b)[:, None])[:, :, None] + unit,
-                    mask=skipped[:, :, None] & (unit < H), other=0.0,
-                ).to(tl.float32)  # fmt: skip
-                gain = tl.sum(moved * (G_h[:, None, :] + tl.cumsum(arriving, 1)), 2)
-                G_h += tl.sum(arriving, 1)
-            else:
-                gain = tl.sum(moved * G_h[:, None, :], 2)
-            if not GRU:
-                gain += tl.sum((c_new - c_now[:, None, :]) * G_c[:, None, :], 2)
-            if HAS_GATE:
-                gain += tl.load(grad_gate + far * gg_t + (row * gg_b)[:, None], mask=skipped, other=0.0)
-            kept = acc_now[:, None] + (step - t[:, None]).to(tl.float32) * p_now[:, None]  # the sum
-            kept = tl.where(skipped, kept, 0.0)
-            risen = tl.where(skipped, _sigmoid(logit + tl.load(b_p)) - p_now[:, None], 0.0)
-            gain = tl.where(skipped, gain, 0.0)
-            for k in tl.static_range(WINDOW):
-                this = (window == k)[None, :]
-                gu = tl.sum(tl.where(this, gain, 0.0), 1) + tl.sum(tl.where(this, risen, 0.0), 1) * gp
-                ga += _bounded(gu - tl.sum(tl.where(this, kept, 0.0), 1) * ga, bound)
-                gp = tl.where(tl.sum((this & skipped).to(tl.int32), 1) > 0, gp + ga, gp)
-            behind -= WINDOW
+        if tl.max(tl.where(on, behind - t, 0), 0) > 0:
+            hs = _expanded(_hidden_gates(hidden, at, mine, unit, H, N), N)
+            while tl.max(tl.where(on, behind - t, 0), 0) > 0:
+                step = behind[:, None] - window[None, :]
+                skipped = on[:, None] & (step > t[:, None])
+                far = step.to(tl.int64)
+                xs = _input_gates(x, far * x_t + (row * x_b)[:, None], skipped, w_x, b_x, unit, H, D, N)
+                if GRU:
+                    _, z, n = _gru(xs, hs)
+                    moved = (1 - z) * (n - h_now[:, None, :])  # candidate minus state
+                    logit = tl.sum((h_now[:, None, :] + moved) * _vector(w_p, 0, unit, H), 2)
+                else:
+                    i, f, g, o = _lstm(xs, hs)
+                    c_new = f * c_now[:, None, :] + i * g
+                    logit = tl.sum(c_new * _vector(w_p, 0, unit, H), 2)
+                    moved = o * _tanh(c_new) - h_now[:, None, :]
+                if HAS_OUTPUT:  # the gradient of the state grows by each step's, going back
+                    arriving = tl.load(
+                        grad_output + (far * go_t + (row * go_b)[:, None])[:, :, None] + unit,
+                        mask=skipped[:, :, None] & (unit < H), other=0.0,
+                    ).to(tl.float32)  # fmt: skip
+                    gain = tl.sum(moved * (G_h[:, None, :] + tl.cumsum(arriving, 1)), 2)
+                    G_h += tl.sum(arriving, 1)
+                else:
+                    gain = tl.sum(moved * G_h[:, None, :], 2)
+                if not GRU:
+                    gain += tl.sum((c_new - c_now[:, None, :]) * G_c[:, None, :], 2)
+                if HAS_GATE:
+                    gain += tl.load(grad_gate + far * gg_t + (row * gg_b)[:, None], mask=skipped, other=0.0)
+                kept = acc_now[:, None] + (step - t[:, None]).to(tl.float32) * p_now[:, None]  # the sum
+                kept = tl.where(skipped, kept, 0.0)
+                risen = tl.where(skipped, _sigmoid(logit + tl.load(b_p)) - p_now[:, None], 0.0)
+                gain = tl.where(skipped, gain, 0.0)
+                for k in tl.static_range(WINDOW):
+                    this = (window == k)[None, :]
+                    gu = tl.sum(tl.where(this, gain, 0.0), 1) + tl.sum(tl.where(this, risen, 0.0), 1) * gp
+                    ga += _bounded(gu - tl.sum(tl.where(this, kept, 0.0), 1) * ga, bound)
+                    gp = tl.where(tl.sum((this & skipped).to(tl.int32), 1) > 0, gp + ga, gp)
+                behind -= WINDOW
 
         # The update that began it.
         on = j > 0
         mine = there & on[:, None]
         before = at - 1
         h_old = tl.load(h_rows + (before[:, None] * H + unit[None, :]), mask=mine, other=0.0)
-        q_0, q_1, q_2, q_3 = _hidden_gates(hidden, before, mine, unit, H, GRU)
         far = t.to(tl.int64)
-        x_0, x_1, x_2, x_3 = _input_gates(x, far * x_t + row * x_b, on, w_x, b_x, unit, H, D, GRU)
+        xs = _input_gates(x, far * x_t + row * x_b, on, w_x, b_x, unit, H, D, N)
+        hs = _hidden_gates(hidden, before, mine, unit, H, N)
         if HAS_OUTPUT:
             G_h += tl.load(
                 grad_output + (far * go_t + row * go_b)[:, None] + unit[None, :], mask=mine, other=0.0
             ).to(tl.float32)  # fmt: skip
-        gu = gp * (p_now - tl.load(p_rows + before, mask=on, other=0.0))
-        gu -= ga * tl.load(a_rows + at, mask=on, other=0.0)
+        p_old = tl.load(p_rows + before, mask=on, other=0.0)
+        gu = gp * (p_now - p_old) - ga * tl.load(a_rows + at, mask=on, other=0.0)
         gu += tl.sum(tl.where(mine, (h_now - h_old) * G_h, 0.0), 1)
         if HAS_GATE:
             gu += tl.load(grad_gate + far * gg_t + row * gg_b, mask=on, other=0.0)
@@ -202,16 +275,16 @@ def backward(
         through_gate = d_logit[:, None] * _vector(w_p, 0, unit, H)[None, :]
         if GRU:
             grad_new = G_h + through_gate
-            r, z, n = _gru(x_0, x_1, x_2, q_0, q_1, q_2)
-            d_2 = tl.where(mine, grad_new * (1 - z) * (1 - n * n), 0.0)
-            d_0 = d_2 * q_2 * r * (1 - r)
+            r, z, n = _gru(xs, hs)
+            d_3 = tl.where(mine, grad_new * (1 - z) * (1 - n * n), 0.0)
+            d_0 = d_3 * hs[2] * r * (1 - r)
             d_1 = tl.where(mine, grad_new * (h_old - n) * z * (1 - z), 0.0)
-            d_3 = d_2 * r
+            d_2 = d_3 * r
             G_old = grad_new * z
         else:
             c_old = tl.load(c_rows + (before[:, None] * H + unit[None, :]), mask=mine, other=0.0)
             gu += tl.sum(tl.where(mine, (c_now - c_old) * G_c, 0.0), 1)
-            i, f, g, o = _lstm(x_0 + q_0, x_1 + q_1, x_2 + q_2, x_3 + q_3)
+            i, f, g, o = _lstm(xs, hs)
             tanh_c = _tanh(c_now)
             grad_new = G_c + through_gate + G_h * o * (1 - tanh_c * tanh_c)
             d_0 = tl.where(mine, grad_new * g * i * (1 - i), 0.0)
@@ -227,15 +300,12 @@ def backward(
         tl.store(place + H, d_1, mask=written)
         tl.store(place + 2 * H, d_2, mask=written)
         tl.store(place + 3 * H, d_3, mask=written)
-        if not (HELD == 4 or (GRU and HELD == 3)):
+        if HELD < N:
             tl.debug_barrier()
-        G_old += _product(d_0, v_0, grad_gates + start, on, w_h, 0, H, HP, True, HELD, PRECISION)
-        G_old += _product(d_1, v_1, grad_gates + start + H, on, w_h, 1, H, HP, True, HELD, PRECISION)
-        if GRU:
-            G_old += _product(d_3, v_2, grad_gates + start + 3 * H, on, w_h, 2, H, HP, True, HELD, PRECISION)
+        if BF16:
+            G_old += _rounded_gradient((d_0, d_1, d_2, d_3), held, grad_gates + start, on, w_h, H, HP, N, HELD)
         else:
-            G_old += _product(d_2, v_2, grad_gates + start + 2 * H, on, w_h, 2, H, HP, True, HELD, PRECISION)
-            G_old += _product(d_3, v_3, grad_gates + start + 3 * H, on, w_h, 3, H, HP, True, HELD, PRECISION)
+            G_old += _gradient(grad_gates, start, on, w_h, H, HP, N, ROWS, SLICES)
         G_h = tl.where(on[:, None], G_old, G_h)
         gu = _bounded(gu, bound)
         gp = tl.where(on, gu, gp)
@@ -243,11 +313,14 @@ def backward(
         last = tl.where(on, t, last)
         j -= 1
 
-    tl.store(grad_h + own, G_h, mask=there)
+    tl.store(first_h + own, G_h, mask=there)
     if not GRU:
-        tl.store(grad_c + own, G_c, mask=there)
-    tl.store(grad_p + row, gp, mask=exists)
-    tl.store(grad_acc + row, ga, mask=exists)
+        tl.store(first_c + own, G_c, mask=there)
+    start = tl.load(first + row, mask=exists, other=0)
+    before_first = tl.load(p_rows + start, mask=exists, other=0.0), tl.load(a_rows + start, mask=exists, other=0.0)
+    shut = (before_first[0] > 1 - before_first[1]) & (end > 0)  # only states made by hand are so
+    tl.store(first_p + row, tl.where(shut, 0.0, gp), mask=exists)
+    tl.store(first_acc + row, tl.where(shut, 0.0, ga), mask=exists)
 
 
 @triton.jit
@@ -270,50 +343,37 @@ def _next_update(p, total, t, end):
 
 
 @triton.jit
-def _fill(output, h, row, there, unit, t, until, B, H):
-    """Write h as the output of the steps from t to ``until``, exclusive."""
-    for k in range(tl.max(until - t, 0)):
-        place = (t + k).to(tl.int64) * B + row
-        tl.store(output + (place[:, None] * H + unit[None, :]), h, mask=there & (t + k < until)[:, None])
-
-
-@triton.jit
-def _input_gates(x, place, wanted, w_x, b_x, unit, H: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr):
-    """The input's share of the gates where ``wanted``: (..., HP) each, four of an LSTM, three of a GRU."""
+def _input_gates(x, place, wanted, w_x, b_x, unit, H: tl.constexpr, D: tl.constexpr, N: tl.constexpr):
+    """The input's share of the N gates where ``wanted``: (..., HP) each."""
     start = tl.expand_dims(place, -1)
-    there = tl.expand_dims(wanted, -1) & (unit < H)
     if D == 0:
-        q_0 = tl.load(x + (start + unit), mask=there, other=0.0).to(tl.float32)
-        q_1 = tl.load(x + (start + unit + H), mask=there, other=0.0).to(tl.float32)
-        q_2 = tl.load(x + (start + unit + 2 * H), mask=there, other=0.0).to(tl.float32)
-        q_3 = q_2
-        if not GRU:
-            q_3 = tl.load(x + (start + unit + 3 * H), mask=there, other=0.0).to(tl.float32)
-    else:
-        q_0, q_1, q_2 = _vector(b_x, 0, unit, H), _vector(b_x, 1, unit, H), _vector(b_x, 2, unit, H)
-        q_3 = q_2 if GRU else _vector(b_x, 3, unit, H)
-        for d in tl.static_range(D):
-            value = tl.load(x + (start + d), mask=tl.expand_dims(wanted, -1), other=0.0).to(tl.float32)
-            column = w_x + unit * D + d
-            q_0 = q_0 + value * tl.load(column, mask=unit < H, other=0.0)
-            q_1 = q_1 + value * tl.load(column + H * D, mask=unit < H, other=0.0)
-            q_2 = q_2 + value * tl.load(column + 2 * H * D, mask=unit < H, other=0.0)
-            if not GRU:
-                q_3 = q_3 + value * tl.load(column + 3 * H * D, mask=unit < H, other=0.0)
-    return q_0, q_1, q_2, q_3
+        return _loaded(x + (start + unit), tl.expand_dims(wanted, -1) & (unit < H), H, N)
+    shares = _vectors(b_x, unit, H, N)
+    for d in tl.static_range(D):
+        value = tl.load(x + (start + d), mask=tl.expand_dims(wanted, -1), other=0.0).to(tl.float32)
+        shares = _plus(shares, _loaded(w_x + (unit * D + d), unit < H, H * D, N), value, N)
+    return shares
 
 
 @triton.jit
-def _hidden_gates(hidden, at, there, unit, H: tl.constexpr, GRU: tl.constexpr):
-    """The state's share of the gates in some rows: (ROWS, HP) each, four of an LSTM, three of a GRU."""
-    start = at[:, None] * ((3 if GRU else 4) * H) + unit[None, :]
-    q_0 = tl.load(hidden + start, mask=there, other=0.0).to(tl.float32)
-    q_1 = tl.load(hidden + start + H, mask=there, other=0.0).to(tl.float32)
-    q_2 = tl.load(hidden + start + 2 * H, mask=there, other=0.0).to(tl.float32)
-    q_3 = q_2
-    if not GRU:
-        q_3 = tl.load(hidden + start + 3 * H, mask=there, other=0.0).to(tl.float32)
-    return q_0, q_1, q_2, q_3
+def _hidden_gates(hidden, at, there, unit, H: tl.constexpr, N: tl.constexpr):
+    """The state's share of the gates in some rows: (ROWS, HP) each."""
+    return _loaded(hidden + (at[:, None] * (N * H) + unit[None, :]), there, H, N)
+
+
+@triton.jit
+def _loaded(place, there, STEP: tl.constexpr, N: tl.constexpr):
+    """Values at N places that are STEP apart."""
+    values = ()
+    for n in tl.static_range(N):
+        values = values + (tl.load(place + n * STEP, mask=there, other=0.0).to(tl.float32),)
+    return values
+
+
+@triton.jit
+def _vectors(vectors, unit, H: tl.constexpr, N: tl.constexpr):
+    """The N gates' parts of an (N*H,) vector, (HP,) each."""
+    return _loaded(vectors + unit, unit < H, H, N)
 
 
 @triton.jit
@@ -323,83 +383,241 @@ def _vector(vectors, gate: tl.constexpr, unit, H: tl.constexpr):
 
 
 @triton.jit
-def _held(
-    weight,
-    gate: tl.constexpr,
+def _added(a, b, N: tl.constexpr):
+    sums = ()
+    for n in tl.static_range(N):
+        sums = sums + (a[n] + b[n],)
+    return sums
+
+
+@triton.jit
+def _plus(sums, parts, factor, N: tl.constexpr):
+    grown = ()
+    for n in tl.static_range(N):
+        grown = grown + (sums[n] + parts[n] * factor,)
+    return grown
+
+
+@triton.jit
+def _expanded(values, N: tl.constexpr):
+    """(ROWS, HP) -> (ROWS, 1, HP)."""
+    wide = ()
+    for n in tl.static_range(N):
+        wide = wide + (values[n][:, None, :],)
+    return wide
+
+
+@triton.jit
+def _zeros(N: tl.constexpr, SLICES: tl.constexpr, HP: tl.constexpr):
+    zeros = ()
+    for _ in tl.static_range(N):
+        zeros = zeros + (tl.zeros((SLICES, HP), tl.float32),)
+    return zeros
+
+
+@triton.jit
+def _put(values, sums, here, N: tl.constexpr):
+    """The (HP,) sums where ``here``, of (ROWS, HP) values."""
+    changed = ()
+    for n in tl.static_range(N):
+        changed = changed + (tl.where(here, sums[n][None, :], values[n]),)
+    return changed
+
+
+@triton.jit
+def _share(
+    h,
+    first,
+    B,
+    w_h,
     H: tl.constexpr,
     HP: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLICES: tl.constexpr,
+):
+    """The states' share of the gates, (ROWS, HP) each, by multiply-adds; w_h is (H, N, PAD).
+
+    A warp takes every SLICES-th unit that is read; for up to four sequences at a time the weights are loaded once.
+    """
+    PAD: tl.constexpr = (H + 3) // 4 * 4
+    PASS: tl.constexpr = ROWS if ROWS < 4 else 4
+    unit = tl.arange(0, HP)
+    which = tl.arange(0, ROWS)[:, None]
+    zeros = _zeros(N, ROWS, HP)
+    shares = zeros
+    for begin in tl.static_range(0, ROWS, PASS):
+        s_0 = _zeros(N, SLICES, HP)
+        s_1 = s_0
+        s_2 = s_0
+        s_3 = s_0
+        for k_0 in tl.static_range(0, H, SLICES):
+            k = k_0 + tl.arange(0, SLICES)
+            weights = _loaded(w_h + (k[:, None] * (N * PAD) + unit[None, :]), (k < H)[:, None] & (unit < PAD), PAD, N)
+            s_0 = _plus(s_0, weights, _states(h, first + begin, B, k, H), N)
+            if PASS > 1:
+                s_1 = _plus(s_1, weights, _states(h, first + begin + 1, B, k, H), N)
+            if PASS > 2:
+                s_2 = _plus(s_2, weights, _states(h, first + begin + 2, B, k, H), N)
+                s_3 = _plus(s_3, weights, _states(h, first + begin + 3, B, k, H), N)
+        shares = _put(shares, _summed(s_0, N), which == begin, N)
+        if PASS > 1:
+            shares = _put(shares, _summed(s_1, N), which == begin + 1, N)
+        if PASS > 2:
+            shares = _put(shares, _summed(s_2, N), which == begin + 2, N)
+            shares = _put(shares, _summed(s_3, N), which == begin + 3, N)
+    return shares
+
+
+@triton.jit
+def _states(h, row, B, k, H: tl.constexpr):
+    return tl.load(h + row * H + k, mask=(k < H) & (row < B), other=0.0)[:, None]
+
+
+@triton.jit
+def _summed(slices, N: tl.constexpr):
+    """Sums of (SLICES, HP) values of each gate, exchanged between threads together."""
+    last = slices[2] if N == 3 else slices[3]
+    first, second = tl.split(tl.sum(tl.join(tl.join(slices[0], slices[1]), tl.join(slices[2], last)), 0))
+    a, b = tl.split(first)
+    c, d = tl.split(second)
+    return (a, b, c) if N == 3 else (a, b, c, d)
+
+
+@triton.jit
+def _gradient(
+    grad_gates,
+    start,
+    on,
+    w_h,
+    H: tl.constexpr,
+    HP: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLICES: tl.constexpr,
+):
+    """The gradient of the states, (ROWS, HP), from that of their shares of the gates; w_h is (N*H, PAD)."""
+    PAD: tl.constexpr = (H + 3) // 4 * 4
+    PASS: tl.constexpr = ROWS if ROWS < 4 else 4
+    unit = tl.arange(0, HP)
+    which = tl.arange(0, ROWS)
+    gradient = tl.zeros((ROWS, HP), tl.float32)
+    zero = tl.zeros((SLICES, HP), tl.float32)
+    for begin in tl.static_range(0, ROWS, PASS):
+        s_0 = zero
+        s_1 = zero
+        s_2 = zero
+        s_3 = zero
+        at_0, on_0 = _scalars(start, on, which == begin)
+        at_1, on_1 = _scalars(start, on, which == begin + 1)
+        at_2, on_2 = _scalars(start, on, which == begin + 2)
+        at_3, on_3 = _scalars(start, on, which == begin + 3)
+        for gate in tl.static_range(N):
+            for k_0 in tl.static_range(0, H, SLICES):
+                k = k_0 + tl.arange(0, SLICES)
+                place = w_h + ((gate * H + k)[:, None] * PAD + unit[None, :])
+                weights = tl.load(place, mask=(k < H)[:, None] & (unit < PAD), other=0.0)
+                d = gate * H + k
+                s_0 += weights * tl.load(grad_gates + at_0 + d, mask=(k < H) & on_0, other=0.0)[:, None]
+                if PASS > 1:
+                    s_1 += weights * tl.load(grad_gates + at_1 + d, mask=(k < H) & on_1, other=0.0)[:, None]
+                if PASS > 2:
+                    s_2 += weights * tl.load(grad_gates + at_2 + d, mask=(k < H) & on_2, other=0.0)[:, None]
+                    s_3 += weights * tl.load(grad_gates + at_3 + d, mask=(k < H) & on_3, other=0.0)[:, None]
+        gradient = tl.where((which == begin)[:, None], tl.sum(s_0, 0)[None, :], gradient)
+        if PASS > 1:
+            gradient = tl.where((which == begin + 1)[:, None], tl.sum(s_1, 0)[None, :], gradient)
+        if PASS > 2:
+            gradient = tl.where((which == begin + 2)[:, None], tl.sum(s_2, 0)[None, :], gradient)
+            gradient = tl.where((which == begin + 3)[:, None], tl.sum(s_3, 0)[None, :], gradient)
+    return gradient
+
+
+@triton.jit
+def _scalars(start, on, this):
+    return tl.sum(tl.where(this, start, 0), 0), tl.sum(tl.where(this & on, 1, 0), 0) > 0
+
+
+@triton.jit
+def _held(
+    weight,
+    H: tl.constexpr,
+    HP: tl.constexpr,
+    N: tl.constexpr,
     FLIP: tl.constexpr,
     HELD: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BF16: tl.constexpr,
 ):
-    """A gate's matrix, if it is one of those HELD in registers."""
-    return _matrix(weight, gate, 0, HP, H, HP, FLIP, PRECISION) if gate < HELD else 0
+    """The first HELD gates' matrices, in registers."""
+    matrices = ()
+    for n in tl.static_range(N):
+        if BF16 and n < HELD:
+            matrices = matrices + (_matrix(weight, n, 0, HP, H, HP, FLIP),)
+        else:
+            matrices = matrices + (0,)
+    return matrices
 
 
 @triton.jit
 def _matrix(
-    weight,
-    gate: tl.constexpr,
-    begin,
-    WIDTH: tl.constexpr,
-    H: tl.constexpr,
-    HP: tl.constexpr,
-    FLIP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    weight, gate: tl.constexpr, begin, WIDTH: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, FLIP: tl.constexpr
 ):
-    """WIDTH columns, from ``begin`` on, of a gate's (HP, HP) matrix, transposed if FLIP."""
+    """WIDTH columns, from ``begin`` on, of a gate's (HP, HP) matrix, transposed if FLIP, in bfloat16."""
     down, across = tl.arange(0, HP)[:, None], (begin + tl.arange(0, WIDTH))[None, :]
     place = across * H + down if FLIP else down * H + across
-    matrix = tl.load(weight + (gate * H * H + place), mask=(down < H) & (across < H), other=0.0)
-    return matrix.to(tl.bfloat16) if PRECISION == "bf16" else matrix
+    return tl.load(weight + (gate * H * H + place), mask=(down < H) & (across < H), other=0.0).to(tl.bfloat16)
 
 
 @triton.jit
-def _product(
-    a,
-    held,
-    at,
-    wanted,
-    weight,
-    gate: tl.constexpr,
-    H: tl.constexpr,
-    HP: tl.constexpr,
-    FLIP: tl.constexpr,
-    HELD: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _rounded_share(
+    h_now, held, at, exists, w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr
 ):
+    """The states' share of the gates, (ROWS, HP) each, on the tensor cores."""
+    shares = ()
+    for n in tl.static_range(N):
+        shares = shares + (_rounded_product(h_now, held[n], at, exists, w_h, n, H, HP, False, HELD),)
+    return shares
+
+
+@triton.jit
+def _rounded_gradient(d, held, at, on, w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr):
+    """The gradient of the states, (ROWS, HP), from that of their shares of the gates, on the tensor cores."""
+    gradient = _rounded_product(d[0], held[0], at, on, w_h, 0, H, HP, True, HELD)
+    for n in tl.static_range(1, N):
+        gradient += _rounded_product(d[n], held[n], at + n * H, on, w_h, n, H, HP, True, HELD)
+    return gradient
+
+
+@triton.jit
+def _rounded_product(
+    a, held, at, wanted, weight, gate: tl.constexpr,
+    H: tl.constexpr, HP: tl.constexpr, FLIP: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
     """A gate's matrix times (ROWS, HP) values: ``held`` times ``a`` if it is HELD, else both are read in parts.
 
     Units come first in the product, since the tensor cores take 8 sequences at least, but 16 of what comes first.
     """
     if gate < HELD:
-        if PRECISION == "bf16":
-            product = tl.dot(held, tl.trans(a).to(tl.bfloat16))
-        else:
-            product = tl.dot(held, tl.trans(a), input_precision=PRECISION)
+        product = tl.dot(held, tl.trans(a).to(tl.bfloat16))
     else:
-        WIDTH: tl.constexpr = 64 if PRECISION == "tf32" else 32  # columns at a time
+        WIDTH: tl.constexpr = 32  # columns at a time
         product = tl.zeros((HP, a.shape[0]), tl.float32)
         for begin in range(0, HP, WIDTH):
             some = begin + tl.arange(0, WIDTH)
             part = tl.load(at[None, :] + some[:, None], mask=wanted[None, :] & (some < H)[:, None], other=0.0)
-            matrix = _matrix(weight, gate, begin, WIDTH, H, HP, FLIP, PRECISION)
-            if PRECISION == "bf16":
-                product = tl.dot(matrix, part.to(tl.bfloat16), product)
-            else:
-                product = tl.dot(matrix, part, product, input_precision=PRECISION)
+            product = tl.dot(_matrix(weight, gate, begin, WIDTH, H, HP, FLIP), part.to(tl.bfloat16), product)
     return tl.trans(product)
 
 
 @triton.jit
-def _lstm(i, f, g, o):
-    return _sigmoid(i), _sigmoid(f), _tanh(g), _sigmoid(o)
+def _lstm(x, h):
+    return _sigmoid(x[0] + h[0]), _sigmoid(x[1] + h[1]), _tanh(x[2] + h[2]), _sigmoid(x[3] + h[3])
 
 
 @triton.jit
-def _gru(x_r, x_z, x_n, h_r, h_z, h_n):
-    r = _sigmoid(x_r + h_r)
-    return r, _sigmoid(x_z + h_z), _tanh(x_n + r * h_n)
+def _gru(x, h):
+    r = _sigmoid(x[0] + h[0])
+    return r, _sigmoid(x[1] + h[1]), _tanh(x[2] + r * h[2])
 
 
 @triton.jit

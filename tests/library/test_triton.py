@@ -120,13 +120,13 @@ def test_bfloat16_products_are_as_good_as_bfloat16(name, units):
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_nothing_is_read_that_was_not_written(name, monkeypatch):
     """Fresh memory and padding hold NaN."""
-    for make in ("new_empty", "empty_like"):
+    for make in ("new_empty", "empty_like", "empty"):
         owner = torch.Tensor if make == "new_empty" else torch
         original = getattr(owner, make)
 
         def poisoned(*arguments, original=original, **options):
             fresh = original(*arguments, **options)
-            return fresh.fill_(torch.nan) if fresh.is_floating_point() else fresh.fill_(2**40)
+            return fresh.fill_(torch.nan if fresh.is_floating_point() else torch.iinfo(fresh.dtype).max)
 
         monkeypatch.setattr(owner, make, poisoned)
     both = pair(name, SMALL, -1.5)
@@ -252,6 +252,24 @@ def test_needs_a_gpu_outside_the_interpreter(monkeypatch):
     monkeypatch.setattr(triton_events.knobs.runtime, "interpret", False)
     with pytest.raises(RuntimeError, match="CUDA devices, not on cpu"):
         SkipLSTM(2, 5, engine="triton")(torch.zeros(3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiler", "reason"),
+    [((9, 0), "/usr/bin/gcc", None), ((7, 5), "/usr/bin/gcc", "capability 8.0"), ((9, 0), None, "C compiler")],
+)
+def test_says_what_a_gpu_lacks(monkeypatch, capability, compiler, reason):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(triton_events.shutil, "which", lambda name: compiler)
+    said = triton_events._unfit_device.__wrapped__(torch.device("cuda"))
+    assert said is None if reason is None else reason in said
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_auto_takes_it_on_a_gpu():
+    x = inputs(SMALL).float().to(DEVICE)
+    ours, chosen = (build("lstm", SMALL, -1.5, engine, torch.float32, 1).to(DEVICE) for engine in ("triton", "auto"))
+    assert all(map(torch.equal, run(ours, x)[1], run(chosen, x)[1]))
 
 
 def test_cannot_be_differentiated_twice():
