@@ -347,11 +347,12 @@ def _input_gates(x, place, wanted, w_x, b_x, unit, H: tl.constexpr, D: tl.conste
     """The input's share of the N gates where ``wanted``: (..., HP) each."""
     start = tl.expand_dims(place, -1)
     if D == 0:
-        return _loaded(x + (start + unit), tl.expand_dims(wanted, -1) & (unit < H), H, N)
-    shares = _vectors(b_x, unit, H, N)
-    for d in tl.static_range(D):
-        value = tl.load(x + (start + d), mask=tl.expand_dims(wanted, -1), other=0.0).to(tl.float32)
-        shares = _plus(shares, _loaded(w_x + (unit * D + d), unit < H, H * D, N), value, N)
+        shares = _loaded(x + (start + unit), tl.expand_dims(wanted, -1) & (unit < H), H, N)
+    else:
+        shares = _vectors(b_x, unit, H, N)
+        for d in tl.static_range(D):
+            value = tl.load(x + (start + d), mask=tl.expand_dims(wanted, -1), other=0.0).to(tl.float32)
+            shares = _plus(shares, _loaded(w_x + (unit * D + d), unit < H, H * D, N), value, N)
     return shares
 
 
