@@ -38,7 +38,7 @@ def compiled(kernel, multiples, **options):
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {name: options[name] for name in names if name in options}
     narrow = set()
-    if options["BF16"]:
+    if options["BF16"] and kernel in (triton_kernels.forward, triton_kernels.backward):
         narrow = ({"w_h"} if "hidden" in names else set()) | ({"x"} if options["D"] == 0 else set())
     signature = {}
     for name in names:
@@ -91,9 +91,13 @@ def usage(cell, D, precision, batch, H=110):
         triton_events.options(cell, H, D, batch, precision == "bf16", processors=132, backward=back)
         for back in (False, True)
     )
+    around = {**forward, "num_warps": 1, "STEPS": 8}
+    rows = {"D": D, "ONES": int(forward["D"] > 0), "BATCH": triton.next_power_of_2(batch), "BLOCK": 16}
     kernels = {
         "forward": (triton_kernels.forward, {**forward, "SAVES": True, "EVERY": True}),
         "backward": (triton_kernels.backward, {**backward, "HAS_OUTPUT": True, "HAS_GATE": True}),
+        "fill": (triton_kernels.fill, around),
+        "take": (triton_kernels.take, {**around, **rows}),
     }
     return {
         name: [compiled(kernel, multiples, **options) for multiples in (False, True)]

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import triton
@@ -31,9 +31,11 @@ FUSED = 8  # features up to which the kernels multiply the inputs themselves, in
 MOST_ROWS = 8  # sequences of a program
 PLACES = 8  # skipped steps that it takes at a time, over all its sequences
 WARPS = 8
+HELD = 128  # registers of a thread that hold recurrent weights of float32
 STEPS = 8  # of a sequence, that a program of the kernels around the loops takes
 OLDEST = (8, 0)  # GPUs, for whose products of bfloat16 the kernels are made
 WIDEST = 1024  # columns that it copies at a time
+MOST_KEPT = 2**28  # bytes that forward leaves as it stored them, lest the host wait for it
 
 
 def why_not(problem: Problem) -> str | None:
@@ -80,31 +82,51 @@ def run(problem: Problem) -> Solution:
     return Solution.of_tensors(problem, _TritonEvents.apply(*given, *problem.tensors()))
 
 
+class _Stored(NamedTuple):
+    """What forward leaves for backward: the start, and at updates what they made, in places of every step."""
+
+    p: Tensor  # (B,)
+    acc: Tensor  # (B,)
+    h: Tensor  # (B, H)
+    c: Tensor  # (B, H)
+    p_at: Tensor  # (T, B)
+    a_at: Tensor  # (T, B), the sum that opened
+    h_at: Tensor  # (T, B, H)
+    c_at: Tensor  # (T, B, H), of a GRU h_at
+    t_at: Tensor  # (T, B) int32, from the top the steps of the updates
+    updates: Tensor  # (B,) int32, how many there were
+
+
 class _Rows(NamedTuple):
-    """A row for each sequence's first state and one for the state after each of its updates, in order."""
+    """The same, a row for each sequence's first state and one for the state after each of its updates, in order."""
 
     t: Tensor  # (R,) int32, the update's step; -1 for a first state
+    p: Tensor  # (R,)
+    a: Tensor  # (R,)
+    h: Tensor  # (R, H)
+    c: Tensor  # (R, H), of a GRU h
+    x: Tensor  # (R, D + 1), the sample used and a one, or (R, D)
     first: Tensor  # (B,) int64, row of the first state
     updates: Tensor  # (B,) int32, how many
-    most: int  # updates of a sequence
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        return len(self.first), triton.cdiv(self.most + 1, STEPS)
-
-    def take(self, at: Tensor, before: Tensor | None = None, *, ones: bool = False) -> Tensor:
-        """The rows' values: (B, W) before the first step, or zeros, and (T, B, W) at each -> (R, W).
-
-        ``ones``: add a column of them.
-        """
-        width = at.shape[2]
-        rows = at.new_empty(len(self.t), width + ones)
-        block = min(triton.next_power_of_2(width + ones), WIDEST)
-        triton_kernels.take[self.grid](
-            at if before is None else before, at, self.t, self.first, self.updates, rows, width, at.stride(0),
-            at.stride(1), HAS_FIRST=before is not None, ONES=ones, BLOCK=block, STEPS=STEPS, num_warps=1,
+    @classmethod
+    def of(cls, stored: _Stored, x: Tensor, cell: Cell) -> Self:
+        """Here the host waits for the device, to know how many updates there were."""
+        counted = stored.updates.tolist()
+        rows, (B, D), H = sum(counted) + x.shape[1], x.shape[1:], stored.h.shape[1]
+        is_gru, ones = isinstance(cell, GRUCell), int(D <= FUSED)
+        p, a = x.new_empty(2, rows)
+        h = x.new_empty(rows, H)
+        taken = cls(
+            torch.empty(rows, dtype=torch.int32, device=x.device), p, a, h, h if is_gru else torch.empty_like(h),
+            x.new_empty(rows, D + ones), torch.empty(B, dtype=torch.int64, device=x.device), stored.updates,
         )  # fmt: skip
-        return rows
+        triton_kernels.take[B, triton.cdiv(max(counted) + 1, STEPS)](
+            *stored, x, taken.first, *taken[:6], B, x.stride(0), x.stride(1), D=D, ONES=ones, H=H,
+            HP=triton.next_power_of_2(H), GRU=is_gru, BATCH=triton.next_power_of_2(B), STEPS=STEPS,
+            BLOCK=min(triton.next_power_of_2(D + ones), WIDEST), num_warps=1,
+        )  # fmt: skip
+        return taken
 
 
 class _TritonEvents(torch.autograd.Function):
@@ -139,18 +161,11 @@ class _TritonEvents(torch.autograd.Function):
                     stored, h, update_gate, until, T, B, H=launch["H"], HP=launch["HP"], STEPS=STEPS, num_warps=1
                 )
             if saves:
-                counted = updates.tolist()  # here the host waits for the device
-                shape = (sum(counted) + B,)
-                first = (updates + 1).cumsum(0) - (updates + 1)
-                rows = _Rows(torch.empty(shape, dtype=torch.int32, device=x.device), first, updates, max(counted))
-                p_rows, a_rows = x.new_empty(2, *shape)
-                triton_kernels.take_gate[rows.grid](
-                    p, acc, p_at, a_at, t_at, first, updates, rows.t, p_rows, a_rows, B, STEPS=STEPS, num_warps=1
-                )
-                kept = [rows.take(c_at, c)] if isinstance(cell, LSTMCell) else []
-                kept += [h, stored] if every else [rows.take(stored, h)]
-                ctx.save_for_backward(x, update_weight, update_bias, ends, *weights, *rows[:3], p_rows, a_rows, *kept)
-                ctx.cell, ctx.every, ctx.most = cell, every, rows.most
+                left = _Stored(p, acc, h, c, p_at, a_at, stored, c_at, t_at, updates)
+                is_large = 4 * (stored.numel() + c_at.numel()) > MOST_KEPT
+                kept = _Rows.of(left, x, cell) if is_large else left
+                ctx.save_for_backward(x, update_weight, update_bias, ends, *weights, *kept)
+                ctx.kind, ctx.cell, ctx.every = type(kept), cell, every
                 ctx.padded, ctx.gate_grad_clip = problem.lengths is not None, problem.gate_grad_clip
                 ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
                 ctx.set_materialize_grads(False)
@@ -162,15 +177,14 @@ class _TritonEvents(torch.autograd.Function):
         refuse_double_backward()
         enabled, dtype = ctx.autocast
         x, update_weight, update_bias, ends, *tensors = ctx.saved_tensors
-        weights, rows = LayerWeights(*tensors[:4]), _Rows(tensors[4], tensors[5], tensors[6], ctx.most)
-        (p_rows, a_rows, *kept), is_lstm = tensors[7:], isinstance(ctx.cell, LSTMCell)
-        c_rows = kept.pop(0) if is_lstm else None
+        weights, kept, is_lstm = LayerWeights(*tensors[:4]), ctx.kind(*tensors[4:]), isinstance(ctx.cell, LSTMCell)
         with torch.autocast(x.device.type, dtype, enabled=enabled), torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             T, B, D = x.shape
             H = len(update_weight)
             grad_output, grad_gate, grad_p, grad_acc, *grad_states = grads
-            states = [x.new_zeros(B, H) if g is None else g.contiguous() for g in grad_states]
-            gp, ga = (x.new_zeros(B) if g is None else g.contiguous() for g in (grad_p, grad_acc))
+            zeros = x.new_zeros(B, H)
+            states = [zeros if g is None else g.contiguous() for g in grad_states]
+            gp, ga = (zeros.view(-1)[:B] if g is None else g.contiguous() for g in (grad_p, grad_acc))
             if grad_output is not None:
                 grad_output = grad_output if grad_output.stride(2) == 1 else grad_output.contiguous()
                 if ctx.padded:  # past its end a sequence's output repeats its last state
@@ -179,18 +193,19 @@ class _TritonEvents(torch.autograd.Function):
             steps_output = (0, 0) if grad_output is None else grad_output.stride()[:2]
             steps_gate = (0, 0) if grad_gate is None else grad_gate.stride()
 
-            h_rows = rows.take(kept[1], kept[0]) if ctx.every else kept[0]
-            top = h_rows if c_rows is None else c_rows
-            hidden = _shares(h_rows, weights)
+            rows = _Rows.of(kept, x, ctx.cell) if isinstance(kept, _Stored) else kept
+            hidden = _shares(rows.h, weights)
             grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
             before = [torch.empty_like(tensor) for tensor in (states[0], states[-1], gp, ga)]
             shares, recurrent, steps, launch = _inputs(ctx.cell, x, weights, backward=True)
             bound = math.inf if ctx.gate_grad_clip is None else ctx.gate_grad_clip
-            triton_kernels.backward[(triton.cdiv(B, launch["ROWS"]),)](
+            programs = triton.cdiv(B, launch["ROWS"])
+            scratch = x.new_empty(programs * launch["ROWS"], 2, launch["WINDOW"])
+            triton_kernels.backward[(programs,)](
                 shares, weights.weight_ih, weights.bias_ih, recurrent, update_weight, update_bias,
-                hidden, h_rows, top, p_rows, a_rows, rows.t, rows.first, rows.updates, ends,
+                hidden, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, ends,
                 x if grad_output is None else grad_output, x if grad_gate is None else grad_gate,
-                states[0], states[-1], gp, ga, *before, grad_gates, grad_logit, bound, B,
+                states[0], states[-1], gp, ga, *before, grad_gates, grad_logit, scratch, bound, B,
                 *steps, *steps_output, *steps_gate,
                 HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None, **launch,
             )  # fmt: skip
@@ -204,14 +219,11 @@ class _TritonEvents(torch.autograd.Function):
                 of_steps = x.new_zeros(T + 1, B, D)  # the first is of first states: zeros
                 of_steps[rows.t + 1, b] = (inputs @ weights.weight_ih).to(x.dtype)
                 grad_x = of_steps[1:]
-            if D > FUSED:
-                grad_weight_ih, grad_bias_ih = inputs.T @ rows.take(x), inputs.sum(0)
-            else:
-                both = inputs.T @ rows.take(x, ones=True)
-                grad_weight_ih, grad_bias_ih = both[:, :D], both[:, D]
-            grad_weight_hh = states_share[1:].T @ h_rows[:-1]  # a row's update began from the row before
+            both = inputs.T @ rows.x
+            grad_weight_ih, grad_bias_ih = both[:, :D], both[:, D] if D <= FUSED else inputs.sum(0)
+            grad_weight_hh = states_share[1:].T @ rows.h[:-1]  # a row's update began from the row before
             grad_bias_hh = grad_bias_ih if is_lstm else states_share.sum(0)
-            grad_update_weight = grad_logit @ top
+            grad_update_weight = grad_logit @ rows.c
         return (
             None, None, grad_x, grad_update_weight, grad_logit.sum()[None], *before[2:],
             *(before[:2] if is_lstm else before[:1]), grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh,
@@ -219,14 +231,18 @@ class _TritonEvents(torch.autograd.Function):
 
 
 def options(
-    cell: Cell, hidden_size: int, input_size: int, batch: int, bf16: bool, processors: int, backward: bool
-) -> dict[str, Any]:
+    cell: Cell, hidden_size: int, input_size: int, batch: int, bf16: bool, processors: int, backward: bool,
+    slices: int = WARPS,
+) -> dict[str, Any]:  # fmt: skip
     """How a kernel is launched for a problem, on a GPU of so many multiprocessors."""
+    gates = 3 if isinstance(cell, GRUCell) else 4
     padded = max(triton.next_power_of_2(hidden_size), 16)
     rows = min(triton.next_power_of_2(triton.cdiv(batch, processors)), MOST_ROWS)
-    held = 0
     if bf16:  # gates, fewer where registers would be spilled
-        held = 3 if isinstance(cell, GRUCell) else 2 if backward and padded == LARGEST else 4
+        held = 2 if gates == 4 and backward and padded == LARGEST else gates
+    else:  # SLICES units of those that are read, going back through all gates
+        read, across = (gates * hidden_size, padded) if backward else (hidden_size, gates * padded)
+        held = min(triton.cdiv(read, slices), HELD * 32 * WARPS // across // slices)
     chosen = {
         "H": hidden_size,
         "HP": padded,
@@ -235,7 +251,7 @@ def options(
         "HELD": held,
         "BF16": bf16,
         "ROWS": rows,
-        "SLICES": WARPS,
+        "SLICES": slices,
         "num_warps": WARPS,
         "num_stages": 2,
         "enable_fp_fusion": True,
@@ -260,10 +276,8 @@ def _inputs(
     elif backward:  # in forward they are read once
         recurrent = recurrent.bfloat16()
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
-    launch = options(cell, H, D, B, bf16, processors, backward)
-    if not x.is_cuda:  # Triton's interpreter has no warps
-        launch["SLICES"] = launch["HP"]
-    return x, recurrent, (x.stride(0), x.stride(1)), launch
+    slices = WARPS if x.is_cuda else 64  # Triton's interpreter has no warps
+    return x, recurrent, (x.stride(0), x.stride(1)), options(cell, H, D, B, bf16, processors, backward, slices)
 
 
 def _shares(h: Tensor, weights: LayerWeights) -> Tensor:

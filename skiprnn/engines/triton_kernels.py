@@ -27,7 +27,7 @@ def forward(
     t_at, updates,  # if SAVES: steps of the updates, (T, B) int32, from the top; how many there were, (B,) int32
     T, B, x_t, x_b,
     H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr, SAVES: tl.constexpr, EVERY: tl.constexpr,
-    HELD: tl.constexpr,  # how many of the gates' recurrent matrices are kept in registers
+    HELD: tl.constexpr,  # of the recurrent weights, in registers: of so many gates, or of HELD * SLICES units read
     BF16: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     N: tl.constexpr = 3 if GRU else 4
@@ -41,7 +41,7 @@ def forward(
     p_now = tl.load(p + row, mask=exists, other=0.0)
     end = tl.load(ends + row, mask=exists, other=0).to(tl.int32)
     b_gate = tl.load(b_p)
-    held = _held(w_h, H, HP, N, False, HELD, BF16)
+    held = _held(w_h, H, HP, N, False, HELD) if BF16 else _held_columns(w_h, H, HP, N, HELD, SLICES)
     tl.store(h_end + own, h_now, mask=there)
     tl.debug_barrier()
 
@@ -57,7 +57,7 @@ def forward(
         if BF16:
             hs = _rounded_share(h_now, held, h_end + row * H, exists, w_h, H, HP, N, HELD)
         else:
-            hs = _share(h_end, tl.program_id(0).to(tl.int64) * ROWS, B, w_h, H, HP, N, ROWS, SLICES)
+            hs = _share(h_end, tl.program_id(0).to(tl.int64) * ROWS, B, held, w_h, H, HP, N, ROWS, HELD, SLICES)
         hs = _added(hs, _vectors(b_h, unit, H, N), N)
         if GRU:
             _, z, n = _gru(xs, hs)
@@ -70,7 +70,7 @@ def forward(
         h_now = tl.where(on[:, None], h_new, h_now)
         c_now = tl.where(on[:, None], c_new, c_now)
         p_now = tl.where(on, _sigmoid(tl.sum(c_now * _vector(w_p, 0, unit, H)[None, :], 1) + b_gate), p_now)
-        if HELD < N:
+        if not BF16 or HELD < N:
             tl.debug_barrier()
             tl.store(h_end + own, h_now, mask=there)
             tl.debug_barrier()
@@ -91,7 +91,7 @@ def forward(
             tl.store(until + place + B, tl.where(later < end, later, T), mask=on)
         t = tl.where(on, later, t)
 
-    if HELD == N:
+    if BF16 and HELD == N:
         tl.store(h_end + own, h_now, mask=there)
     if not GRU:
         tl.store(c_end + own, c_now, mask=there)
@@ -122,47 +122,49 @@ def fill(output, h, update_gate, until, T, B, H: tl.constexpr, HP: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=("B",))
-def take_gate(
-    p, acc, p_at, a_at, t_at,  # before the first step, (B,), and at updates
-    first, updates, t_rows, p_rows, a_rows, B, STEPS: tl.constexpr,
-):  # fmt: skip
-    """The rows' steps and numbers of the gate."""
-    b = tl.program_id(0).to(tl.int64)
-    start = tl.load(first + b)
-    begin = tl.program_id(1) * STEPS
-    if begin == 0:
-        tl.store(t_rows + start, -1)
-        tl.store(p_rows + start, tl.load(p + b))
-        tl.store(a_rows + start, tl.load(acc + b))
-    for j in range(begin, tl.minimum(begin + STEPS, tl.load(updates + b))):
-        t = tl.load(t_at + j * B.to(tl.int64) + b)
-        place = t.to(tl.int64) * B + b
-        row = start + j + 1
-        tl.store(t_rows + row, t)
-        tl.store(p_rows + row, tl.load(p_at + place))
-        tl.store(a_rows + row, tl.load(a_at + place))
-
-
-@triton.jit(do_not_specialize=("width",))
 def take(
-    before, at,  # (B, W); (T, B, W)
-    t_rows, first, updates, rows, width, at_t, at_b,
-    HAS_FIRST: tl.constexpr, ONES: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+    p, acc, h, c,  # before the first step
+    p_at, a_at, h_at, c_at, t_at, updates,  # as forward wrote them
+    x,  # (T, B, D), steps and sequences x_t and x_b apart
+    first,  # (B,) int64, number of a sequence's first row
+    t_rows, p_rows, a_rows, h_rows, c_rows,  # as backward reads them
+    x_rows,  # (R, D + 1), with a one, or (R, D)
+    B, x_t, x_b,
+    D: tl.constexpr, ONES: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, GRU: tl.constexpr,
+    BATCH: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The rows' values; see ``skiprnn.engines.triton``."""
+    """Bring what was stored at updates into rows, STEPS of a sequence a program."""
     b = tl.program_id(0).to(tl.int64)
     begin = tl.program_id(1) * STEPS
-    start = tl.load(first + b)
+    before = tl.arange(0, BATCH)
+    start = tl.sum(tl.load(updates + before, mask=before < b, other=0).to(tl.int64), 0) + b
+    if begin == 0:
+        tl.store(first + b, start)
+    unit = tl.arange(0, HP)
     for j in range(begin, tl.minimum(begin + STEPS, tl.load(updates + b) + 1)):
-        t = tl.load(t_rows + start + j).to(tl.int64)
-        for d_0 in range(0, width + ONES, BLOCK):
+        row = start + j
+        if j == 0:
+            t = tl.full((), -1, tl.int64)
+            probability, total = tl.load(p + b), tl.load(acc + b)
+            state = tl.load(h + b * H + unit, mask=unit < H)
+        else:
+            t = tl.load(t_at + (j - 1) * B.to(tl.int64) + b).to(tl.int64)
+            probability, total = tl.load(p_at + t * B + b), tl.load(a_at + t * B + b)
+            state = tl.load(h_at + (t * B + b) * H + unit, mask=unit < H)
+        tl.store(t_rows + row, t.to(tl.int32))
+        tl.store(p_rows + row, probability)
+        tl.store(a_rows + row, total)
+        tl.store(h_rows + row * H + unit, state, mask=unit < H)
+        if not GRU:
+            if j == 0:
+                state = tl.load(c + b * H + unit, mask=unit < H)
+            else:
+                state = tl.load(c_at + (t * B + b) * H + unit, mask=unit < H)
+            tl.store(c_rows + row * H + unit, state, mask=unit < H)
+        for d_0 in range(0, D + ONES, BLOCK):
             d = d_0 + tl.arange(0, BLOCK)
-            value = tl.load(at + t * at_t + b * at_b + d, mask=(d < width) & (t >= 0), other=0.0)
-            if HAS_FIRST:
-                value += tl.load(before + b * width + d, mask=(d < width) & (t < 0), other=0.0)
-            if ONES:
-                value = tl.where(d == width, 1.0, value)
-            tl.store(rows + (start + j) * (width + ONES) + d, value, mask=d < width + ONES)
+            value = tl.load(x + t * x_t + b * x_b + d, mask=(d < D) & (t >= 0), other=0.0)
+            tl.store(x_rows + row * (D + ONES) + d, tl.where(d == D, 1.0, value), mask=d < D + ONES)
 
 
 @triton.jit(do_not_specialize=("B", "gg_t", "gg_b"))
@@ -178,6 +180,7 @@ def backward(
     first_h, first_c, first_p, first_acc,  # the same before the first
     grad_gates,  # (R, 4*H), of the update that led to the row; GRU: r, z, the hidden share of n, and n
     grad_logit,  # (R,)
+    scratch,  # (programs * ROWS, 2, WINDOW)
     bound,  # of the gate's gradient
     B, x_t, x_b, go_t, go_b, gg_t, gg_b,
     H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr,
@@ -198,7 +201,8 @@ def backward(
     last = end  # the step after the segment
     j = tl.load(count + row, mask=exists, other=-1).to(tl.int32)  # the update that began the segment; 0 is none
     window = tl.arange(0, WINDOW)
-    held = _held(w_h, H, HP, N, True, HELD, BF16)
+    found = scratch + row * (2 * WINDOW)
+    held = _held(w_h, H, HP, N, True, HELD) if BF16 else _held_rows(w_h, H, HP, N, HELD, SLICES)
 
     while tl.max(j, 0) >= 0:
         on = j >= 0
@@ -242,15 +246,18 @@ def backward(
                     gain += tl.sum((c_new - c_now[:, None, :]) * G_c[:, None, :], 2)
                 if HAS_GATE:
                     gain += tl.load(grad_gate + far * gg_t + (row * gg_b)[:, None], mask=skipped, other=0.0)
-                kept = acc_now[:, None] + (step - t[:, None]).to(tl.float32) * p_now[:, None]  # the sum
-                kept = tl.where(skipped, kept, 0.0)
-                risen = tl.where(skipped, _sigmoid(logit + tl.load(b_p)) - p_now[:, None], 0.0)
-                gain = tl.where(skipped, gain, 0.0)
+                # What the threads found of a step goes to all of them, which then walk back over the steps.
+                risen = _sigmoid(logit + tl.load(b_p)) - p_now[:, None]
+                tl.store(found[:, None] + window[None, :], gain)
+                tl.store(found[:, None] + (window + WINDOW)[None, :], risen)
+                tl.debug_barrier()
                 for k in tl.static_range(WINDOW):
-                    this = (window == k)[None, :]
-                    gu = tl.sum(tl.where(this, gain, 0.0), 1) + tl.sum(tl.where(this, risen, 0.0), 1) * gp
-                    ga += _bounded(gu - tl.sum(tl.where(this, kept, 0.0), 1) * ga, bound)
-                    gp = tl.where(tl.sum((this & skipped).to(tl.int32), 1) > 0, gp + ga, gp)
+                    valid = on & (behind - k > t)
+                    total = acc_now + (behind - k - t).to(tl.float32) * p_now
+                    gu = tl.load(found + k) + tl.load(found + (k + WINDOW)) * gp
+                    ga = tl.where(valid, ga + _bounded(gu - total * ga, bound), ga)
+                    gp = tl.where(valid, gp + ga, gp)
+                tl.debug_barrier()
                 behind -= WINDOW
 
         # The update that began it.
@@ -300,12 +307,12 @@ def backward(
         tl.store(place + H, d_1, mask=written)
         tl.store(place + 2 * H, d_2, mask=written)
         tl.store(place + 3 * H, d_3, mask=written)
-        if HELD < N:
+        if not BF16 or HELD < N:
             tl.debug_barrier()
         if BF16:
             G_old += _rounded_gradient((d_0, d_1, d_2, d_3), held, grad_gates + start, on, w_h, H, HP, N, HELD)
         else:
-            G_old += _gradient(grad_gates, start, on, w_h, H, HP, N, ROWS, SLICES)
+            G_old += _gradient(grad_gates, start, on, held, w_h, H, HP, N, ROWS, HELD, SLICES)
         G_h = tl.where(on[:, None], G_old, G_h)
         gu = _bounded(gu, bound)
         gp = tl.where(on, gu, gp)
@@ -427,40 +434,35 @@ def _put(values, sums, here, N: tl.constexpr):
 
 @triton.jit
 def _share(
-    h,
-    first,
-    B,
-    w_h,
-    H: tl.constexpr,
-    HP: tl.constexpr,
-    N: tl.constexpr,
-    ROWS: tl.constexpr,
-    SLICES: tl.constexpr,
-):
+    h, first, B, held, w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr,
+    ROWS: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr,
+):  # fmt: skip
     """The states' share of the gates, (ROWS, HP) each, by multiply-adds; w_h is (H, N, PAD).
 
     A warp takes every SLICES-th unit that is read; for up to four sequences at a time the weights are loaded once.
     """
-    PAD: tl.constexpr = (H + 3) // 4 * 4
     PASS: tl.constexpr = ROWS if ROWS < 4 else 4
-    unit = tl.arange(0, HP)
+    BLOCKS: tl.constexpr = (H + SLICES - 1) // SLICES
     which = tl.arange(0, ROWS)[:, None]
-    zeros = _zeros(N, ROWS, HP)
-    shares = zeros
+    shares = _zeros(N, ROWS, HP)
     for begin in tl.static_range(0, ROWS, PASS):
+        row = first + begin
         s_0 = _zeros(N, SLICES, HP)
         s_1 = s_0
         s_2 = s_0
         s_3 = s_0
-        for k_0 in tl.static_range(0, H, SLICES):
-            k = k_0 + tl.arange(0, SLICES)
-            weights = _loaded(w_h + (k[:, None] * (N * PAD) + unit[None, :]), (k < H)[:, None] & (unit < PAD), PAD, N)
-            s_0 = _plus(s_0, weights, _states(h, first + begin, B, k, H), N)
+        for block in tl.static_range(BLOCKS):
+            k = block * SLICES + tl.arange(0, SLICES)
+            if block < HELD:
+                weights = held[block]
+            else:
+                weights = _columns(w_h, k, H, HP, N)
+            s_0 = _plus(s_0, weights, _states(h, row, B, k, H), N)
             if PASS > 1:
-                s_1 = _plus(s_1, weights, _states(h, first + begin + 1, B, k, H), N)
+                s_1 = _plus(s_1, weights, _states(h, row + 1, B, k, H), N)
             if PASS > 2:
-                s_2 = _plus(s_2, weights, _states(h, first + begin + 2, B, k, H), N)
-                s_3 = _plus(s_3, weights, _states(h, first + begin + 3, B, k, H), N)
+                s_2 = _plus(s_2, weights, _states(h, row + 2, B, k, H), N)
+                s_3 = _plus(s_3, weights, _states(h, row + 3, B, k, H), N)
         shares = _put(shares, _summed(s_0, N), which == begin, N)
         if PASS > 1:
             shares = _put(shares, _summed(s_1, N), which == begin + 1, N)
@@ -468,6 +470,40 @@ def _share(
             shares = _put(shares, _summed(s_2, N), which == begin + 2, N)
             shares = _put(shares, _summed(s_3, N), which == begin + 3, N)
     return shares
+
+
+@triton.jit
+def _columns(w_h, k, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr):
+    """By what some units are multiplied: (SLICES, HP) for each gate; w_h as in _share."""
+    PAD: tl.constexpr = (H + 3) // 4 * 4
+    unit = tl.arange(0, HP)
+    return _loaded(w_h + (k[:, None] * (N * PAD) + unit[None, :]), (k < H)[:, None] & (unit < PAD), PAD, N)
+
+
+@triton.jit
+def _rows(w_h, k, K: tl.constexpr, H: tl.constexpr, HP: tl.constexpr):
+    """By what some of the K gradients are multiplied: (SLICES, HP), alone in a tuple; w_h as in _gradient."""
+    PAD: tl.constexpr = (H + 3) // 4 * 4
+    unit = tl.arange(0, HP)
+    return _loaded(w_h + (k[:, None] * PAD + unit[None, :]), (k < K)[:, None] & (unit < PAD), 0, 1)
+
+
+@triton.jit
+def _held_columns(w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr):
+    """The first HELD blocks of columns."""
+    blocks = ()
+    for block in tl.static_range(HELD):
+        blocks = blocks + (_columns(w_h, block * SLICES + tl.arange(0, SLICES), H, HP, N),)
+    return blocks
+
+
+@triton.jit
+def _held_rows(w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr):
+    """The first HELD blocks of rows."""
+    blocks = ()
+    for block in tl.static_range(HELD):
+        blocks = blocks + (_rows(w_h, block * SLICES + tl.arange(0, SLICES), N * H, H, HP),)
+    return blocks
 
 
 @triton.jit
@@ -487,73 +523,58 @@ def _summed(slices, N: tl.constexpr):
 
 @triton.jit
 def _gradient(
-    grad_gates,
-    start,
-    on,
-    w_h,
-    H: tl.constexpr,
-    HP: tl.constexpr,
-    N: tl.constexpr,
-    ROWS: tl.constexpr,
-    SLICES: tl.constexpr,
-):
+    grad_gates, start, on, held, w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr,
+    ROWS: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr,
+):  # fmt: skip
     """The gradient of the states, (ROWS, HP), from that of their shares of the gates; w_h is (N*H, PAD)."""
-    PAD: tl.constexpr = (H + 3) // 4 * 4
     PASS: tl.constexpr = ROWS if ROWS < 4 else 4
-    unit = tl.arange(0, HP)
+    BLOCKS: tl.constexpr = (N * H + SLICES - 1) // SLICES
     which = tl.arange(0, ROWS)
     gradient = tl.zeros((ROWS, HP), tl.float32)
-    zero = tl.zeros((SLICES, HP), tl.float32)
     for begin in tl.static_range(0, ROWS, PASS):
-        s_0 = zero
-        s_1 = zero
-        s_2 = zero
-        s_3 = zero
-        at_0, on_0 = _scalars(start, on, which == begin)
-        at_1, on_1 = _scalars(start, on, which == begin + 1)
-        at_2, on_2 = _scalars(start, on, which == begin + 2)
-        at_3, on_3 = _scalars(start, on, which == begin + 3)
-        for gate in tl.static_range(N):
-            for k_0 in tl.static_range(0, H, SLICES):
-                k = k_0 + tl.arange(0, SLICES)
-                place = w_h + ((gate * H + k)[:, None] * PAD + unit[None, :])
-                weights = tl.load(place, mask=(k < H)[:, None] & (unit < PAD), other=0.0)
-                d = gate * H + k
-                s_0 += weights * tl.load(grad_gates + at_0 + d, mask=(k < H) & on_0, other=0.0)[:, None]
-                if PASS > 1:
-                    s_1 += weights * tl.load(grad_gates + at_1 + d, mask=(k < H) & on_1, other=0.0)[:, None]
-                if PASS > 2:
-                    s_2 += weights * tl.load(grad_gates + at_2 + d, mask=(k < H) & on_2, other=0.0)[:, None]
-                    s_3 += weights * tl.load(grad_gates + at_3 + d, mask=(k < H) & on_3, other=0.0)[:, None]
-        gradient = tl.where((which == begin)[:, None], tl.sum(s_0, 0)[None, :], gradient)
+        at_0, on_0 = _scalars(grad_gates, start, on, which == begin)
+        at_1, on_1 = _scalars(grad_gates, start, on, which == begin + 1)
+        at_2, on_2 = _scalars(grad_gates, start, on, which == begin + 2)
+        at_3, on_3 = _scalars(grad_gates, start, on, which == begin + 3)
+        s_0 = _zeros(1, SLICES, HP)
+        s_1 = s_0
+        s_2 = s_0
+        s_3 = s_0
+        for block in tl.static_range(BLOCKS):
+            k = block * SLICES + tl.arange(0, SLICES)
+            there = k < N * H
+            if block < HELD:
+                weights = held[block]
+            else:
+                weights = _rows(w_h, k, N * H, H, HP)
+            s_0 = _plus(s_0, weights, tl.load(at_0 + k, mask=there & on_0, other=0.0)[:, None], 1)
+            if PASS > 1:
+                s_1 = _plus(s_1, weights, tl.load(at_1 + k, mask=there & on_1, other=0.0)[:, None], 1)
+            if PASS > 2:
+                s_2 = _plus(s_2, weights, tl.load(at_2 + k, mask=there & on_2, other=0.0)[:, None], 1)
+                s_3 = _plus(s_3, weights, tl.load(at_3 + k, mask=there & on_3, other=0.0)[:, None], 1)
+        gradient = tl.where((which == begin)[:, None], tl.sum(s_0[0], 0)[None, :], gradient)
         if PASS > 1:
-            gradient = tl.where((which == begin + 1)[:, None], tl.sum(s_1, 0)[None, :], gradient)
+            gradient = tl.where((which == begin + 1)[:, None], tl.sum(s_1[0], 0)[None, :], gradient)
         if PASS > 2:
-            gradient = tl.where((which == begin + 2)[:, None], tl.sum(s_2, 0)[None, :], gradient)
-            gradient = tl.where((which == begin + 3)[:, None], tl.sum(s_3, 0)[None, :], gradient)
+            gradient = tl.where((which == begin + 2)[:, None], tl.sum(s_2[0], 0)[None, :], gradient)
+            gradient = tl.where((which == begin + 3)[:, None], tl.sum(s_3[0], 0)[None, :], gradient)
     return gradient
 
 
 @triton.jit
-def _scalars(start, on, this):
-    return tl.sum(tl.where(this, start, 0), 0), tl.sum(tl.where(this & on, 1, 0), 0) > 0
+def _scalars(places, start, on, this):
+    """The place where a sequence's values begin, and whether it is on."""
+    return places + tl.sum(tl.where(this, start, 0), 0), tl.sum(tl.where(this & on, 1, 0), 0) > 0
 
 
 @triton.jit
-def _held(
-    weight,
-    H: tl.constexpr,
-    HP: tl.constexpr,
-    N: tl.constexpr,
-    FLIP: tl.constexpr,
-    HELD: tl.constexpr,
-    BF16: tl.constexpr,
-):
-    """The first HELD gates' matrices, in registers."""
+def _held(w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, FLIP: tl.constexpr, HELD: tl.constexpr):
+    """The first HELD gates' matrices, in bfloat16."""
     matrices = ()
     for n in tl.static_range(N):
-        if BF16 and n < HELD:
-            matrices = matrices + (_matrix(weight, n, 0, HP, H, HP, FLIP),)
+        if n < HELD:
+            matrices = matrices + (_matrix(w_h, n, 0, HP, H, HP, FLIP),)
         else:
             matrices = matrices + (0,)
     return matrices

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from skiprnn import SkipGRU, SkipLSTM
+from skiprnn.gate import added
 from tests.problems import assert_same, build, run
 
 triton_events = pytest.importorskip("skiprnn.engines.triton", reason="triton is not installed")
@@ -48,8 +49,10 @@ def test_equals_the_reference(name, shape, bias):
     assert_same(*(run(rnn, x, lengths=lengths, state=state) for rnn in (ours, reference)), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("kept", [0, 2**28], ids=["in_rows", "as_stored"])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_equals_the_reference_where_only_the_last_state_and_the_budget_count(name):
+def test_equals_the_reference_where_only_the_last_state_and_the_budget_count(name, kept, monkeypatch):
+    monkeypatch.setattr(triton_events, "MOST_KEPT", kept)
     both = pair(name, SMALL, -1.5)
     assert_same(*(run(rnn, inputs(SMALL), per_step=False) for rnn in both), tolerance=1e-5)
 
@@ -168,7 +171,11 @@ def test_gate_sums_are_those_of_adding_step_by_step():
             rnn.update_bias.fill_(-50)
         ours, theirs = (rnn(x, state) for rnn in both)
     assert torch.equal(ours.update_gate, theirs.update_gate)
-    assert torch.equal(ours.state.cum_update_prob, theirs.state.cum_update_prob)
+    now, total = state.update_prob, state.cum_update_prob
+    for u in ours.update_gate:
+        now = torch.where(u > 0, ours.state.update_prob, now)
+        total = torch.where(u > 0, 0, added(total, now))
+    assert torch.equal(ours.state.cum_update_prob, total)
 
 
 def test_a_gate_state_made_by_hand_may_be_saturated():
@@ -219,7 +226,8 @@ def test_empty_batches_and_sequences(steps):
         assert_same((ours, []), (reference, []), tolerance=1e-5)
 
 
-def test_memory_kept_for_backward_follows_the_updates():
+def test_memory_kept_for_backward_follows_the_updates(monkeypatch):
+    monkeypatch.setattr(triton_events, "MOST_KEPT", 0)
     shape = (60, 4, 1, 16, 1)
     kept = {}
     for bias in (100.0, -4.0):
