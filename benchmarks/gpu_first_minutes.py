@@ -30,6 +30,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 CELLS = {"lstm": (SkipLSTM, nn.LSTM), "gru": (SkipGRU, nn.GRU)}
 PRECISIONS = ("float32", "tf32", "bf16")
+CHANGES = (
+    {}, {"HELD": 0}, {"HELD": 32}, {"HELD": 64}, {"HELD": 96}, {"PLACES": 4}, {"PLACES": 16}, {"PLACES": 32},
+    {"WARPS": 16, "HELD": 32}, {"WARPS": 4}, {"MOST_ROWS": 1},
+)  # fmt: skip
 SAID = []
 
 
@@ -163,51 +167,35 @@ def profile(options, until):
 
 
 def tune(options, until):
-    """How kernels are launched: warps, sequences a program, gates held, skipped steps at a time."""
-    steps, features, units, _ = _shape("mnist", options)
-    x = torch.randn(steps, _batch(options), features, device=DEVICE)
-    original = engine.options
-    for precision, changes in itertools.product(
-        ("float32", "bf16"),
-        (
-            {},
-            {"num_warps": 4},
-            {"num_warps": 16},
-            {"ROWS": 1},
-            {"ROWS": 4},
-            {"PLACES": 16},
-            {"PLACES": 32},
-            {"HELD": 0},
-        ),
-    ):
+    """How kernels are launched: the engine's constants changed, at the shape of MNIST, in float32."""
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_tune, CHANGES, itertools.repeat(options.tiny)))  # compiles
+    for changes in CHANGES:
         if time.monotonic() > until:
             return say("tune", stopped=True)
-        if precision == "float32" and "HELD" in changes:
-            continue
-
-        def changed(*arguments, changes=changes, **named):
-            launch = original(*arguments, **named)
-            launch.update({name: value for name, value in changes.items() if name != "PLACES"})
-            launch["SLICES"] = launch["num_warps"]
-            if "WINDOW" in launch:
-                launch["WINDOW"] = max(changes.get("PLACES", engine.PLACES) // launch["ROWS"], 1)
-            return launch
-
-        engine.options = changed
-        try:
-            result = {}
-            for n in (1, 10):
-                rnn = build("lstm", features, units, "triton", n)
-                with torch.no_grad():
-                    run = lambda rnn=rnn, precision=precision: forward_of(rnn, x, precision)  # noqa: E731
-                    result[f"forward 1/{n}"] = milliseconds(run, 3)
-                result[f"both 1/{n}"] = milliseconds(lambda rnn=rnn, precision=precision: once(rnn, x, precision), 3)
-            say("tune", case=[precision, changes], **result)
-        except Exception as error:
-            say("tune", case=[precision, changes], error=f"{type(error).__name__}: {error}"[:200])
-        finally:
-            engine.options = original
+        say("tune", **_tune(changes, options.tiny))
     return None
+
+
+def _tune(changes, tiny):
+    steps, features, units, _ = (6, 2, 5, 1) if tiny else SHAPES["mnist"]
+    x = torch.randn(steps, 3 if tiny else 256, features, device=DEVICE)
+    before = {name: getattr(engine, name) for name in changes}
+    result = {"changes": changes}
+    try:
+        for name, value in changes.items():
+            setattr(engine, name, value)
+        for n in (1, 10):
+            rnn = build("lstm", features, units, "triton", n)
+            with torch.no_grad():
+                result[f"forward 1/{n}"] = milliseconds(lambda rnn=rnn: forward_of(rnn, x, "float32"), 3)
+            result[f"both 1/{n}"] = milliseconds(lambda rnn=rnn: once(rnn, x, "float32"), 3)
+    except Exception as error:
+        result["error"] = f"{type(error).__name__}: {error}"[:200]
+    finally:
+        for name, value in before.items():
+            setattr(engine, name, value)
+    return result
 
 
 def build(cell, features, units, engine, n=None, layers=1, bias=None):

@@ -30,7 +30,7 @@ LONGS = ("ends", "first")  # pointers to int64
 INTEGERS = ("until", "t_at", "updates", "t_rows")  # and to int32
 
 
-def compiled(kernel, multiples, **options):
+def compiled(kernel, multiples, precision, **options):
     """Registers, bytes of stack, where registers are spilled, shared memory, instructions and barriers of a kernel.
 
     ``multiples``: its strides are multiples of 16.
@@ -38,8 +38,8 @@ def compiled(kernel, multiples, **options):
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {name: options[name] for name in names if name in options}
     narrow = set()
-    if options["BF16"] and kernel in (triton_kernels.forward, triton_kernels.backward):
-        narrow = ({"w_h"} if "hidden" in names else set()) | ({"x"} if options["D"] == 0 else set())
+    if precision == "bf16" and options["D"] == 0 and kernel in (triton_kernels.forward, triton_kernels.backward):
+        narrow = {"x"}
     signature = {}
     for name in names:
         if name in constants:
@@ -100,7 +100,7 @@ def usage(cell, D, precision, batch, H=110):
         "take": (triton_kernels.take, {**around, **rows}),
     }
     return {
-        name: [compiled(kernel, multiples, **options) for multiples in (False, True)]
+        name: [compiled(kernel, multiples, precision, **options) for multiples in (False, True)]
         for name, (kernel, options) in kernels.items()
     }
 

@@ -149,12 +149,13 @@ class _TritonEvents(torch.autograd.Function):
         p_at, a_at = x.new_empty(2, T if saves else 0, B)
         t_at = torch.empty(T if saves else 0, B, dtype=torch.int32, device=x.device)
         updates = torch.empty(B, dtype=torch.int32, device=x.device)
-        shares, recurrent, steps, launch = _inputs(cell, x, weights)
+        shares = cell.input_share(x, weights) if x.shape[2] > FUSED else x
+        recurrent, launch = _recurrent(cell, shares, x.shape[2], weights)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             triton_kernels.forward[(triton.cdiv(B, launch["ROWS"]),)](
                 shares, weights.weight_ih, weights.bias_ih, recurrent, weights.bias_hh, update_weight, update_bias,
                 h, c, p, acc, h_end, c_end, p_end, acc_end, ends, stored, update_gate, until, c_at, p_at, a_at, t_at,
-                updates, T, B, *steps, SAVES=saves, EVERY=every, **launch,
+                updates, T, B, *shares.stride()[:2], SAVES=saves, EVERY=every, **launch,
             )  # fmt: skip
             if every:
                 triton_kernels.fill[B, triton.cdiv(T, STEPS)](
@@ -164,7 +165,9 @@ class _TritonEvents(torch.autograd.Function):
                 left = _Stored(p, acc, h, c, p_at, a_at, stored, c_at, t_at, updates)
                 is_large = 4 * (stored.numel() + c_at.numel()) > MOST_KEPT
                 kept = _Rows.of(left, x, cell) if is_large else left
-                ctx.save_for_backward(x, update_weight, update_bias, ends, *weights, *kept)
+                ctx.has_shares = 4 * shares.numel() <= MOST_KEPT
+                made = shares if ctx.has_shares else x
+                ctx.save_for_backward(x, made, update_weight, update_bias, ends, *weights, *kept)
                 ctx.kind, ctx.cell, ctx.every = type(kept), cell, every
                 ctx.padded, ctx.gate_grad_clip = problem.lengths is not None, problem.gate_grad_clip
                 ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
@@ -176,7 +179,7 @@ class _TritonEvents(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         enabled, dtype = ctx.autocast
-        x, update_weight, update_bias, ends, *tensors = ctx.saved_tensors
+        x, shares, update_weight, update_bias, ends, *tensors = ctx.saved_tensors
         weights, kept, is_lstm = LayerWeights(*tensors[:4]), ctx.kind(*tensors[4:]), isinstance(ctx.cell, LSTMCell)
         with torch.autocast(x.device.type, dtype, enabled=enabled), torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             T, B, D = x.shape
@@ -197,7 +200,9 @@ class _TritonEvents(torch.autograd.Function):
             hidden = _shares(rows.h, weights)
             grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
             before = [torch.empty_like(tensor) for tensor in (states[0], states[-1], gp, ga)]
-            shares, recurrent, steps, launch = _inputs(ctx.cell, x, weights, backward=True)
+            if D > FUSED and not ctx.has_shares:
+                shares = ctx.cell.input_share(x, weights)
+            recurrent, launch = _recurrent(ctx.cell, shares, D, weights, backward=True)
             bound = math.inf if ctx.gate_grad_clip is None else ctx.gate_grad_clip
             programs = triton.cdiv(B, launch["ROWS"])
             scratch = x.new_empty(programs * launch["ROWS"], 2, launch["WINDOW"])
@@ -206,7 +211,7 @@ class _TritonEvents(torch.autograd.Function):
                 hidden, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, ends,
                 x if grad_output is None else grad_output, x if grad_gate is None else grad_gate,
                 states[0], states[-1], gp, ga, *before, grad_gates, grad_logit, scratch, bound, B,
-                *steps, *steps_output, *steps_gate,
+                *shares.stride()[:2], *steps_output, *steps_gate,
                 HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None, **launch,
             )  # fmt: skip
 
@@ -238,46 +243,36 @@ def options(
     gates = 3 if isinstance(cell, GRUCell) else 4
     padded = max(triton.next_power_of_2(hidden_size), 16)
     rows = min(triton.next_power_of_2(triton.cdiv(batch, processors)), MOST_ROWS)
-    if bf16:  # gates, fewer where registers would be spilled
-        held = 2 if gates == 4 and backward and padded == LARGEST else gates
-    else:  # SLICES units of those that are read, going back through all gates
-        read, across = (gates * hidden_size, padded) if backward else (hidden_size, gates * padded)
-        held = min(triton.cdiv(read, slices), HELD * 32 * WARPS // across // slices)
+    # What is read, going back through all gates, a row each of what it is multiplied by.
+    rows_read, across = (gates * hidden_size, padded) if backward else (hidden_size, gates * padded)
     chosen = {
         "H": hidden_size,
         "HP": padded,
         "D": input_size if input_size <= FUSED else 0,
         "GRU": isinstance(cell, GRUCell),
-        "HELD": held,
-        "BF16": bf16,
+        "HELD": min(triton.cdiv(rows_read, slices), HELD * 32 * WARPS // across // slices),
         "ROWS": rows,
         "SLICES": slices,
         "num_warps": WARPS,
         "num_stages": 2,
         "enable_fp_fusion": True,
     }
-    if backward:
-        chosen["WINDOW"] = PLACES // rows
-    return chosen
+    return chosen | ({"WINDOW": PLACES // rows} if backward else {"BF16": bf16})
 
 
-def _inputs(
-    cell: Cell, x: Tensor, weights: LayerWeights, backward: bool = False
-) -> tuple[Tensor, Tensor, tuple[int, int], dict[str, Any]]:
-    """The inputs and the recurrent weights as the kernels want them, the inputs' strides, and how to launch."""
-    B, D = x.shape[1:]
-    recurrent, bf16 = weights.weight_hh, _rounds(x.device)
+def _recurrent(
+    cell: Cell, shares: Tensor, input_size: int, weights: LayerWeights, backward: bool = False
+) -> tuple[Tensor, dict[str, Any]]:
+    """The recurrent weights as a kernel wants them, and how it is launched."""
+    recurrent, bf16 = weights.weight_hh, _rounds(shares.device)
     H = recurrent.shape[1]
-    if D > FUSED:
-        x = cell.input_share(x, weights)
-    if not bf16:
+    if backward or not bf16:
         columns = recurrent if backward else recurrent.view(-1, H, H).permute(2, 0, 1)
         recurrent = pad(columns, (0, -H % 4)).contiguous()
-    elif backward:  # in forward they are read once
-        recurrent = recurrent.bfloat16()
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
-    slices = WARPS if x.is_cuda else 64  # Triton's interpreter has no warps
-    return x, recurrent, (x.stride(0), x.stride(1)), options(cell, H, D, B, bf16, processors, backward, slices)
+    processors, slices = 2, 64  # Triton's interpreter has no warps
+    if shares.is_cuda:
+        processors, slices = torch.cuda.get_device_properties(shares.device).multi_processor_count, WARPS
+    return recurrent, options(cell, H, input_size, shares.shape[1], bf16, processors, backward, slices)
 
 
 def _shares(h: Tensor, weights: LayerWeights) -> Tensor:

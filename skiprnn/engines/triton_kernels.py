@@ -6,8 +6,8 @@ is the number of units, H, padded to a power of 2. Padding stays zero. Gates com
 computed in float32.
 
 Products with the recurrent weights are float32 multiply-adds, for which the weights are laid out with a row for each
-unit that is read (``PAD`` columns a gate, so that four are loaded at once), or bfloat16 on the tensor cores, with the
-weights in registers where they fit. What a program exchanges between its threads goes through global memory.
+unit that is read (padded, so that four are loaded at once), some of them in registers; or, going forward, bfloat16 on
+the tensor cores, all in registers. What a program exchanges between its threads goes through global memory.
 """
 
 import triton
@@ -27,7 +27,7 @@ def forward(
     t_at, updates,  # if SAVES: steps of the updates, (T, B) int32, from the top; how many there were, (B,) int32
     T, B, x_t, x_b,
     H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr, SAVES: tl.constexpr, EVERY: tl.constexpr,
-    HELD: tl.constexpr,  # of the recurrent weights, in registers: of so many gates, or of HELD * SLICES units read
+    HELD: tl.constexpr,  # the recurrent weights of HELD * SLICES units are kept in registers, or all of bfloat16
     BF16: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     N: tl.constexpr = 3 if GRU else 4
@@ -41,9 +41,12 @@ def forward(
     p_now = tl.load(p + row, mask=exists, other=0.0)
     end = tl.load(ends + row, mask=exists, other=0).to(tl.int32)
     b_gate = tl.load(b_p)
-    held = _held(w_h, H, HP, N, False, HELD) if BF16 else _held_columns(w_h, H, HP, N, HELD, SLICES)
-    tl.store(h_end + own, h_now, mask=there)
-    tl.debug_barrier()
+    if BF16:
+        held = _matrices(w_h, H, HP, N)
+    else:
+        held = _held_columns(w_h, H, HP, N, HELD, SLICES)
+        tl.store(h_end + own, h_now, mask=there)
+        tl.debug_barrier()
 
     start = tl.full((ROWS,), 0, tl.int32)
     done = start
@@ -55,7 +58,7 @@ def forward(
         place = t.to(tl.int64) * B + row
         xs = _input_gates(x, t.to(tl.int64) * x_t + row * x_b, on, w_x, b_x, unit, H, D, N)
         if BF16:
-            hs = _rounded_share(h_now, held, h_end + row * H, exists, w_h, H, HP, N, HELD)
+            hs = _rounded_share(h_now, held, N)
         else:
             hs = _share(h_end, tl.program_id(0).to(tl.int64) * ROWS, B, held, w_h, H, HP, N, ROWS, HELD, SLICES)
         hs = _added(hs, _vectors(b_h, unit, H, N), N)
@@ -70,7 +73,7 @@ def forward(
         h_now = tl.where(on[:, None], h_new, h_now)
         c_now = tl.where(on[:, None], c_new, c_now)
         p_now = tl.where(on, _sigmoid(tl.sum(c_now * _vector(w_p, 0, unit, H)[None, :], 1) + b_gate), p_now)
-        if not BF16 or HELD < N:
+        if not BF16:
             tl.debug_barrier()
             tl.store(h_end + own, h_now, mask=there)
             tl.debug_barrier()
@@ -91,7 +94,7 @@ def forward(
             tl.store(until + place + B, tl.where(later < end, later, T), mask=on)
         t = tl.where(on, later, t)
 
-    if BF16 and HELD == N:
+    if BF16:
         tl.store(h_end + own, h_now, mask=there)
     if not GRU:
         tl.store(c_end + own, c_now, mask=there)
@@ -184,8 +187,8 @@ def backward(
     bound,  # of the gate's gradient
     B, x_t, x_b, go_t, go_b, gg_t, gg_b,
     H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr,
-    HAS_OUTPUT: tl.constexpr, HAS_GATE: tl.constexpr, HELD: tl.constexpr, BF16: tl.constexpr,
-    ROWS: tl.constexpr, SLICES: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_OUTPUT: tl.constexpr, HAS_GATE: tl.constexpr, HELD: tl.constexpr, ROWS: tl.constexpr,
+    SLICES: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     N: tl.constexpr = 3 if GRU else 4
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -202,7 +205,7 @@ def backward(
     j = tl.load(count + row, mask=exists, other=-1).to(tl.int32)  # the update that began the segment; 0 is none
     window = tl.arange(0, WINDOW)
     found = scratch + row * (2 * WINDOW)
-    held = _held(w_h, H, HP, N, True, HELD) if BF16 else _held_rows(w_h, H, HP, N, HELD, SLICES)
+    held = _held_rows(w_h, H, HP, N, HELD, SLICES)
 
     while tl.max(j, 0) >= 0:
         on = j >= 0
@@ -307,12 +310,8 @@ def backward(
         tl.store(place + H, d_1, mask=written)
         tl.store(place + 2 * H, d_2, mask=written)
         tl.store(place + 3 * H, d_3, mask=written)
-        if not BF16 or HELD < N:
-            tl.debug_barrier()
-        if BF16:
-            G_old += _rounded_gradient((d_0, d_1, d_2, d_3), held, grad_gates + start, on, w_h, H, HP, N, HELD)
-        else:
-            G_old += _gradient(grad_gates, start, on, held, w_h, H, HP, N, ROWS, HELD, SLICES)
+        tl.debug_barrier()
+        G_old += _gradient(grad_gates, start, on, held, w_h, H, HP, N, ROWS, HELD, SLICES)
         G_h = tl.where(on[:, None], G_old, G_h)
         gu = _bounded(gu, bound)
         gp = tl.where(on, gu, gp)
@@ -569,66 +568,28 @@ def _scalars(places, start, on, this):
 
 
 @triton.jit
-def _held(w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, FLIP: tl.constexpr, HELD: tl.constexpr):
-    """The first HELD gates' matrices, in bfloat16."""
+def _matrices(w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr):
+    """The gates' (HP, HP) matrices in bfloat16."""
+    down, across = tl.arange(0, HP)[:, None], tl.arange(0, HP)[None, :]
+    place = w_h + (down * H + across)
     matrices = ()
     for n in tl.static_range(N):
-        if n < HELD:
-            matrices = matrices + (_matrix(w_h, n, 0, HP, H, HP, FLIP),)
-        else:
-            matrices = matrices + (0,)
+        matrix = tl.load(place + n * H * H, mask=(down < H) & (across < H), other=0.0)
+        matrices = matrices + (matrix.to(tl.bfloat16),)
     return matrices
 
 
 @triton.jit
-def _matrix(
-    weight, gate: tl.constexpr, begin, WIDTH: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, FLIP: tl.constexpr
-):
-    """WIDTH columns, from ``begin`` on, of a gate's (HP, HP) matrix, transposed if FLIP, in bfloat16."""
-    down, across = tl.arange(0, HP)[:, None], (begin + tl.arange(0, WIDTH))[None, :]
-    place = across * H + down if FLIP else down * H + across
-    return tl.load(weight + (gate * H * H + place), mask=(down < H) & (across < H), other=0.0).to(tl.bfloat16)
-
-
-@triton.jit
-def _rounded_share(
-    h_now, held, at, exists, w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr
-):
-    """The states' share of the gates, (ROWS, HP) each, on the tensor cores."""
-    shares = ()
-    for n in tl.static_range(N):
-        shares = shares + (_rounded_product(h_now, held[n], at, exists, w_h, n, H, HP, False, HELD),)
-    return shares
-
-
-@triton.jit
-def _rounded_gradient(d, held, at, on, w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr):
-    """The gradient of the states, (ROWS, HP), from that of their shares of the gates, on the tensor cores."""
-    gradient = _rounded_product(d[0], held[0], at, on, w_h, 0, H, HP, True, HELD)
-    for n in tl.static_range(1, N):
-        gradient += _rounded_product(d[n], held[n], at + n * H, on, w_h, n, H, HP, True, HELD)
-    return gradient
-
-
-@triton.jit
-def _rounded_product(
-    a, held, at, wanted, weight, gate: tl.constexpr,
-    H: tl.constexpr, HP: tl.constexpr, FLIP: tl.constexpr, HELD: tl.constexpr,
-):  # fmt: skip
-    """A gate's matrix times (ROWS, HP) values: ``held`` times ``a`` if it is HELD, else both are read in parts.
+def _rounded_share(h_now, matrices, N: tl.constexpr):
+    """The states' share of the gates, (ROWS, HP) each, on the tensor cores.
 
     Units come first in the product, since the tensor cores take 8 sequences at least, but 16 of what comes first.
     """
-    if gate < HELD:
-        product = tl.dot(held, tl.trans(a).to(tl.bfloat16))
-    else:
-        WIDTH: tl.constexpr = 32  # columns at a time
-        product = tl.zeros((HP, a.shape[0]), tl.float32)
-        for begin in range(0, HP, WIDTH):
-            some = begin + tl.arange(0, WIDTH)
-            part = tl.load(at[None, :] + some[:, None], mask=wanted[None, :] & (some < H)[:, None], other=0.0)
-            product = tl.dot(_matrix(weight, gate, begin, WIDTH, H, HP, FLIP), part.to(tl.bfloat16), product)
-    return tl.trans(product)
+    states = tl.trans(h_now).to(tl.bfloat16)
+    shares = ()
+    for n in tl.static_range(N):
+        shares = shares + (tl.trans(tl.dot(matrices[n], states)),)
+    return shares
 
 
 @triton.jit
