@@ -1,5 +1,6 @@
 """The engines, which compute the same function: each says why it cannot run a problem, or runs it."""
 
+from importlib import import_module
 from types import ModuleType
 
 from skiprnn import reference
@@ -10,7 +11,8 @@ ENGINES: dict[str, tuple[ModuleType, ...]] = {
     "auto": (native, traced, events, reference),
     "reference": (reference,),
     "events": (native, traced, events),
-    "triton": (),  # looked for when it is asked for
+    "triton": (),  # these are looked for when they are asked for
+    "graph": (),
 }
 """By the name that a user may give, those to choose from: the first that can."""
 
@@ -22,7 +24,7 @@ def solve(name: str, problem: Problem) -> Solution:
         RuntimeError: none can.
     """
     reason = None
-    for engine in ENGINES[name] or (_triton(),):
+    for engine in ENGINES[name] or (_on_triton(name),):
         reason = engine.why_not(problem)
         if reason is None:
             solution: Solution = engine.run(problem)
@@ -30,9 +32,8 @@ def solve(name: str, problem: Problem) -> Solution:
     raise RuntimeError(f"engine={name!r} cannot run this: {reason}; use 'auto', or 'reference', which always can")
 
 
-def _triton() -> ModuleType:
+def _on_triton(name: str) -> ModuleType:
     try:
-        from skiprnn.engines import triton
+        return import_module(f"skiprnn.engines.{name}")
     except ImportError as error:
-        raise RuntimeError(f"engine='triton' needs the package triton ({error}); use engine='auto'") from error
-    return triton
+        raise RuntimeError(f"engine={name!r} needs the package triton ({error}); use engine='auto'") from error
