@@ -93,7 +93,7 @@ def update(
         segment = k // span
         j = k - segment * span
         rows = ((LAYER * (span + 1) + j) * B + b) * H
-        kept = _slab(table, segment, KEPT, shares.dtype.element_ty) + ((LAYER * span + j) * B + b) * (4 * H)
+        kept = _kept(table, segment, shares.dtype.element_ty) + ((LAYER * span + j) * B + b) * (4 * H)
     logit = tl.zeros((BLOCK,), tl.float32)
     for part in range(PARTS):
         unit = (tl.program_id(1) * PARTS + part) * BLOCK + tl.arange(0, BLOCK)
@@ -371,7 +371,9 @@ def walk(
                 G_h += through_gate
             else:
                 G_c = tl.load(own + (LAYERS + LAST) * H + unit, mask=mine, other=0.0) + through_gate
-            G_h, G_c = _cell_backward(table, segment, rows, kept, operand + b * (4 * H), G_h, G_c, unit, mine, B, H, GRU)
+            G_h, G_c = _cell_backward(
+                table, segment, rows, kept, operand + b * (4 * H), G_h, G_c, unit, mine, B, H, GRU
+            )
             tl.store(own + LAST * H + unit, G_h, mask=mine)
             if not GRU:
                 tl.store(own + (LAYERS + LAST) * H + unit, G_c, mask=mine)
@@ -458,6 +460,12 @@ def _slab(table, segment, field: tl.constexpr, kind: tl.constexpr):
 
 
 @triton.jit
+def _kept(table, segment, products: tl.constexpr):
+    """The gates: float16 where products are of bfloat16, in which 1 minus an open gate would be lost."""
+    return _slab(table, segment, KEPT, tl.float32 if products == tl.float32 else tl.float16)
+
+
+@triton.jit
 def _next_update(p, total, t, end):
     """The first step after t at which the gate opens, with the sum at it; or ``end``, with the last step's sum."""
     t += 1
@@ -539,7 +547,7 @@ def _cell_backward(
     table, segment, rows, kept, operand, G_h, G_c, unit, mine, B, H: tl.constexpr, GRU: tl.constexpr
 ):  # fmt: skip
     """Write the gradients of the gates' sums; and those of the state before, as far as no product is needed."""
-    gates = _slab(table, segment, KEPT, operand.dtype.element_ty) + kept
+    gates = _kept(table, segment, operand.dtype.element_ty) + kept
     v_0 = _share(gates, 0, unit, mine, H)
     v_1 = _share(gates, 1, unit, mine, H)
     v_2 = _share(gates, 2, unit, mine, H)
