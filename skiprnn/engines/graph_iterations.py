@@ -1,5 +1,6 @@
 """Chunks of iterations of ``graph``: what runs in one replay, its buffers, and the graphs that are kept."""
 
+import gc
 import math
 import threading
 from collections import OrderedDict
@@ -114,12 +115,16 @@ class Graph:
         here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(here)
         graph = torch.cuda.CUDAGraph()
+        collecting = gc.isenabled()
+        gc.disable()  # what it frees may call what must not be called in a capture
         with torch.cuda.stream(side):
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 self.iterate()
             finally:
                 graph.capture_end()
+                if collecting:
+                    gc.enable()
         here.wait_stream(side)
         self.replay, self.captured = graph.replay, True
 

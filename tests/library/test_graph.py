@@ -48,11 +48,11 @@ def small_pieces(monkeypatch):
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_equals_the_reference(name, layers, bias):
-    shape = (7, 3, 2, 11, layers)
+    shape = (6, 3, 2, 11, layers)
     ours, reference = pair(name, shape, bias)
     x = inputs(shape)
     state = reference(x.to(reference.update_weight)).state  # from another sequence
-    lengths = torch.tensor([0, 5, 7])
+    lengths = torch.tensor([0, 4, 6])
     assert_same(*(run(rnn, x, lengths=lengths, state=state) for rnn in (ours, reference)), tolerance=1e-5)
 
 
@@ -60,14 +60,14 @@ def test_equals_the_reference(name, layers, bias):
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_equals_the_reference_piece_by_piece(name, bias):
-    shape = (9, 2, 1030, 20, 2)
+    shape = (7, 2, 1030, 20, 2)
     both = pair(name, shape, bias)
     x = inputs(shape) / 20
-    lengths = torch.tensor([9, 4])
+    lengths = torch.tensor([7, 4])
     assert_same(*(run(rnn, x, lengths=lengths) for rnn in both), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(63, 1, 1, 5, 1), (1, 3, 3, 4, 2), (1, 1, 2, 3, 3)])
+@pytest.mark.parametrize("shape", [(63, 1, 1, 5, 1), (1, 2, 3, 4, 2), (1, 1, 2, 3, 3)])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_equals_the_reference_at_the_edges(name, shape):
     assert_same(*(run(rnn, inputs(shape)) for rnn in pair(name, shape, -2.0)), tolerance=1e-5)
@@ -92,7 +92,7 @@ def test_equals_the_reference_where_only_the_last_state_and_the_budget_count(nam
 @pytest.mark.parametrize("bias", [0.0, -4.0])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_a_bounded_gradient_of_the_gate_is_the_references(name, bias):
-    shape = (12, 3, 2, 11, 2)
+    shape = (8, 3, 2, 11, 2)
     both = pair(name, shape, bias)
     unbounded = run(both[1], inputs(shape))
     for rnn in both:
@@ -102,7 +102,7 @@ def test_a_bounded_gradient_of_the_gate_is_the_references(name, bias):
     assert not torch.allclose(expected[1][-2], unbounded[1][-2], rtol=0.01)  # it acted on the update weights
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_equals_the_reference_on_random_problems(name, seed):
     draws = torch.Generator().manual_seed(seed)
@@ -195,7 +195,7 @@ def test_batches_may_come_first_and_gradients_have_any_layout(name):
 
 def test_gate_sums_are_those_of_adding_step_by_step():
     torch.manual_seed(0)
-    logits = torch.cat([torch.empty(12).uniform_(-6, 1), torch.logit(0.5 ** torch.arange(1.0, 9))])
+    logits = torch.cat([torch.empty(6).uniform_(-6, 1), torch.logit(0.5 ** torch.arange(1.0, 9))])
     both = [SkipLSTM(1, 1, 2, engine=engine).to(DEVICE) for engine in ("graph", "reference")]
     x = torch.zeros(150, len(logits), 1, device=DEVICE)
     p = torch.sigmoid(logits).to(DEVICE)
@@ -291,7 +291,7 @@ def test_cannot_be_differentiated_twice():
 
 def test_compiles_for_an_h100():
     """Few registers are spilled, and float32 is read four numbers at a time where rows are aligned."""
-    cases = ["lstm,512,bf16", "lstm,512,fp32", "gru,512,bf16", "gru,100,fp32"]
+    cases = ["lstm,512,bf16", "lstm,512,fp32", "gru,100,bf16"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.sm90_graph", *cases],
