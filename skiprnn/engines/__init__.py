@@ -1,6 +1,7 @@
 """The engines, which compute the same function: each says why it cannot run a problem, or runs it."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -8,7 +9,7 @@ from skiprnn import reference
 from skiprnn.engines import events, native, traced
 from skiprnn.problem import Problem, Solution
 
-ENGINES = ("auto", "reference", "events", "triton")
+ENGINES = ("auto", "reference", "events", "triton", "graph")
 """The names that a user may give."""
 
 
@@ -31,16 +32,15 @@ def _engines(name: str, problem: Problem) -> Sequence[ModuleType]:
     """Those to choose from, the fastest first."""
     if name == "reference":
         return (reference,)
-    if name == "triton":
-        return (_triton(),)
+    if name in ("triton", "graph"):
+        return (_on_triton(name),)
     if name == "auto" and problem.x.is_cuda and find_spec("triton") is not None:
-        return traced, _triton(), events, reference
+        return traced, _on_triton("triton"), _on_triton("graph"), events, reference
     return (native, traced, events) if name == "events" else (native, traced, events, reference)
 
 
-def _triton() -> ModuleType:
+def _on_triton(name: str) -> ModuleType:
     try:
-        from skiprnn.engines import triton
+        return import_module(f"skiprnn.engines.{name}")
     except ImportError as error:
-        raise RuntimeError(f"engine='triton' needs the package triton ({error}); use engine='auto'") from error
-    return triton
+        raise RuntimeError(f"engine={name!r} needs the package triton ({error}); use engine='auto'") from error

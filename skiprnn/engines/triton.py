@@ -28,7 +28,7 @@ from skiprnn.problem import Problem, Solution, refuse_double_backward, transform
 
 LARGEST = 128  # units whose recurrent weights one program can own
 FUSED = 8  # features up to which the kernels multiply the inputs themselves, instead of one product before
-MOST_ROWS = 8  # sequences of a program
+MOST_ROWS = 4  # sequences of a program
 PLACES = 8  # skipped steps that it takes at a time, over all its sequences
 WARPS = 8
 HELD = 128  # registers of a thread that hold recurrent weights of float32
@@ -243,6 +243,7 @@ def options(
     gates = 3 if isinstance(cell, GRUCell) else 4
     padded = max(triton.next_power_of_2(hidden_size), 16)
     rows = min(triton.next_power_of_2(triton.cdiv(batch, processors)), MOST_ROWS)
+    held = HELD if rows < MOST_ROWS else HELD // 2
     # What is read, going back through all gates, a row each of what it is multiplied by.
     rows_read, across = (gates * hidden_size, padded) if backward else (hidden_size, gates * padded)
     chosen = {
@@ -250,7 +251,7 @@ def options(
         "HP": padded,
         "D": input_size if input_size <= FUSED else 0,
         "GRU": isinstance(cell, GRUCell),
-        "HELD": min(triton.cdiv(rows_read, slices), HELD * 32 * WARPS // across // slices),
+        "HELD": min(triton.cdiv(rows_read, slices), held * 32 * WARPS // across // slices),
         "ROWS": rows,
         "SLICES": slices,
         "num_warps": WARPS,

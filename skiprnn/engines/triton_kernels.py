@@ -438,36 +438,32 @@ def _share(
 ):  # fmt: skip
     """The states' share of the gates, (ROWS, HP) each, by multiply-adds; w_h is (H, N, PAD).
 
-    A warp takes every SLICES-th unit that is read; for up to four sequences at a time the weights are loaded once.
+    A warp takes every SLICES-th unit that is read. Sequences are up to four.
     """
-    PASS: tl.constexpr = ROWS if ROWS < 4 else 4
     BLOCKS: tl.constexpr = (H + SLICES - 1) // SLICES
     which = tl.arange(0, ROWS)[:, None]
-    shares = _zeros(N, ROWS, HP)
-    for begin in tl.static_range(0, ROWS, PASS):
-        row = first + begin
-        s_0 = _zeros(N, SLICES, HP)
-        s_1 = s_0
-        s_2 = s_0
-        s_3 = s_0
-        for block in tl.static_range(BLOCKS):
-            k = block * SLICES + tl.arange(0, SLICES)
-            if block < HELD:
-                weights = held[block]
-            else:
-                weights = _columns(w_h, k, H, HP, N)
-            s_0 = _plus(s_0, weights, _states(h, row, B, k, H), N)
-            if PASS > 1:
-                s_1 = _plus(s_1, weights, _states(h, row + 1, B, k, H), N)
-            if PASS > 2:
-                s_2 = _plus(s_2, weights, _states(h, row + 2, B, k, H), N)
-                s_3 = _plus(s_3, weights, _states(h, row + 3, B, k, H), N)
-        shares = _put(shares, _summed(s_0, N), which == begin, N)
-        if PASS > 1:
-            shares = _put(shares, _summed(s_1, N), which == begin + 1, N)
-        if PASS > 2:
-            shares = _put(shares, _summed(s_2, N), which == begin + 2, N)
-            shares = _put(shares, _summed(s_3, N), which == begin + 3, N)
+    s_0 = _zeros(N, SLICES, HP)
+    s_1 = s_0
+    s_2 = s_0
+    s_3 = s_0
+    for block in tl.static_range(BLOCKS):
+        k = block * SLICES + tl.arange(0, SLICES)
+        if block < HELD:
+            weights = held[block]
+        else:
+            weights = _columns(w_h, k, H, HP, N)
+        s_0 = _plus(s_0, weights, _states(h, first, B, k, H), N)
+        if ROWS > 1:
+            s_1 = _plus(s_1, weights, _states(h, first + 1, B, k, H), N)
+        if ROWS > 2:
+            s_2 = _plus(s_2, weights, _states(h, first + 2, B, k, H), N)
+            s_3 = _plus(s_3, weights, _states(h, first + 3, B, k, H), N)
+    shares = _put(_zeros(N, ROWS, HP), _summed(s_0, N), which == 0, N)
+    if ROWS > 1:
+        shares = _put(shares, _summed(s_1, N), which == 1, N)
+    if ROWS > 2:
+        shares = _put(shares, _summed(s_2, N), which == 2, N)
+        shares = _put(shares, _summed(s_3, N), which == 3, N)
     return shares
 
 
@@ -526,38 +522,35 @@ def _gradient(
     ROWS: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the states, (ROWS, HP), from that of their shares of the gates; w_h is (N*H, PAD)."""
-    PASS: tl.constexpr = ROWS if ROWS < 4 else 4
     BLOCKS: tl.constexpr = (N * H + SLICES - 1) // SLICES
     which = tl.arange(0, ROWS)
-    gradient = tl.zeros((ROWS, HP), tl.float32)
-    for begin in tl.static_range(0, ROWS, PASS):
-        at_0, on_0 = _scalars(grad_gates, start, on, which == begin)
-        at_1, on_1 = _scalars(grad_gates, start, on, which == begin + 1)
-        at_2, on_2 = _scalars(grad_gates, start, on, which == begin + 2)
-        at_3, on_3 = _scalars(grad_gates, start, on, which == begin + 3)
-        s_0 = _zeros(1, SLICES, HP)
-        s_1 = s_0
-        s_2 = s_0
-        s_3 = s_0
-        for block in tl.static_range(BLOCKS):
-            k = block * SLICES + tl.arange(0, SLICES)
-            there = k < N * H
-            if block < HELD:
-                weights = held[block]
-            else:
-                weights = _rows(w_h, k, N * H, H, HP)
-            s_0 = _plus(s_0, weights, tl.load(at_0 + k, mask=there & on_0, other=0.0)[:, None], 1)
-            if PASS > 1:
-                s_1 = _plus(s_1, weights, tl.load(at_1 + k, mask=there & on_1, other=0.0)[:, None], 1)
-            if PASS > 2:
-                s_2 = _plus(s_2, weights, tl.load(at_2 + k, mask=there & on_2, other=0.0)[:, None], 1)
-                s_3 = _plus(s_3, weights, tl.load(at_3 + k, mask=there & on_3, other=0.0)[:, None], 1)
-        gradient = tl.where((which == begin)[:, None], tl.sum(s_0[0], 0)[None, :], gradient)
-        if PASS > 1:
-            gradient = tl.where((which == begin + 1)[:, None], tl.sum(s_1[0], 0)[None, :], gradient)
-        if PASS > 2:
-            gradient = tl.where((which == begin + 2)[:, None], tl.sum(s_2[0], 0)[None, :], gradient)
-            gradient = tl.where((which == begin + 3)[:, None], tl.sum(s_3[0], 0)[None, :], gradient)
+    at_0, on_0 = _scalars(grad_gates, start, on, which == 0)
+    at_1, on_1 = _scalars(grad_gates, start, on, which == 1)
+    at_2, on_2 = _scalars(grad_gates, start, on, which == 2)
+    at_3, on_3 = _scalars(grad_gates, start, on, which == 3)
+    s_0 = _zeros(1, SLICES, HP)
+    s_1 = s_0
+    s_2 = s_0
+    s_3 = s_0
+    for block in tl.static_range(BLOCKS):
+        k = block * SLICES + tl.arange(0, SLICES)
+        there = k < N * H
+        if block < HELD:
+            weights = held[block]
+        else:
+            weights = _rows(w_h, k, N * H, H, HP)
+        s_0 = _plus(s_0, weights, tl.load(at_0 + k, mask=there & on_0, other=0.0)[:, None], 1)
+        if ROWS > 1:
+            s_1 = _plus(s_1, weights, tl.load(at_1 + k, mask=there & on_1, other=0.0)[:, None], 1)
+        if ROWS > 2:
+            s_2 = _plus(s_2, weights, tl.load(at_2 + k, mask=there & on_2, other=0.0)[:, None], 1)
+            s_3 = _plus(s_3, weights, tl.load(at_3 + k, mask=there & on_3, other=0.0)[:, None], 1)
+    gradient = tl.zeros((ROWS, HP), tl.float32) + tl.sum(s_0[0], 0)[None, :]
+    if ROWS > 1:
+        gradient = tl.where((which == 1)[:, None], tl.sum(s_1[0], 0)[None, :], gradient)
+    if ROWS > 2:
+        gradient = tl.where((which == 2)[:, None], tl.sum(s_2[0], 0)[None, :], gradient)
+        gradient = tl.where((which == 3)[:, None], tl.sum(s_3[0], 0)[None, :], gradient)
     return gradient
 
 
