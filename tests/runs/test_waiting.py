@@ -21,6 +21,7 @@ from pipelines.runs.checkpoints import Progress
 from pipelines.runs.model import build_model
 from pipelines.runs.training import train
 from pipelines.tasks import Adding, Imdb, Mnist, OwnClasses, OwnLabels, OwnNumbers, OwnTags, Sine, Ucf101, Videos
+from tests.gpu import on_gpu, places, waits_for_a_gpu
 from tests.videos import COUNTS, STEPS, WIDTH, entries_of, features_of
 
 N, T = 10, 9  # sequences, steps
@@ -31,7 +32,6 @@ steps = pytest.mark.parametrize("name", [
     "adding", "sine", "mnist", "imdb", "imdb with lengths", "ucf101", "videos with lengths", "own classes", "own tags",
     "own labels", "own labels of steps", "own number", "own numbers of steps", "target usage", "keep", "plain",
 ])  # fmt: skip
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def case(name):
@@ -182,26 +182,7 @@ def test_batches_from_a_file_are_not_waited_for(video_file, config):
     batches.close()
 
 
-def waits_for_a_gpu(work):
-    """Where work waits for the GPU, as torch tells it."""
-    torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            work()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return places(told)
-
-
-def places(told):
-    """Where the host waited, of the warnings it was told."""
-    return [f"{one.filename}:{one.lineno}" for one in told if "synchronizing CUDA operation" in str(one.message)]
-
-
-@pytest.mark.gpu
-@needs_gpu
+@on_gpu
 @steps
 def test_on_a_gpu_a_step_waits_for_nothing(name, config):
     step = steps_on(torch.device("cuda"), name, config)
@@ -209,8 +190,7 @@ def test_on_a_gpu_a_step_waits_for_nothing(name, config):
         assert waits_for_a_gpu(step) == []
 
 
-@pytest.mark.gpu
-@needs_gpu
+@on_gpu
 @pytest.mark.parametrize("engine", ["reference", "triton"])
 @pytest.mark.parametrize("fresh", [False, True])
 def test_on_a_gpu_training_waits_where_its_engine_does(make_run, engine, fresh):
@@ -235,8 +215,7 @@ def test_on_a_gpu_training_waits_where_its_engine_does(make_run, engine, fresh):
     assert len(found) <= 10 * (engine == "triton"), found  # for the number of updates, once a step
 
 
-@pytest.mark.gpu
-@needs_gpu
+@on_gpu
 def test_on_a_gpu_batches_from_a_file_are_not_waited_for(video_file, config, monkeypatch):
     monkeypatch.setattr(feature_file, "SHARE", 0.0)
     device, split = torch.device("cuda"), read_features(video_file).splits["train"]
