@@ -99,7 +99,7 @@ class DataFile:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, for which the host does not wait: a GPU fetches it from pinned memory when its turn comes."""
+    """A tensor on a device, for which the host does not wait: a GPU fetches it from pinned memory in its turn."""
     here = tensor.pin_memory() if device.type == "cuda" and tensor.is_cpu else tensor
     return here.to(device, non_blocking=True)
 

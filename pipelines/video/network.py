@@ -110,7 +110,7 @@ class FrameNetwork(nn.Module):
         if features.is_cpu:
             return lambda: features[clip.places]
         here = torch.empty(features.shape, pin_memory=True).copy_(features, non_blocking=True)
-        done = torch.cuda.Event()
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
 
         def wait() -> Tensor:

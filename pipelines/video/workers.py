@@ -1,8 +1,8 @@
 """Runs the same function on many videos: in processes of this machine, or as Ray actors on a cluster.
 
 A CPU works best on whole videos, one thread each, so its processes decode and compute features. A GPU has one process
-that computes features, fed by others that decode; it is given a video before it is done with the last. Jobs are taken from their iterator only when a worker is free, so
-that whoever makes them may decide late.
+that computes features, fed by others that decode, and is given a video before it is done with the last. Jobs are taken
+from their iterator only when a worker is free, so that whoever makes them may decide late.
 """
 
 from collections import deque
