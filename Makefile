@@ -7,7 +7,7 @@ CONSTRAINTS := $(if $(LATEST),,constraints/known-good.txt)
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test test-oldest test-latest lint campaign sanitize constraints clean
+.PHONY: install demo test gpu-test test-oldest test-latest lint campaign sanitize constraints clean
 
 install: $(VENV)/installed
 
@@ -27,6 +27,11 @@ demo: install
 
 test: lint
 	$(BIN)/python $(PYTEST)
+
+# The tests that say something of a GPU, on this machine's: engines and their kernels, training, features of videos.
+gpu-test: install
+	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("torch finds no CUDA device here")'
+	env -u TRITON_INTERPRET $(BIN)/python -m pytest -p no:xdist -m gpu
 
 # The suite with the oldest versions that pyproject.toml admits, and with the newest, in environments of their own.
 test-oldest:

@@ -65,7 +65,8 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                          help="auto: CUDA where there is one."),
             click.option("--jobs", type=click.IntRange(min=1),
-                         help="Runs trained at once.  [default: one a CPU core, or 4 a GPU]"),
+                         help="Runs trained at once, each in a process with its share of the CPU cores; GPUs are dealt "
+                         "out to them in turn.  [default: one a CPU core, or 4 a GPU]"),
             click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
                          help="Processes of this machine, or actors of a Ray cluster (extra: ray)."),
             click.option("--ray-address", help="The cluster's address.  [default: RAY_ADDRESS, or start one here]"),

@@ -27,6 +27,13 @@ from skiprnn import compiled
 from skiprnn_cli.main import cli
 
 SIZES = {"train": 96, "val": 16, "test": 16}
+ON_GPU = ("test_events", "test_golden", "test_graph", "test_triton")  # whose tests all say something of a GPU
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.startswith(ON_GPU):
+            item.add_marker("gpu")
 
 
 @pytest.fixture(scope="session", autouse=True)

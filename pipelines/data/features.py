@@ -119,7 +119,7 @@ class FlatSequences:
             self.rows[start : start + count] for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
         ]
         x = torch.stack([torch.nn.functional.pad(part, (0, 0, 0, self.steps - len(part))) for part in parts])
-        return Sequences(x, y, None if self.reads_padding else counts).to(self.device)
+        return Sequences(x, y, None if self.reads_padding else counts).sent(self.device)
 
     __getitem__ = take  # what a DataLoader calls
 

@@ -68,6 +68,14 @@ class Sequences:
     def to(self, device: torch.device | str) -> "Sequences":
         return self._map(lambda tensor: tensor.to(device))
 
+    def sent(self, device: torch.device) -> "Sequences":
+        """The sequences on a device, for which the host does not wait."""
+        return self._map(lambda tensor: sent(tensor, device))
+
+    def pin_memory(self) -> "Sequences":
+        """The sequences where a GPU fetches them by itself: what a DataLoader calls."""
+        return self._map(Tensor.pin_memory)
+
     def ends(self) -> list[int]:
         """The steps of each sequence."""
         return [self.steps] * len(self) if self.lengths is None else self.lengths.tolist()
@@ -88,6 +96,12 @@ class DataFile:
     attributes: dict[str, Any]
     splits: dict[str, Split]
     extra: dict[str, npt.NDArray[Any]]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, for which the host does not wait: a GPU fetches it from pinned memory in its turn."""
+    here = tensor.pin_memory() if device.type == "cuda" and tensor.is_cpu else tensor
+    return here.to(device, non_blocking=True)
 
 
 def mean_steps(split: Split) -> float:

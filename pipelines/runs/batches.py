@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipelines.data.features import FlatSequences
-from pipelines.data.sequences import Sequences, Split
+from pipelines.data.sequences import Sequences, Split, sent
 from pipelines.errors import SkipRNNError
 from pipelines.parallel.team import ALONE, Team
 from pipelines.runs.config import TrainConfig
@@ -37,26 +37,26 @@ def batches_after(
             step += 1
             joint = task.sample(config.batch_size, generator(config.seed, "batch", step, device=device))
             yield joint if team.size == 1 else joint.take(team.part(config.batch_size))
-    split = splits["train"]
-    rows = _rows_after(step, len(split), config, team)
+    split, cpu = splits["train"], torch.device("cpu")
     if isinstance(split, FlatSequences) and split.streams:  # from the file, ahead of the step that needs them
         loader: DataLoader[Sequences] = DataLoader(
-            replace(split, device=torch.device("cpu")),  # type: ignore[arg-type]
-            sampler=rows,
+            replace(split, device=cpu),  # type: ignore[arg-type]
+            sampler=_rows_after(step, len(split), config, team, cpu),
             batch_size=None,
             num_workers=LOADERS,
             multiprocessing_context="spawn",
+            pin_memory=device.type == "cuda",
         )
-        yield from (batch.to(device) for batch in loader)
+        yield from (batch.sent(device) for batch in loader)
     else:
-        yield from (split.take(chosen.to(device)) for chosen in rows)
+        yield from map(split.take, _rows_after(step, len(split), config, team, device))
 
 
-def _rows_after(step: int, size: int, config: TrainConfig, team: Team) -> Iterator[Tensor]:
-    """The row numbers of the batches that follow ``step``, without end."""
+def _rows_after(step: int, size: int, config: TrainConfig, team: Team, device: torch.device) -> Iterator[Tensor]:
+    """The row numbers of the batches that follow ``step``, without end, an epoch's sent to a device at once."""
     while True:
         epoch, done = divmod(step, math.ceil(size / config.batch_size))
         order = np.random.default_rng(derive_seed(config.seed, "epoch", epoch)).permutation(size)
-        for rows in torch.split(torch.from_numpy(order), config.batch_size)[done:]:
+        for rows in torch.split(sent(torch.from_numpy(order), device), config.batch_size)[done:]:
             yield rows[team.part(len(rows))]
             step += 1

@@ -70,7 +70,7 @@ def evaluate_run(
     sequences = trained.sequences
     torch.manual_seed(derive_seed(config.seed, "evaluate"))
     outputs: list[Tensor] = []
-    result = evaluate(model, task, sequences, config, on_output=lambda output: outputs.append(output.cpu()))
+    result = evaluate(model, task, sequences, config, on_output=outputs.append)
     ends = None if sequences.lengths is None else sequences.lengths.cpu()
     batch = sequences.take(slice(config.batch_size))
     steps = sequences.steps if sequences.lengths is None else sequences.lengths.double().mean().item()
@@ -87,7 +87,7 @@ def evaluate_run(
         sequences=len(sequences),
         metric_name=task.metric_name,
         metric=result.metric,
-        other_metrics=task.other_metrics(torch.cat(outputs), sequences.y.cpu(), ends),
+        other_metrics=task.other_metrics(torch.cat(outputs).cpu(), sequences.y.cpu(), ends),
         solved=task.solved(result.metric),
         steps_per_sequence=steps,
         used_mean=result.used_mean,

@@ -1,7 +1,16 @@
 """What losses and metrics of several answers are made of: steps of a sequence, F1 and average precision."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
+
+
+@cache
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of a task, which the host would wait to see copied to a GPU if that were done in each step."""
+    with torch.inference_mode(False):  # they are for training too
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def is_step(target: Tensor, lengths: Tensor | None) -> Tensor:

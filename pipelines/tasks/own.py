@@ -13,6 +13,7 @@ from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 from pipelines.tasks.base import FINITE, ClassificationTask, RegressionTask, Task, Usage, check_classes
 from pipelines.tasks.measures import (
+    constant,
     hits,
     is_step,
     items,
@@ -237,7 +238,7 @@ class OwnNumbers(RegressionTask, _Own):
         return (len(self.names),) if len(self.names) > 1 else ()
 
     def loss(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        std = prediction.new_tensor(self.target_std)
+        std = constant(self.target_std, prediction.dtype, prediction.device)
         losses = (self._errors(prediction, target) / (2 * std.square())).mean(-1)
         return (mean_of_steps(losses, lengths) if self.each_step else losses).mean()
 
@@ -269,7 +270,8 @@ class OwnNumbers(RegressionTask, _Own):
         return curves(usage, self.signal, self.signal_name, self.names, y, self._values(usage.outputs))
 
     def _values(self, output: Tensor) -> Tensor:
-        return output * output.new_tensor(self.target_std) + output.new_tensor(self.target_mean)
+        mean, std = (constant(values, output.dtype, output.device) for values in (self.target_mean, self.target_std))
+        return output * std + mean
 
     def _errors(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (self._values(prediction) - target.reshape(prediction.shape)).square()

@@ -4,7 +4,8 @@ import copy
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,6 +18,7 @@ from torchvision.models import get_model, get_model_weights
 
 from pipelines.data import memory
 from pipelines.data.doors import file_digest, opening
+from pipelines.data.sequences import sent
 from pipelines.errors import SkipRNNError
 from pipelines.video.decode import CROP, Clip, printable
 
@@ -90,16 +92,32 @@ class FrameNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
-        x = (frames.to(self.mean.device, non_blocking=True).float() / 255 - self.mean) / self.std
+        x = (sent(frames, self.mean.device).float() / 255 - self.mean) / self.std
         if x.device.type == "cpu" and self.products == torch.float32 and _ONEDNN:
             if not self._packed:
                 self._packed.append(_packed(self.trunk))
             return cast(Tensor, self._packed[0](x.to_mkldnn()).to_dense())
-        return cast(Tensor, self.trunk(x.to(self.products, memory_format=torch.channels_last)))
+        with _without_tf32() if x.is_cuda else nullcontext():
+            return cast(Tensor, self.trunk(x.to(self.products, memory_format=torch.channels_last)))
 
     def of_clip(self, clip: Clip, batch_size: int) -> Tensor:
         """The features of each step of a clip, (T, D) on the CPU."""
-        return torch.cat([self(frames).cpu() for frames in torch.split(clip.frames, batch_size)])[clip.places]
+        return self.begin(clip, batch_size)()
+
+    def begin(self, clip: Clip, batch_size: int) -> Callable[[], Tensor]:
+        """Give a GPU the work of ``of_clip``; what is returned waits for it."""
+        features = torch.cat([self(frames) for frames in torch.split(clip.frames, batch_size)])
+        if features.is_cpu:
+            return lambda: features[clip.places]
+        here = torch.empty(features.shape, pin_memory=True).copy_(features, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+
+        def wait() -> Tensor:
+            done.synchronize()
+            return here[clip.places]
+
+        return wait
 
     @property
     def width(self) -> int:
@@ -138,6 +156,18 @@ class _PackedConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.mkldnn_convolution(x, self._weight, self._bias, *self._how)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolutions of float32 that are of float32: cuDNN's are of TensorFloat-32 unless told otherwise."""
+    of_convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = of_convolutions.fp32_precision
+    of_convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        of_convolutions.fp32_precision = before
 
 
 class _ToFloat32(nn.Module):

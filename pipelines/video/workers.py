@@ -1,10 +1,11 @@
 """Runs the same function on many videos: in processes of this machine, or as Ray actors on a cluster.
 
 A CPU works best on whole videos, one thread each, so its processes decode and compute features. A GPU has one process
-that computes features, fed by others that decode. Jobs are taken from their iterator only when a worker is free, so
-that whoever makes them may decide late.
+that computes features, fed by others that decode, and is given a video before it is done with the last. Jobs are taken
+from their iterator only when a worker is free, so that whoever makes them may decide late.
 """
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ Extractor = Callable[[Iterator[Job], FrameNetwork, Recipe], Results]
 def extract(job: Job, network: FrameNetwork, recipe: Recipe) -> Result:
     """A video's features."""
     clip = decode(job, recipe)
-    return clip if isinstance(clip, Failed) else features_of(clip, network, recipe)
+    return clip if isinstance(clip, Failed) else Extracted(network.of_clip(clip, recipe.batch_size), clip.about)
 
 
 def decode(job: Job, recipe: Recipe) -> Clip | Failed:
@@ -76,27 +77,31 @@ def decode(job: Job, recipe: Recipe) -> Clip | Failed:
         return Failed(f"{type(error).__name__}: {error}")
 
 
-def features_of(clip: Clip, network: FrameNetwork, recipe: Recipe) -> Extracted:
-    """A decoded video's features."""
-    return Extracted(network.of_clip(clip, recipe.batch_size), clip.about)
-
-
 def local(workers: int) -> Extractor:
     """Processes of this machine."""
 
     def run(jobs: Iterator[Job], network: FrameNetwork, recipe: Recipe) -> Results:
         begin = partial(_begin, network if network.mean.device.type == "cpu" else None, recipe)
         found = map_in_processes(workers, _work, jobs, ahead=AHEAD, begin=begin)
+        begun: deque[tuple[Job, Decoded, Callable[[], Tensor]]] = deque()  # videos that a GPU is at
         with closing(found):
             for job, result in found:
                 if isinstance(result, Clip):
-                    yield job, features_of(result, network, recipe)
+                    begun.append((job, result.about, network.begin(result, recipe.batch_size)))
                 elif isinstance(result, Exception):
                     yield job, Failed("the process that read it died, for want of memory or by a fault of the decoder")
                 else:
                     yield job, result
+                if len(begun) > 1:  # while it is at the next one, the last is stored
+                    yield _ended(*begun.popleft())
+            while begun:
+                yield _ended(*begun.popleft())
 
     return run
+
+
+def _ended(job: Job, about: Decoded, wait: Callable[[], Tensor]) -> tuple[Job, Result]:
+    return job, Extracted(wait(), about)
 
 
 _network: FrameNetwork | None

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines.errors import SkipRNNError
 from pipelines.grids import sweep
@@ -20,10 +21,12 @@ from pipelines.grids.paper import NUMBERS, table
 from pipelines.grids.report import count_figures, write_report
 from pipelines.grids.results import COLUMNS, cells, latex, lines_of, markdown, read_results, write_results
 from pipelines.grids.sweep import evaluate_all, grid, grid_of_table, local, on_ray, others, plan, train_all, train_one
+from pipelines.parallel import processes
 from pipelines.runs.directory import load_config, load_outcome, read_metrics
 from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding
+from tests.gpu import on_gpu
 from tests.runs import inline
 
 
@@ -95,6 +98,44 @@ def test_a_grid_is_trained_and_finished_runs_are_kept(configs, tmp_path):
     more = plan(tmp_path, [*configs, replace(configs[0], seed=2)])
     train_all(more, inline, lambda run, reason: ended.append(run))
     assert len(ended) == 5
+
+
+def test_runs_share_out_gpus_and_cores(configs, tmp_path, monkeypatch):
+    asked, started = [], []
+
+    class Worker:
+        queue = ()
+
+        def __init__(self, work, start):
+            started.append(start[:2])  # threads, and which GPU
+
+        def take(self, job):
+            return True
+
+        def end(self):
+            pass
+
+    def map_in_processes(count, work, jobs, **how):
+        asked.append(count)
+        return processes.map_in_processes(count, work, iter(()), **how)
+
+    monkeypatch.setattr(processes, "_Worker", Worker)
+    monkeypatch.setattr(sweep, "map_in_processes", map_in_processes)
+    monkeypatch.setattr(sweep, "choose_device", torch.device)
+    monkeypatch.setattr(sweep, "cores", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    runs = plan(tmp_path, [replace(configs[0], device="cuda", seed=seed) for seed in range(9)])
+    for jobs in (None, 3, 20):
+        list(local(jobs)(runs))
+    assert asked == [8, 3, 9]  # four a GPU, or as told, and no more than there are
+    assert started == [(1, n % 2) for n in range(8)] + [(2, n % 2) for n in range(3)] + [(1, n % 2) for n in range(9)]
+
+
+@on_gpu
+def test_several_processes_train_on_one_gpu(configs, tmp_path):
+    runs = plan(tmp_path, [replace(config, device="cuda") for config in configs[1:]])
+    assert train_all(runs, local(3), lambda run, reason: None) == {}
+    assert [load_outcome(run.path)["reason"] for run in runs] == ["finished"] * 3
 
 
 def test_an_interrupted_run_goes_on(configs, tmp_path):

@@ -9,6 +9,7 @@ from pipelines.runs.evaluation import evaluate, evaluate_run
 from pipelines.runs.load import load_run
 from pipelines.runs.model import build_model, without_skipping
 from pipelines.tasks import Adding, Sine
+from tests.gpu import on_gpu
 
 
 def test_an_evaluation_that_fails_leaves_training_mode_as_it_was(make_run, monkeypatch):
@@ -83,7 +84,7 @@ def test_no_cuda(make_run):
         evaluate_run(make_run(), device="cuda")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_gpu
 def test_cuda_equals_cpu(make_run):
     run = make_run(steps=1)
     assert evaluate_run(run, device="cuda").metric == pytest.approx(evaluate_run(run).metric, rel=1e-4)

@@ -192,6 +192,7 @@ def test_bfloat16_trains_as_float32_does(make_run):
     assert last["val"]["loss"] < 0.9 * first["val"]["loss"]
 
 
+@pytest.mark.gpu
 def test_the_gpu_engine_trains_and_is_evaluated_anywhere(make_run, monkeypatch):
     triton_events = pytest.importorskip("skiprnn.engines.triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -204,6 +205,7 @@ def test_the_gpu_engine_trains_and_is_evaluated_anywhere(make_run, monkeypatch):
     assert load_run(run, device="cpu").model.rnn.engine == "auto"
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("options", "message"),
     [

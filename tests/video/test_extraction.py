@@ -11,6 +11,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -440,6 +441,36 @@ def test_processes_that_decode_feed_a_network_elsewhere(folder):
     clips = {job.name: clip for job, clip in map_in_processes(1, workers._work, jobs, begin=begin)}
     for name in names:
         assert torch.equal(clips[name].frames, read_clip(folder / name, Sampling(10, 2), 224).frames)
+
+
+class Elsewhere:
+    """A network on a GPU, as whoever feeds it sees it."""
+
+    mean = SimpleNamespace(device=torch.device("cuda"))
+
+    def __init__(self):
+        self.done = []
+
+    def begin(self, clip, batch_size):
+        self.done.append("begun")
+
+        def wait():
+            self.done.append("ended")
+            return TinyNetwork().of_clip(clip, batch_size)
+
+        return wait
+
+
+def test_a_gpu_has_the_next_video_before_it_is_done_with_the_last(tmp_path):
+    folder = write_folder(tmp_path / "videos", each=4)
+    (folder / "class0/clip02.avi").write_bytes(b"no video")
+    videos, network = own_videos(folder), Elsewhere()
+    options = {"executor": local(1), "allow_failures": True}
+    done = extract_features(videos, tmp_path / "out.h5", tiny_task(videos.classes), network, **options)
+    assert (done.extracted, list(done.failed)) == (7, ["class0/clip02.avi"])
+    assert network.done == ["begun", *["begun", "ended"] * 6, "ended"]
+    run(folder, tmp_path / "here.h5", allow_failures=True)
+    assert content(tmp_path / "out.h5") == content(tmp_path / "here.h5")
 
 
 class Slow(TinyNetwork):

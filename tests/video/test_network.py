@@ -13,7 +13,8 @@ from torchvision.models import ResNet50_Weights, resnet18, resnet50
 from pipelines.data import memory
 from pipelines.errors import SkipRNNError
 from pipelines.video.decode import Clip, Decoded, prepare
-from pipelines.video.network import load_network
+from pipelines.video.network import _without_tf32, load_network
+from tests.gpu import on_gpu, waits_for_a_gpu
 
 
 def frames(count, seed=0):
@@ -60,6 +61,29 @@ def test_steps_that_share_a_frame_share_its_features():
     assert features.shape == (5, 512)
     assert torch.equal(features[0], features[1])
     assert not torch.equal(features[1], features[2])
+
+
+def test_float32_on_a_gpu_is_not_tensorfloat32():
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    with _without_tf32():
+        assert convolutions.fp32_precision == "ieee"
+    assert convolutions.fp32_precision == before
+
+
+@on_gpu
+@pytest.mark.parametrize(("precision", "apart"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_features_of_a_gpu_are_those_of_the_cpu(precision, apart):
+    clip = clip_of(frames(5))
+    network, origin = load_network("resnet50", "random:3", precision=precision, device="cuda")
+    expected = load_network("resnet50", "random:3", precision="float32")[0].of_clip(clip, 2)
+    assert origin.precision == precision
+    waiting = []
+    for _ in range(2):  # the first call sets up
+        begun = []
+        waiting = waits_for_a_gpu(lambda: begun.append(network.begin(clip, 2)))  # noqa: B023
+    assert waiting == []
+    assert ((begun[0]() - expected).norm(dim=1) / expected.norm(dim=1)).max() < apart
 
 
 @pytest.fixture
