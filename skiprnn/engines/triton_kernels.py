@@ -67,12 +67,12 @@ def forward(
             h_new = (1 - z) * n + z * h_now
             c_new = h_new
         else:
-            i, f, g, o = _lstm(xs, hs)
+            i, f, g, o = _lstm(xs[0] + hs[0], xs[1] + hs[1], xs[2] + hs[2], xs[3] + hs[3])
             c_new = f * c_now + i * g
             h_new = o * _tanh(c_new)
         h_now = tl.where(on[:, None], h_new, h_now)
         c_now = tl.where(on[:, None], c_new, c_now)
-        p_now = tl.where(on, _sigmoid(tl.sum(c_now * _vector(w_p, 0, unit, H)[None, :], 1) + b_gate), p_now)
+        p_now = tl.where(on, _sigmoid(tl.sum(c_now * _vector(w_p, unit, H)[None, :], 1) + b_gate), p_now)
         if not BF16:
             tl.debug_barrier()
             tl.store(h_end + own, h_now, mask=there)
@@ -230,11 +230,11 @@ def backward(
                 if GRU:
                     _, z, n = _gru(xs, hs)
                     moved = (1 - z) * (n - h_now[:, None, :])  # candidate minus state
-                    logit = tl.sum((h_now[:, None, :] + moved) * _vector(w_p, 0, unit, H), 2)
+                    logit = tl.sum((h_now[:, None, :] + moved) * _vector(w_p, unit, H), 2)
                 else:
-                    i, f, g, o = _lstm(xs, hs)
+                    i, f, g, o = _lstm(xs[0] + hs[0], xs[1] + hs[1], xs[2] + hs[2], xs[3] + hs[3])
                     c_new = f * c_now[:, None, :] + i * g
-                    logit = tl.sum(c_new * _vector(w_p, 0, unit, H), 2)
+                    logit = tl.sum(c_new * _vector(w_p, unit, H), 2)
                     moved = o * _tanh(c_new) - h_now[:, None, :]
                 if HAS_OUTPUT:  # the gradient of the state grows by each step's, going back
                     arriving = tl.load(
@@ -282,7 +282,7 @@ def backward(
             gu += tl.load(grad_gate + far * gg_t + row * gg_b, mask=on, other=0.0)
         d_logit = tl.where(on, gp * p_now * (1 - p_now), 0.0)
         tl.store(grad_logit + at, d_logit, mask=j >= 0)
-        through_gate = d_logit[:, None] * _vector(w_p, 0, unit, H)[None, :]
+        through_gate = d_logit[:, None] * _vector(w_p, unit, H)[None, :]
         if GRU:
             grad_new = G_h + through_gate
             r, z, n = _gru(xs, hs)
@@ -294,7 +294,7 @@ def backward(
         else:
             c_old = tl.load(c_rows + (before[:, None] * H + unit[None, :]), mask=mine, other=0.0)
             gu += tl.sum(tl.where(mine, (c_now - c_old) * G_c, 0.0), 1)
-            i, f, g, o = _lstm(xs, hs)
+            i, f, g, o = _lstm(xs[0] + hs[0], xs[1] + hs[1], xs[2] + hs[2], xs[3] + hs[3])
             tanh_c = _tanh(c_now)
             grad_new = G_c + through_gate + G_h * o * (1 - tanh_c * tanh_c)
             d_0 = tl.where(mine, grad_new * g * i * (1 - i), 0.0)
@@ -384,9 +384,8 @@ def _vectors(vectors, unit, H: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def _vector(vectors, gate: tl.constexpr, unit, H: tl.constexpr):
-    """A gate's part of a (G*H,) vector, (HP,)."""
-    return tl.load(vectors + (unit + gate * H), mask=unit < H, other=0.0)
+def _vector(vector, unit, H: tl.constexpr):
+    return tl.load(vector + unit, mask=unit < H, other=0.0)
 
 
 @triton.jit
@@ -586,8 +585,8 @@ def _rounded_share(h_now, matrices, N: tl.constexpr):
 
 
 @triton.jit
-def _lstm(x, h):
-    return _sigmoid(x[0] + h[0]), _sigmoid(x[1] + h[1]), _tanh(x[2] + h[2]), _sigmoid(x[3] + h[3])
+def _lstm(i, f, g, o):
+    return _sigmoid(i), _sigmoid(f), _tanh(g), _sigmoid(o)
 
 
 @triton.jit
