@@ -248,7 +248,7 @@ class SkipLSTM(SkipRNN):
         engine: ``"reference"``, the definition, computes every step; ``"events"`` computes updates and, in the
             backward pass, candidates of skipped steps, with the same results; ``"triton"`` does so in one GPU kernel
             each way, for one layer of up to 128 float32 units; ``"graph"`` on a GPU for any number of layers and units,
-            in the library's products; ``"auto"`` is events where that can run, else the reference: see the README. A
+            in the library's products; ``"auto"`` is the fastest of them that can run: see the README. A
             named engine that cannot run raises ``RuntimeError``.
         device: where the parameters lie.
         dtype: of the parameters; the gate is computed in float32 or better whatever it is, under autocast too.

@@ -5,7 +5,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 
@@ -59,6 +58,8 @@ def write_video(
     times = [number / rate for number in range(times)] if isinstance(times, int) else times
     base = 1 / rate if all((time * rate).denominator == 1 for time in times) else Fraction(1, 60_000)
     path.parent.mkdir(parents=True, exist_ok=True)
+    import av
+
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
@@ -74,6 +75,8 @@ def write_video(
 
 def write_sound(path: Path) -> Path:
     """A file of half a second of silence, without video."""
+    import av
+
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mp2", rate=44_100)
         for start in range(0, 22_050, 1_152):

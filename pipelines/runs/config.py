@@ -141,7 +141,7 @@ CHOICES = {
     "task": TASK_NAMES,
     "preset": ("quick", "settled", "paper"),
     "cell": ("lstm", "gru", "rnn", "rnn-relu", "ln-lstm", "ln-gru"),
-    "engine": ("auto", "events", "reference", "triton"),
+    "engine": ("auto", "events", "reference", "triton", "graph"),
     "lr_schedule": ("constant", "cosine", "linear"),
     "on_collapse": ("warn", "stop", "rewind"),
     "device": ("auto", "cpu", "cuda"),

@@ -14,6 +14,7 @@ from pipelines.runs.directory import load_config, load_task
 from pipelines.runs.edits import edits_of_config, refuse_edits
 from pipelines.runs.model import SequenceModel, build_model
 from pipelines.tasks import Task, load_data, task_of_attributes
+from skiprnn.engines import ON_GPUS
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None
     if saved.progress.task not in (None, attributes):
         raise SkipRNNError(f"{path} was edited since the run was trained; `skiprnn train --resume {run}` restores it")
     where = choose_device(device or config.device)
-    anywhere = config if where.type == "cuda" or config.engine != "triton" else replace(config, engine="auto")
+    anywhere = config if where.type == "cuda" or config.engine not in ON_GPUS else replace(config, engine="auto")
     model = build_model(anywhere, task)
     weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
     check_tensors(weights, model.state_dict(), f"the checkpoint {checkpoint!r} of {run}")

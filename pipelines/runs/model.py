@@ -1,5 +1,6 @@
 """The network of every task: a recurrent stack and a linear head on its last state, or on that of every step."""
 
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from pipelines.runs.config import TrainConfig
 from pipelines.tasks import Task
 from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipRNN, Stream
 from skiprnn.cells import GRUCell, LSTMCell
+from skiprnn.engines import ON_GPUS
 from skiprnn.stack import RecurrentStack
 
 OPEN = 100.0  # bias of a gate that opens at every step
@@ -95,17 +97,19 @@ def check_engine(config: TrainConfig, device: torch.device) -> None:
     Raises:
         SkipRNNError: it cannot.
     """
-    if config.engine != "triton" or not config.skip:
+    if config.engine not in ON_GPUS or not config.skip:
         return
     try:
-        from skiprnn.engines import triton
+        engine = import_module(f"skiprnn.engines.{config.engine}")
     except ImportError as error:
-        raise SkipRNNError("--engine triton needs the package triton; install it, or use auto") from error
+        raise SkipRNNError(f"--engine {config.engine} needs the package triton; install it, or use auto") from error
     if config.min_skip or config.max_skip is not None:
-        raise SkipRNNError("--engine triton has no bounds of how many samples are skipped; use auto or events")
-    reason = triton.unfit(cell_of(config), config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
+        raise SkipRNNError(
+            f"--engine {config.engine} has no bounds of how many samples are skipped; use auto or events"
+        )
+    reason = engine.unfit(cell_of(config), config.num_layers, config.hidden_size, [torch.empty(0, device=device)])
     if reason:
-        raise SkipRNNError(f"--engine triton cannot train this: {reason}; use auto or events")
+        raise SkipRNNError(f"--engine {config.engine} cannot train this: {reason}; use auto or events")
 
 
 def without_skipping(model: SequenceModel) -> SequenceModel:

@@ -11,6 +11,7 @@ from skiprnn.problem import Problem, Solution
 
 ENGINES = ("auto", "reference", "events", "triton", "graph")
 """The names that a user may give."""
+ON_GPUS = ("triton", "graph")  # alone
 
 
 def solve(name: str, problem: Problem) -> Solution:
@@ -32,7 +33,7 @@ def _engines(name: str, problem: Problem) -> Sequence[ModuleType]:
     """Those to choose from, the fastest first."""
     if name == "reference":
         return (reference,)
-    if name in ("triton", "graph"):
+    if name in ON_GPUS:
         return (_on_triton(name),)
     if name == "auto" and problem.x.is_cuda and find_spec("triton") is not None:
         return traced, _on_triton("triton"), _on_triton("graph"), events, reference

@@ -22,6 +22,7 @@ from skiprnn.cells import Cell, GRUCell, LSTMCell
 from skiprnn.engines import graph_kernels as kernels
 from skiprnn.engines.graph_iterations import Backward, Forward, Kept, Segment, Size, segment_span
 from skiprnn.engines.graph_parallel import Saved, WeightGradients, skipped_candidates
+from skiprnn.engines.triton import unfit_device
 from skiprnn.gate import UNBOUNDED, saturated
 from skiprnn.problem import Problem, Solution, grouped, refuse_double_backward, transformed
 
@@ -36,18 +37,18 @@ def why_not(problem: Problem) -> str | None:
         return "it has no dropout between layers"
     if problem.x.is_cuda and torch.cuda.is_current_stream_capturing():
         return "it captures graphs itself and cannot be captured"
-    return transformed() or unfit(problem.cell, problem.tensors())
+    return transformed() or unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
 
 
-def unfit(cell: Cell, tensors: Sequence[Tensor]) -> str | None:
-    """Why this engine cannot run a cell on such tensors; None if it can."""
+def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
+    """Why this engine cannot run a stack, of any size, on such tensors; None if it can."""
     if type(cell) not in (LSTMCell, GRUCell):
         return f"it has no {type(cell).__name__}, only the LSTM and the GRU, and of that not reset_after=False"
     if wrong := {str(tensor.dtype) for tensor in tensors if tensor.dtype != torch.float32}:
         return f"it computes float32 tensors (under autocast with bfloat16 products), not {', '.join(sorted(wrong))}"
-    kind = tensors[0].device.type
-    if not (kind == "cuda" or (kind == "cpu" and knobs.runtime.interpret)):
-        return f"it runs on CUDA devices, not on {tensors[0].device}"
+    device, kind = tensors[0].device, tensors[0].device.type
+    if not (kind == "cpu" and knobs.runtime.interpret) and (lacking := unfit_device(device)):
+        return lacking
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != torch.bfloat16:
         return f"it computes in float32 and bfloat16, not under autocast to {torch.get_autocast_dtype(kind)}"
     return None

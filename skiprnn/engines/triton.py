@@ -31,7 +31,7 @@ FUSED = 8  # features up to which the kernels multiply the inputs themselves, in
 MOST_ROWS = 4  # sequences of a program
 PLACES = 8  # skipped steps that it takes at a time, over all its sequences
 WARPS = 8
-HELD = 128  # registers of a thread that hold recurrent weights of float32
+HELD = 128  # registers of a thread that hold recurrent weights of float32, going forward
 STEPS = 8  # of a sequence, that a program of the kernels around the loops takes
 OLDEST = (8, 0)  # GPUs, for whose products of bfloat16 the kernels are made
 WIDEST = 1024  # columns that it copies at a time
@@ -59,11 +59,11 @@ def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tenso
         return f"it computes float32 tensors (under autocast with bfloat16 products), not {', '.join(sorted(wrong))}"
     if knobs.runtime.interpret:
         return None
-    return _unfit_device(tensors[0].device)
+    return unfit_device(tensors[0].device)
 
 
 @lru_cache
-def _unfit_device(device: torch.device) -> str | None:
+def unfit_device(device: torch.device) -> str | None:
     """Why kernels cannot be compiled for a device, or run there; None if they can."""
     if device.type != "cuda":
         return f"it runs on CUDA devices, not on {device}"
@@ -152,10 +152,12 @@ class _TritonEvents(torch.autograd.Function):
         shares = cell.input_share(x, weights) if x.shape[2] > FUSED else x
         recurrent, launch = _recurrent(cell, shares, x.shape[2], weights)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-            triton_kernels.forward[(triton.cdiv(B, launch["ROWS"]),)](
+            programs = triton.cdiv(B, launch["ROWS"])
+            parts = x.new_empty(programs * launch["ROWS"], launch["SLICES"], 4 * launch["HP"])
+            triton_kernels.forward[(programs,)](
                 shares, weights.weight_ih, weights.bias_ih, recurrent, weights.bias_hh, update_weight, update_bias,
                 h, c, p, acc, h_end, c_end, p_end, acc_end, ends, stored, update_gate, until, c_at, p_at, a_at, t_at,
-                updates, T, B, *shares.stride()[:2], SAVES=saves, EVERY=every, **launch,
+                updates, parts, T, B, *shares.stride()[:2], SAVES=saves, EVERY=every, **launch,
             )  # fmt: skip
             if every:
                 triton_kernels.fill[B, triton.cdiv(T, STEPS)](
@@ -206,11 +208,12 @@ class _TritonEvents(torch.autograd.Function):
             bound = math.inf if ctx.gate_grad_clip is None else ctx.gate_grad_clip
             programs = triton.cdiv(B, launch["ROWS"])
             scratch = x.new_empty(programs * launch["ROWS"], 2, launch["WINDOW"])
+            parts = x.new_empty(programs * launch["ROWS"], launch["SLICES"], launch["HP"])
             triton_kernels.backward[(programs,)](
                 shares, weights.weight_ih, weights.bias_ih, recurrent, update_weight, update_bias,
                 hidden, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, ends,
                 x if grad_output is None else grad_output, x if grad_gate is None else grad_gate,
-                states[0], states[-1], gp, ga, *before, grad_gates, grad_logit, scratch, bound, B,
+                states[0], states[-1], gp, ga, *before, grad_gates, grad_logit, scratch, parts, bound, B,
                 *shares.stride()[:2], *steps_output, *steps_gate,
                 HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None, **launch,
             )  # fmt: skip
@@ -237,21 +240,20 @@ class _TritonEvents(torch.autograd.Function):
 
 def options(
     cell: Cell, hidden_size: int, input_size: int, batch: int, bf16: bool, processors: int, backward: bool,
-    slices: int = WARPS,
+    slices: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """How a kernel is launched for a problem, on a GPU of so many multiprocessors."""
-    gates = 3 if isinstance(cell, GRUCell) else 4
     padded = max(triton.next_power_of_2(hidden_size), 16)
     rows = min(triton.next_power_of_2(triton.cdiv(batch, processors)), MOST_ROWS)
-    held = HELD if rows < MOST_ROWS else HELD // 2
-    # What is read, going back through all gates, a row each of what it is multiplied by.
-    rows_read, across = (gates * hidden_size, padded) if backward else (hidden_size, gates * padded)
+    wide = padded if backward else 4 * padded  # columns of the product, of which a thread takes four
+    slices = slices or min(4 * 32 * WARPS // wide, WARPS)
+    held = 0 if backward or bf16 else (HELD if rows < MOST_ROWS else HELD // 2) * 32 * WARPS // (wide * slices)
     chosen = {
         "H": hidden_size,
         "HP": padded,
         "D": input_size if input_size <= FUSED else 0,
         "GRU": isinstance(cell, GRUCell),
-        "HELD": min(triton.cdiv(rows_read, slices), held * 32 * WARPS // across // slices),
+        "HELD": min(held, triton.cdiv(hidden_size, slices)),
         "ROWS": rows,
         "SLICES": slices,
         "num_warps": WARPS,
@@ -270,9 +272,8 @@ def _recurrent(
     if backward or not bf16:
         columns = recurrent if backward else recurrent.view(-1, H, H).permute(2, 0, 1)
         recurrent = pad(columns, (0, -H % 4)).contiguous()
-    processors, slices = 2, 64  # Triton's interpreter has no warps
-    if shares.is_cuda:
-        processors, slices = torch.cuda.get_device_properties(shares.device).multi_processor_count, WARPS
+    processors = torch.cuda.get_device_properties(shares.device).multi_processor_count if shares.is_cuda else 2
+    slices = None if shares.is_cuda else 32  # Triton's interpreter has no warps
     return recurrent, options(cell, H, input_size, shares.shape[1], bf16, processors, backward, slices)
 
 

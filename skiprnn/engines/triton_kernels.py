@@ -25,12 +25,14 @@ def forward(
     until,  # (T + 1, B) int32, if EVERY: the step up to which the state after an update, or in row 0 the first, is kept
     c_at, p_at, a_at,  # if SAVES: (T, B, H), (T, B), (T, B), written at updates; a: the sum that opened
     t_at, updates,  # if SAVES: steps of the updates, (T, B) int32, from the top; how many there were, (B,) int32
+    scratch,  # (programs * ROWS, SLICES, 4 * HP)
     T, B, x_t, x_b,
     H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr, SAVES: tl.constexpr, EVERY: tl.constexpr,
     HELD: tl.constexpr,  # the recurrent weights of HELD * SLICES units are kept in registers, or all of bfloat16
     BF16: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     N: tl.constexpr = 3 if GRU else 4
+    PAD: tl.constexpr = (H + 3) // 4 * 4
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     unit = tl.arange(0, HP)
     exists = row < B
@@ -44,7 +46,7 @@ def forward(
     if BF16:
         held = _matrices(w_h, H, HP, N)
     else:
-        held = _held_columns(w_h, H, HP, N, HELD, SLICES)
+        held = _held(w_h, H, N * PAD, 4 * HP, HELD, SLICES)
         tl.store(h_end + own, h_now, mask=there)
         tl.debug_barrier()
 
@@ -60,7 +62,17 @@ def forward(
         if BF16:
             hs = _rounded_share(h_now, held, N)
         else:
-            hs = _share(h_end, tl.program_id(0).to(tl.int64) * ROWS, B, held, w_h, H, HP, N, ROWS, HELD, SLICES)
+            first = tl.program_id(0).to(tl.int64) * ROWS
+            place_0 = h_end + first * H, first < B
+            place_1 = h_end + (first + 1) * H, first + 1 < B
+            place_2 = h_end + (first + 2) * H, first + 2 < B
+            place_3 = h_end + (first + 3) * H, first + 3 < B
+            places = (place_0, place_1, place_2, place_3)
+            parts = scratch + first * (SLICES * 4 * HP)
+            _multiply(places, held, w_h, parts, H, N * PAD, 4 * HP, ROWS, HELD, SLICES)
+            hs = ()
+            for n in tl.static_range(N):
+                hs = hs + (_collected(parts, n * PAD, there, unit, 4 * HP, ROWS, SLICES),)
         hs = _added(hs, _vectors(b_h, unit, H, N), N)
         if GRU:
             _, z, n = _gru(xs, hs)
@@ -183,7 +195,7 @@ def backward(
     first_h, first_c, first_p, first_acc,  # the same before the first
     grad_gates,  # (R, 4*H), of the update that led to the row; GRU: r, z, the hidden share of n, and n
     grad_logit,  # (R,)
-    scratch,  # (programs * ROWS, 2, WINDOW)
+    scratch, products,  # (programs * ROWS, 2, WINDOW), (programs * ROWS, SLICES, HP)
     bound,  # of the gate's gradient
     B, x_t, x_b, go_t, go_b, gg_t, gg_b,
     H: tl.constexpr, HP: tl.constexpr, D: tl.constexpr, GRU: tl.constexpr,
@@ -191,6 +203,7 @@ def backward(
     SLICES: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     N: tl.constexpr = 3 if GRU else 4
+    PAD: tl.constexpr = (H + 3) // 4 * 4
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     unit = tl.arange(0, HP)
     exists = row < B
@@ -205,7 +218,8 @@ def backward(
     j = tl.load(count + row, mask=exists, other=-1).to(tl.int32)  # the update that began the segment; 0 is none
     window = tl.arange(0, WINDOW)
     found = scratch + row * (2 * WINDOW)
-    held = _held_rows(w_h, H, HP, N, HELD, SLICES)
+    held = _held(w_h, N * H, PAD, HP, HELD, SLICES)
+    parts = products + tl.program_id(0).to(tl.int64) * (ROWS * SLICES * HP)
 
     while tl.max(j, 0) >= 0:
         on = j >= 0
@@ -311,7 +325,13 @@ def backward(
         tl.store(place + 2 * H, d_2, mask=written)
         tl.store(place + 3 * H, d_3, mask=written)
         tl.debug_barrier()
-        G_old += _gradient(grad_gates, start, on, held, w_h, H, HP, N, ROWS, HELD, SLICES)
+        places = ()
+        for r in tl.static_range(4):
+            this = tl.arange(0, ROWS) == r
+            is_on = tl.sum(tl.where(this & on, 1, 0), 0) > 0
+            places = places + ((grad_gates + tl.sum(tl.where(this, start, 0), 0), is_on),)
+        _multiply(places, held, w_h, parts, N * H, PAD, HP, ROWS, HELD, SLICES)
+        G_old += _collected(parts, 0, there, unit, HP, ROWS, SLICES)
         G_h = tl.where(on[:, None], G_old, G_h)
         gu = _bounded(gu, bound)
         gp = tl.where(on, gu, gp)
@@ -414,149 +434,74 @@ def _expanded(values, N: tl.constexpr):
 
 
 @triton.jit
-def _zeros(N: tl.constexpr, SLICES: tl.constexpr, HP: tl.constexpr):
-    zeros = ()
-    for _ in tl.static_range(N):
-        zeros = zeros + (tl.zeros((SLICES, HP), tl.float32),)
-    return zeros
-
-
-@triton.jit
-def _put(values, sums, here, N: tl.constexpr):
-    """The (HP,) sums where ``here``, of (ROWS, HP) values."""
-    changed = ()
-    for n in tl.static_range(N):
-        changed = changed + (tl.where(here, sums[n][None, :], values[n]),)
-    return changed
-
-
-@triton.jit
-def _share(
-    h, first, B, held, w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr,
+def _multiply(
+    places, held, weights, parts, K: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
-    """The states' share of the gates, (ROWS, HP) each, by multiply-adds; w_h is (H, N, PAD).
+    """Up to four vectors of K values times a (K, C) matrix, which is read once: SLICES parts of each sum, in ``parts``.
 
-    A warp takes every SLICES-th unit that is read. Sequences are up to four.
+    ``places`` says of each vector where it lies and whether it is wanted. A thread takes some columns, of every
+    SLICES-th row.
     """
-    BLOCKS: tl.constexpr = (H + SLICES - 1) // SLICES
-    which = tl.arange(0, ROWS)[:, None]
-    s_0 = _zeros(N, SLICES, HP)
-    s_1 = s_0
-    s_2 = s_0
-    s_3 = s_0
-    for block in tl.static_range(BLOCKS):
-        k = block * SLICES + tl.arange(0, SLICES)
+    slice = tl.arange(0, SLICES)
+    column = tl.arange(0, WIDE)
+    sums_0 = tl.zeros((SLICES, WIDE), tl.float32)
+    sums_1 = sums_0
+    sums_2 = sums_0
+    sums_3 = sums_0
+    for block in tl.static_range((K + SLICES - 1) // SLICES):
+        k = block * SLICES + slice
         if block < HELD:
-            weights = held[block]
+            rows = held[block]
         else:
-            weights = _columns(w_h, k, H, HP, N)
-        s_0 = _plus(s_0, weights, _states(h, first, B, k, H), N)
+            rows = _block(weights, k, column, K, C)
+        sums_0 += rows * _factors(places[0], k, K)
         if ROWS > 1:
-            s_1 = _plus(s_1, weights, _states(h, first + 1, B, k, H), N)
+            sums_1 += rows * _factors(places[1], k, K)
         if ROWS > 2:
-            s_2 = _plus(s_2, weights, _states(h, first + 2, B, k, H), N)
-            s_3 = _plus(s_3, weights, _states(h, first + 3, B, k, H), N)
-    shares = _put(_zeros(N, ROWS, HP), _summed(s_0, N), which == 0, N)
+            sums_2 += rows * _factors(places[2], k, K)
+            sums_3 += rows * _factors(places[3], k, K)
+    own = parts + (slice[:, None] * WIDE + column[None, :])
+    STEP: tl.constexpr = SLICES * WIDE
+    tl.store(own, sums_0)
     if ROWS > 1:
-        shares = _put(shares, _summed(s_1, N), which == 1, N)
+        tl.store(own + STEP, sums_1)
     if ROWS > 2:
-        shares = _put(shares, _summed(s_2, N), which == 2, N)
-        shares = _put(shares, _summed(s_3, N), which == 3, N)
-    return shares
+        tl.store(own + 2 * STEP, sums_2)
+        tl.store(own + 3 * STEP, sums_3)
+    tl.debug_barrier()
 
 
 @triton.jit
-def _columns(w_h, k, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr):
-    """By what some units are multiplied: (SLICES, HP) for each gate; w_h as in _share."""
-    PAD: tl.constexpr = (H + 3) // 4 * 4
-    unit = tl.arange(0, HP)
-    return _loaded(w_h + (k[:, None] * (N * PAD) + unit[None, :]), (k < H)[:, None] & (unit < PAD), PAD, N)
+def _collected(
+    parts, offset: tl.constexpr, there, unit, WIDE: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr
+):  # fmt: skip
+    """The sums of (ROWS, HP) columns from ``offset`` on."""
+    place = parts + (tl.arange(0, ROWS)[:, None] * (SLICES * WIDE) + (unit + offset)[None, :])
+    total = tl.load(place, mask=there, other=0.0)
+    for s in tl.static_range(1, SLICES):
+        total += tl.load(place + s * WIDE, mask=there, other=0.0)
+    return total
 
 
 @triton.jit
-def _rows(w_h, k, K: tl.constexpr, H: tl.constexpr, HP: tl.constexpr):
-    """By what some of the K gradients are multiplied: (SLICES, HP), alone in a tuple; w_h as in _gradient."""
-    PAD: tl.constexpr = (H + 3) // 4 * 4
-    unit = tl.arange(0, HP)
-    return _loaded(w_h + (k[:, None] * PAD + unit[None, :]), (k < K)[:, None] & (unit < PAD), 0, 1)
+def _factors(place, k, K: tl.constexpr):
+    return tl.load(place[0] + k, mask=(k < K) & place[1], other=0.0)[:, None]
 
 
 @triton.jit
-def _held_columns(w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr):
-    """The first HELD blocks of columns."""
-    blocks = ()
-    for block in tl.static_range(HELD):
-        blocks = blocks + (_columns(w_h, block * SLICES + tl.arange(0, SLICES), H, HP, N),)
-    return blocks
+def _block(weights, k, column, K: tl.constexpr, C: tl.constexpr):
+    """Some rows of a (K, C) matrix."""
+    return tl.load(weights + (k[:, None] * C + column[None, :]), mask=(k < K)[:, None] & (column < C), other=0.0)
 
 
 @triton.jit
-def _held_rows(w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr):
+def _held(weights, K: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr):
     """The first HELD blocks of rows."""
     blocks = ()
     for block in tl.static_range(HELD):
-        blocks = blocks + (_rows(w_h, block * SLICES + tl.arange(0, SLICES), N * H, H, HP),)
+        blocks = blocks + (_block(weights, block * SLICES + tl.arange(0, SLICES), tl.arange(0, WIDE), K, C),)
     return blocks
-
-
-@triton.jit
-def _states(h, row, B, k, H: tl.constexpr):
-    return tl.load(h + row * H + k, mask=(k < H) & (row < B), other=0.0)[:, None]
-
-
-@triton.jit
-def _summed(slices, N: tl.constexpr):
-    """Sums of (SLICES, HP) values of each gate, exchanged between threads together."""
-    last = slices[2] if N == 3 else slices[3]
-    first, second = tl.split(tl.sum(tl.join(tl.join(slices[0], slices[1]), tl.join(slices[2], last)), 0))
-    a, b = tl.split(first)
-    c, d = tl.split(second)
-    return (a, b, c) if N == 3 else (a, b, c, d)
-
-
-@triton.jit
-def _gradient(
-    grad_gates, start, on, held, w_h, H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr,
-    ROWS: tl.constexpr, HELD: tl.constexpr, SLICES: tl.constexpr,
-):  # fmt: skip
-    """The gradient of the states, (ROWS, HP), from that of their shares of the gates; w_h is (N*H, PAD)."""
-    BLOCKS: tl.constexpr = (N * H + SLICES - 1) // SLICES
-    which = tl.arange(0, ROWS)
-    at_0, on_0 = _scalars(grad_gates, start, on, which == 0)
-    at_1, on_1 = _scalars(grad_gates, start, on, which == 1)
-    at_2, on_2 = _scalars(grad_gates, start, on, which == 2)
-    at_3, on_3 = _scalars(grad_gates, start, on, which == 3)
-    s_0 = _zeros(1, SLICES, HP)
-    s_1 = s_0
-    s_2 = s_0
-    s_3 = s_0
-    for block in tl.static_range(BLOCKS):
-        k = block * SLICES + tl.arange(0, SLICES)
-        there = k < N * H
-        if block < HELD:
-            weights = held[block]
-        else:
-            weights = _rows(w_h, k, N * H, H, HP)
-        s_0 = _plus(s_0, weights, tl.load(at_0 + k, mask=there & on_0, other=0.0)[:, None], 1)
-        if ROWS > 1:
-            s_1 = _plus(s_1, weights, tl.load(at_1 + k, mask=there & on_1, other=0.0)[:, None], 1)
-        if ROWS > 2:
-            s_2 = _plus(s_2, weights, tl.load(at_2 + k, mask=there & on_2, other=0.0)[:, None], 1)
-            s_3 = _plus(s_3, weights, tl.load(at_3 + k, mask=there & on_3, other=0.0)[:, None], 1)
-    gradient = tl.zeros((ROWS, HP), tl.float32) + tl.sum(s_0[0], 0)[None, :]
-    if ROWS > 1:
-        gradient = tl.where((which == 1)[:, None], tl.sum(s_1[0], 0)[None, :], gradient)
-    if ROWS > 2:
-        gradient = tl.where((which == 2)[:, None], tl.sum(s_2[0], 0)[None, :], gradient)
-        gradient = tl.where((which == 3)[:, None], tl.sum(s_3[0], 0)[None, :], gradient)
-    return gradient
-
-
-@triton.jit
-def _scalars(places, start, on, this):
-    """The place where a sequence's values begin, and whether it is on."""
-    return places + tl.sum(tl.where(this, start, 0), 0), tl.sum(tl.where(this & on, 1, 0), 0) > 0
 
 
 @triton.jit

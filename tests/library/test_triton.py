@@ -269,7 +269,7 @@ def test_needs_a_gpu_outside_the_interpreter(monkeypatch):
 def test_says_what_a_gpu_lacks(monkeypatch, capability, compiler, reason):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(triton_events.shutil, "which", lambda name: compiler)
-    said = triton_events._unfit_device.__wrapped__(torch.device("cuda"))
+    said = triton_events.unfit_device.__wrapped__(torch.device("cuda"))
     assert said is None if reason is None else reason in said
 
 
