@@ -2,6 +2,8 @@
 
     a = acc + min(p, 1 - acc)   u = binarize(a)   p̃ = sigmoid(w_p · top + b_p), or within bounds
 
+u is 1 where a > 0.5, or, in a Bernoulli gate, where a > r, r ~ U[0, 1) drawn anew for every step: with probability a.
+
 Since p is added up from 0 after an update, its bounds are bounds of how many samples are skipped.
 
 The sum is made step by step, to the last bit, however many steps are counted at once.
@@ -48,10 +50,16 @@ def added(acc: Tensor, p: Tensor) -> Tensor:
     return acc + torch.where(p <= 1 - acc, p, 1 - acc)
 
 
-def binarize(a: Tensor, gate_grad_clip: float | None = None) -> Tensor:
-    """1 where a > 0.5, else 0 (a tie rounds to even), with the straight-through gradient, du/da = 1, clamped or not."""
-    hard = (a > 0.5).to(a.dtype)
-    u = a + (hard - a).detach()  # exactly 0 or 1: 1 - a is exact for a in (0.5, 1]
+def binarize(a: Tensor, gate_grad_clip: float | None = None, draw: Tensor | None = None) -> Tensor:
+    """1 where a > 0.5, else 0 (a tie rounds to even), with the straight-through gradient, du/da = 1, clamped or not.
+
+    ``draw``: what a is compared with instead, (B,).
+    """
+    if draw is None:
+        hard = (a > 0.5).to(a.dtype)
+        u = a + (hard - a).detach()  # exactly 0 or 1: 1 - a is exact for a in (0.5, 1]
+    else:
+        u = (a > draw).to(a.dtype) + (a - a.detach())
     if gate_grad_clip is None or not torch.is_grad_enabled():
         return u
     return _ClampedGradient.apply(u, gate_grad_clip)  # type: ignore[no-any-return]

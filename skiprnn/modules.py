@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skiprnn import gate
 from skiprnn.bidirectional import DIRECTIONS, run_both
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerState
 from skiprnn.engines import ENGINES, solve
-from skiprnn.gate import GateState
+from skiprnn.gate import UNBOUNDED, GateState, advance, bounds_of_skips, skipped_steps
 from skiprnn.problem import Dropout, Problem, Solution
 from skiprnn.stack import RecurrentStack, State
 
 if TYPE_CHECKING:
     from skiprnn.drop_in import DropIn
+
+
+GATES = ("round", "bernoulli")
 
 
 class StepOutput(NamedTuple):
@@ -34,9 +36,9 @@ class SkipRNN(RecurrentStack):
     Args:
         cell: one of ``skiprnn.cells``, or one's own.
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, update_bias,
-            learn_initial_state, gate_grad_clip, min_skip, max_skip, engine, device, dtype: as for ``SkipLSTM``; the
-            gate is computed from the last tensor of the last layer's candidate, and biases are parameters whose names
-            begin with ``bias``.
+            learn_initial_state, gate_grad_clip, min_skip, max_skip, gate, engine, device, dtype: as for ``SkipLSTM``;
+            the gate is computed from the last tensor of the last layer's candidate, and biases are parameters whose
+            names begin with ``bias``.
 
     Raises:
         ValueError: an option is out of its range, skips contradict each other, or the engine is unknown.
@@ -61,6 +63,7 @@ class SkipRNN(RecurrentStack):
         gate_grad_clip: float | None = None,
         min_skip: int = 0,
         max_skip: int | None = None,
+        gate: str = "round",
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -85,7 +88,12 @@ class SkipRNN(RecurrentStack):
         self._check_bound()
         self.min_skip = min_skip
         self.max_skip = max_skip
-        self.bounds = gate.bounds_of_skips(min_skip, max_skip)
+        self.bounds = bounds_of_skips(min_skip, max_skip)
+        if gate not in GATES:
+            raise ValueError(f"unknown gate {gate!r}; choose {' or '.join(GATES)}")
+        if gate == "bernoulli" and self.bounds != UNBOUNDED:
+            raise ValueError("min_skip and max_skip are for gate='round': a Bernoulli gate draws how many it skips")
+        self.gate = gate
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must lie in 0..1, got {dropout}")
         if dropout and num_layers == 1:
@@ -142,7 +150,7 @@ class SkipRNN(RecurrentStack):
         weights = (self.layers(suffix), *self._gate_weights(suffix))
         problem = Problem(
             self.cell, *weights, x, states, gate, lengths, gate_grad_clip=self.gate_grad_clip, every_step=every_step,
-            bounds=self.bounds, dropout=dropout,
+            bounds=self.bounds, dropout=dropout, draws=self._draws(x),
         )  # fmt: skip
         return solve(self.engine, problem)
 
@@ -157,6 +165,9 @@ class SkipRNN(RecurrentStack):
             torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(keep) for _ in range(self.num_layers - 1)
         ]
         return Dropout(torch.stack(layers), 1 / keep if keep else 0.0)
+
+    def _draws(self, x: Tensor) -> Tensor | None:
+        return torch.rand(x.shape[:2], device=x.device) if self.training and self.gate == "bernoulli" else None
 
     def _check_bound(self) -> None:
         if self.gate_grad_clip is not None and not self.gate_grad_clip > 0:
@@ -181,7 +192,7 @@ class SkipRNN(RecurrentStack):
         if x.dim() != 2:
             raise ValueError(f"x must be (B, D) with D = {self.input_size}, got shape {tuple(x.shape)}")
         output, state, _ = self(x[:, None] if self.batch_first else x[None], state, every_step=False)
-        skip_next = gate.skipped_steps(state.update_prob, state.cum_update_prob)
+        skip_next = skipped_steps(state.update_prob, state.cum_update_prob)
         return StepOutput(output, state, skip_next)
 
     def advance(self, state: State, n: int) -> State:
@@ -194,25 +205,28 @@ class SkipRNN(RecurrentStack):
         n = operator.index(n)
         self.check_step_by_step()
         state = self._checked_state(state, (state.update_prob.numel(),))
-        skips = gate.skipped_steps(state.update_prob, state.cum_update_prob)
+        skips = skipped_steps(state.update_prob, state.cum_update_prob)
         most = int(skips.min()) if len(skips) else n
         if not 0 <= n <= most:
             raise ValueError(f"cannot advance by {n} steps: the samples of the next {most} are all that is skipped")
-        return state._replace(cum_update_prob=gate.advance(state.update_prob, state.cum_update_prob, n))
+        return state._replace(cum_update_prob=advance(state.update_prob, state.cum_update_prob, n))
 
     def check_step_by_step(self) -> None:
         """Refuse to go sample by sample where that cannot be.
 
         Raises:
-            ValueError: the network is bidirectional.
+            ValueError: the network is bidirectional, or its gate draws.
         """
         if self.bidirectional:
             raise ValueError("a bidirectional network cannot go sample by sample: it also reads from the end")
+        if self.training and self.gate == "bernoulli":
+            raise ValueError("in training a Bernoulli gate cannot say what it will skip: call eval(), then it rounds")
 
     def extra_repr(self) -> str:
         bound = "" if self.gate_grad_clip is None else f", gate_grad_clip={self.gate_grad_clip:g}"
-        skips = "" if self.bounds == gate.UNBOUNDED else f", min_skip={self.min_skip}, max_skip={self.max_skip}"
-        return f"{super().extra_repr()}{bound}{skips}, engine={self.engine!r}"
+        skips = "" if self.bounds == UNBOUNDED else f", min_skip={self.min_skip}, max_skip={self.max_skip}"
+        kind = "" if self.gate == "round" else f", gate={self.gate!r}"
+        return f"{super().extra_repr()}{bound}{skips}{kind}, engine={self.engine!r}"
 
 
 class SkipLSTM(SkipRNN):
@@ -245,6 +259,9 @@ class SkipLSTM(SkipRNN):
         min_skip: samples skipped after each that is used, at least.
         max_skip: samples skipped in a row, at most; None: any number. Between the two the gate learns as ever: its
             probability is scaled to where it skips so many.
+        gate: ``"round"``, the paper's, opens where its sum is above 0.5; ``"bernoulli"``, the paper's authors' own
+            suggestion, with its sum as the probability, drawn from torch's generator at every step. It draws in
+            training, ``train()``, and rounds after ``eval()``. Gradients are straight-through either way.
         engine: ``"reference"``, the definition, computes every step; ``"events"`` computes updates and, in the
             backward pass, candidates of skipped steps, with the same results; ``"triton"`` does so in one GPU kernel
             each way, for one layer of up to 128 float32 units; ``"graph"`` on a GPU for any number of layers and units,
@@ -275,6 +292,7 @@ class SkipLSTM(SkipRNN):
         gate_grad_clip: float | None = None,
         min_skip: int = 0,
         max_skip: int | None = None,
+        gate: str = "round",
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -286,7 +304,7 @@ class SkipLSTM(SkipRNN):
         super().__init__(
             LSTM, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             update_bias=update_bias, learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip,
-            min_skip=min_skip, max_skip=max_skip, engine=engine, device=device, dtype=dtype,
+            min_skip=min_skip, max_skip=max_skip, gate=gate, engine=engine, device=device, dtype=dtype,
         )  # fmt: skip
 
     def as_lstm(self) -> "DropIn":
@@ -304,8 +322,8 @@ class SkipGRU(SkipRNN):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, update_bias,
-            learn_initial_state, gate_grad_clip, min_skip, max_skip, engine, device, dtype: as for ``SkipLSTM``; the
-            gate is computed from the last layer's h̃.
+            learn_initial_state, gate_grad_clip, min_skip, max_skip, gate, engine, device, dtype: as for ``SkipLSTM``;
+            the gate is computed from the last layer's h̃.
         reset_after: the candidate is tanh(W x + b + r⊙(U h + b_h)), as in ``torch.nn.GRU`` and cuDNN; if False,
             tanh(W x + b + U (r⊙h) + b_h), as the paper's authors trained.
 
@@ -331,6 +349,7 @@ class SkipGRU(SkipRNN):
         gate_grad_clip: float | None = None,
         min_skip: int = 0,
         max_skip: int | None = None,
+        gate: str = "round",
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -339,7 +358,7 @@ class SkipGRU(SkipRNN):
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             update_bias=update_bias, learn_initial_state=learn_initial_state, gate_grad_clip=gate_grad_clip,
-            min_skip=min_skip, max_skip=max_skip, engine=engine, device=device, dtype=dtype,
+            min_skip=min_skip, max_skip=max_skip, gate=gate, engine=engine, device=device, dtype=dtype,
         )  # fmt: skip
 
     def as_gru(self) -> "DropIn":

@@ -41,6 +41,8 @@ class Problem(NamedTuple):
     """Of p̃ = low + (high - low) · sigmoid(w_p · top + b_p)."""
     dropout: Dropout | None = None
     """Between the layers; None: everything passes."""
+    draws: Tensor | None = None
+    """(T, B) float32 in [0, 1), what the gate's sums are compared with; None: 0.5."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that may be differentiated by: x, update_weight, update_bias, p, acc, the states, the weights."""

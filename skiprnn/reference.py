@@ -20,7 +20,7 @@ def why_not(problem: Problem) -> str | None:
 def run(problem: Problem) -> Solution:
     """Run a stack of cells behind one binary update gate (Campos et al., ICLR 2018, eqs. 2-6).
 
-        a_t = acc + min(p, 1 - acc)             u_t = binarize(a_t), straight-through
+        a_t = acc + min(p, 1 - acc)             u_t = binarize(a_t), or a_t > r_t, straight-through
         s_t = u_t * s̃_t + (1 - u_t) * s_{t-1}   s̃_t: candidate state of every layer
         p   = u_t * p̃_t + (1 - u_t) * p         p̃_t = sigmoid(w_p · top + b_p)
         acc = (1 - u_t) * a_t                   top: last layer's candidate, c̃ (LSTM) or h̃ (GRU)
@@ -39,7 +39,7 @@ def run(problem: Problem) -> Solution:
     outputs, gates = [], []
     for t in range(steps):
         a = added(acc, p)
-        u = binarize(a, problem.gate_grad_clip)
+        u = binarize(a, problem.gate_grad_clip, None if problem.draws is None else problem.draws[t])
         if lengths is not None:
             u = torch.where(valid[t], u, 0)
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipelines.parallel.team import Team
     from pipelines.runs.training import Outcome
 
-OF_THE_GATE = ("lam", "lam_warmup", "keep", "target_usage", "gate_clip", "min_skip", "max_skip")
+OF_THE_GATE = ("lam", "lam_warmup", "keep", "target_usage", "gate_clip", "gate", "min_skip", "max_skip")
 FOR_CELL_NOTE = "".join(
     f"; {preset} {cell}{f' on {task}' if task else ''}: "
     f"{', '.join(f'{name} {value}' for name, value in changes.items())}"
@@ -105,6 +105,12 @@ Examples:
     "p_skip",
     options.Number(0, 1),
     "Baseline: skip with this probability instead of learning to (lstm and gru).",
+)
+@preset_option(
+    "--gate",
+    "gate",
+    click.Choice(CHOICES["gate"]),
+    "When the gate opens: where its sum is above 0.5, or, in training, with that probability.",
 )
 @preset_option("--min-skip", "min_skip", click.IntRange(min=0), "Samples skipped after each that is used, at least.")
 @preset_option(

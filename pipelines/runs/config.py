@@ -26,6 +26,7 @@ class TrainConfig:
     num_layers: int = 1
     dropout: float = 0.0  # before the head
     engine: str = "auto"
+    gate: str = "round"  # or "bernoulli", which draws in training
     min_skip: int = 0  # samples skipped after each that is used, at least
     max_skip: int | None = None  # samples skipped in a row, at most
     lam: float = 0.0  # budget: cost_per_sample
@@ -84,6 +85,8 @@ class TrainConfig:
             raise SkipRNNError("p_skip is a baseline without a learned gate; it needs skip = false")
         if (self.min_skip or self.max_skip is not None) and not self.skip:
             raise SkipRNNError("min_skip and max_skip bound a learned gate; they need skip = true")
+        if self.gate != "round" and (not self.skip or self.min_skip or self.max_skip is not None):
+            raise SkipRNNError(f"the gate {self.gate!r} needs skip = true, and no min_skip or max_skip")
         if not 0 <= self.min_skip <= (MOST["max_skip"] if self.max_skip is None else self.max_skip):
             raise SkipRNNError(f"0 <= min_skip <= max_skip is asked for, got {self.min_skip} and {self.max_skip}")
         if not (self.reset_after or (self.cell == "gru" and self.skip)):
@@ -108,7 +111,9 @@ class TrainConfig:
         """The paper's name of the model; a GRU that resets before the product, as the paper's did, says so."""
         cell = self.cell if is_own_cell(self.cell) else self.cell.upper()
         if self.skip:
-            return f"Skip {cell}" if self.reset_after else f"Skip {cell} (reset before)"
+            kinds = [] if self.reset_after else ["reset before"]
+            kinds += [] if self.gate == "round" else [f"{self.gate} gate"]
+            return f"Skip {cell} ({', '.join(kinds)})" if kinds else f"Skip {cell}"
         return cell if self.p_skip is None else f"{cell} p_skip={self.p_skip:g}"
 
     @property
@@ -141,6 +146,7 @@ CHOICES = {
     "task": TASK_NAMES,
     "preset": ("quick", "settled", "paper"),
     "cell": ("lstm", "gru", "rnn", "rnn-relu", "ln-lstm", "ln-gru"),
+    "gate": ("round", "bernoulli"),
     "engine": ("auto", "events", "reference", "triton", "graph"),
     "lr_schedule": ("constant", "cosine", "linear"),
     "on_collapse": ("warn", "stop", "rewind"),

@@ -80,7 +80,9 @@ def build_model(config: TrainConfig, task: Task) -> SequenceModel:
 
 def _network(config: TrainConfig, task: Task) -> SequenceModel:
     sizes = (task.input_size, config.hidden_size, config.num_layers)
-    gate: dict[str, Any] = {"min_skip": config.min_skip, "max_skip": config.max_skip, "engine": config.engine}
+    gate: dict[str, Any] = {
+        "min_skip": config.min_skip, "max_skip": config.max_skip, "gate": config.gate, "engine": config.engine
+    }  # fmt: skip
     rnn: RecurrentStack
     if config.skip:
         rnn = SkipRNN(cell_of(config), *sizes, batch_first=True, **gate)
@@ -103,6 +105,8 @@ def check_engine(config: TrainConfig, device: torch.device) -> None:
         engine = import_module(f"skiprnn.engines.{config.engine}")
     except ImportError as error:
         raise SkipRNNError(f"--engine {config.engine} needs the package triton; install it, or use auto") from error
+    if config.gate != "round":
+        raise SkipRNNError(f"--engine {config.engine} has no gate that draws; use auto or events")
     if config.min_skip or config.max_skip is not None:
         raise SkipRNNError(
             f"--engine {config.engine} has no bounds of how many samples are skipped; use auto or events"

@@ -56,6 +56,7 @@ class _Update(NamedTuple):
     p_before: Tensor  # (A,)
     p: Tensor  # (A,)
     a: Tensor  # (A,), the sum that opened the gate
+    full: Tensor  # (A,), whether that was cut at 1, so that neither p nor acc could change it
 
 
 class _Events(torch.autograd.Function):
@@ -66,13 +67,16 @@ class _Events(torch.autograd.Function):
         T, B, _ = x.shape
         ends = problem.ends()
         lasts = ends.cpu().numpy()
-        t, a, sums = _next_update(p.cpu(), acc.cpu(), np.full_like(lasts, -1), lasts)
+        draws = None if problem.draws is None else problem.draws.cpu().numpy()
+        everyone = np.arange(B)
+        t, a, sums, full = _next_update(p.cpu(), acc.cpu(), np.full_like(lasts, -1), lasts, everyone, draws)
         first, updates = np.minimum(t, lasts), []
         update_gate = torch.zeros(T, B, device=x.device, dtype=p.dtype)
         shown, counted = [states[-1][0]], B  # what output shows: the initial states, then those after each update
         shown_at = torch.arange(B, device=x.device).repeat(T, 1)  # (T, B), rows of it
         while len(active := np.flatnonzero(t < lasts)):
-            rows, at, opened = (torch.from_numpy(v).to(x.device) for v in (active, t[active], a[active]))
+            values = active, t[active], a[active], full[active]
+            rows, at, opened, was_full = (torch.from_numpy(v).to(x.device) for v in values)
             before, p_before = [tuple(s[rows] for s in state) for state in states], p[rows]
             after, saved, below = [], [], x[at, rows]
             for k, (weights, state) in enumerate(zip(layers, before, strict=True)):
@@ -86,11 +90,12 @@ class _Events(torch.autograd.Function):
             p_after = update_probability(after[-1][-1], problem.update_weight, problem.update_bias, problem.bounds)
             p_host = p_after.cpu()
             went = t[active]
-            t[active], a[active], sums[active] = _next_update(p_host, torch.zeros_like(p_host), went, lasts[active])
+            found = _next_update(p_host, torch.zeros_like(p_host), went, lasts[active], active, draws)
+            t[active], a[active], sums[active], full[active] = found
 
             if differentiable:
                 end = np.minimum(t, lasts)[active]
-                updates.append(_Update(rows, at, went, end, before, after, saved, p_before, p_after, opened))
+                updates.append(_Update(rows, at, went, end, before, after, saved, p_before, p_after, opened, was_full))
             update_gate[at, rows] = 1
             if problem.every_step:
                 shown_at[at, rows] = counted + torch.arange(len(rows), device=x.device)
@@ -129,16 +134,40 @@ class _Events(torch.autograd.Function):
             return None, None, *walk.gradients()
 
 
-def _next_update(p: Tensor, acc: Tensor, t: Clock, end: Clock) -> tuple[Clock, npt.NDArray[Any], npt.NDArray[Any]]:
+def _next_update(
+    p: Tensor, acc: Tensor, t: Clock, end: Clock, rows: Clock, draws: npt.NDArray[np.float32] | None
+) -> tuple[Clock, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """When the gate opens next, of sequences that are at step t: at ``end``, their lengths, or after if it does not.
 
+    Args:
+        rows: their numbers in the batch, of which ``draws`` are.
+
     Returns:
-        That step; the sum that opens it; and the sum after the sequence's last step if it does not open, else 0.
+        That step; the sum that opens it; the sum after the sequence's last step if it does not open, else 0; and
+        whether the sum that opens it was cut at 1.
     """
+    if draws is not None:
+        return _next_drawn(p.numpy(), acc.numpy(), t, end, rows, draws)
     room = torch.from_numpy(end - t - 1)
     steps, sums = count(p, acc, room)
     opens = steps < room
-    return t + 1 + steps.numpy(), torch.where(opens, sums, 0).numpy(), torch.where(opens, 0, sums).numpy()
+    full = np.zeros(len(t), dtype=np.bool_)  # a state made by hand may be: see ``saturated``
+    return t + 1 + steps.numpy(), torch.where(opens, sums, 0).numpy(), torch.where(opens, 0, sums).numpy(), full
+
+
+def _next_drawn(
+    p: npt.NDArray[Any], acc: npt.NDArray[Any], t: Clock, end: Clock, rows: Clock, draws: npt.NDArray[np.float32]
+) -> tuple[Clock, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """The same, step by step."""
+    t, sums = t + 1, acc.copy()
+    opened, full = np.zeros(len(t), dtype=np.bool_), np.zeros(len(t), dtype=np.bool_)
+    while len(shut := np.flatnonzero(~opened & (t < end))):
+        room = 1 - sums[shut]
+        full[shut] = ~(p[shut] <= room)
+        sums[shut] += np.where(full[shut], room, p[shut])
+        opened[shut] = sums[shut] > draws[t[shut], rows[shut]]
+        t[shut] += ~opened[shut]
+    return t, np.where(opened, sums, 0), np.where(opened, 0, sums), full & opened
 
 
 class _BackwardWalk:
@@ -208,6 +237,7 @@ class _BackwardWalk:
                 self.grad_x[t, rows] = step.below.to(self.grad_x.dtype)
             for g, new in zip(self.G[k], step.state, strict=True):
                 g[rows] = new.to(g.dtype)
+        gu = gu.masked_fill(update.full, 0)
         self.gp[rows] = gu
         self.ga[rows] = gu
 

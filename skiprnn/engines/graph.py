@@ -33,6 +33,8 @@ def why_not(problem: Problem) -> str | None:
         return "it cannot be traced"
     if problem.bounds != UNBOUNDED:
         return "it has no bounds of how many samples are skipped"
+    if problem.draws is not None:
+        return "its gate does not draw"
     if problem.dropout is not None:
         return "it has no dropout between layers"
     if problem.x.is_cuda and torch.cuda.is_current_stream_capturing():

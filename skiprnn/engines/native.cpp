@@ -47,6 +47,7 @@ STRUCTURE(Problem,
     int64_t x_t, x_b, go_t, go_b, gg_t, gg_b;      // strides of x, grad_output and grad_gate over time and batch
     const float *x;                                // (T, B, D)
     const int64_t *lengths;                        // (B,)
+    const float *draws;                            // (T, B), what sums are compared with, or null: 0.5
     float *h, *c;                                  // (layers, B, H): initial states in, final states out
     float *p, *acc;                                // (B,): likewise
     float *output, *update_gate;                   // (T, B, H), or null, and (T, B)
@@ -449,6 +450,22 @@ INLINE int64_t next_update(float p, float &acc, int64_t t, int64_t end) {
     return end;
 }
 
+// The same where sums are compared with draws, which are so far apart.
+INLINE int64_t next_drawn(float p, float &acc, int64_t t, int64_t end, const float *draws, int64_t apart) {
+    for (t++; t < end; t++) {
+        const float room = 1 - acc;
+        acc += p <= room ? p : room;
+        if (acc > draws[t * apart]) return t;
+    }
+    return end;
+}
+
+// Whether the sum at the n-th step after an update, or after the beginning with acc, was cut at 1.
+INLINE bool is_full(float p, float acc, int64_t n) {
+    while (--n > 0) acc += p;
+    return !(p <= 1 - acc);
+}
+
 // One update of n sequences: h and c hold a layer's states of all rows, (n, HP), every `apart` floats; p[n] becomes their
 // update probabilities. Gates go to rows of the tape, a layer's every `tape_apart` floats, if there is one. Scratch: zx
 // and zh, (n, GP), reset, (n, HP).
@@ -522,7 +539,8 @@ INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, con
             memset(cs + l * apart + r * HP + H, 0, (HP - H) * sizeof(float));
         }
         if (q.tape_h) q.tape_p[b * S] = q.p[b], q.tape_a[b * S] = q.acc[b];
-        t[r] = next_update(q.p[b], q.acc[b], -1, q.lengths[b]);
+        t[r] = q.draws ? next_drawn(q.p[b], q.acc[b], -1, q.lengths[b], q.draws + b, q.B)
+                       : next_update(q.p[b], q.acc[b], -1, q.lengths[b]);
     }
     for (;;) {
         int64_t running = 0;
@@ -560,7 +578,8 @@ INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, con
             q.p[b] = p[r];
             q.acc[b] = 0;
             q.update_gate[t[r] * q.B + b] = 1;
-            t[r] = next_update(p[r], q.acc[b], t[r], q.lengths[b]);
+            t[r] = q.draws ? next_drawn(p[r], q.acc[b], t[r], q.lengths[b], q.draws + b, q.B)
+                           : next_update(p[r], q.acc[b], t[r], q.lengths[b]);
         }
     }
 }
@@ -799,6 +818,10 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
         float gu = gains[i] + q.grad_p[b] * (q.tape_p[row] - q.tape_p[row - 1]) - q.grad_acc[b] * q.tape_a[row];
         if (q.grad_gate) gu += q.grad_gate[t * q.gg_t + b * q.gg_b];
         q.grad_p[b] = q.grad_acc[b] = bounded(gu, q.gate_grad_clip);
+        if (q.draws && q.tape_a[row] == 1) {
+            const int64_t n = t - (k > 1 ? q.tape_t[row - 1] : -1);
+            if (is_full(q.tape_p[row - 1], k > 1 ? 0 : q.tape_a[row - 1], n)) q.grad_p[b] = q.grad_acc[b] = 0;
+        }
     }
     w.pending += n;
 }

@@ -300,4 +300,6 @@ def _described(problem: Problem, stack: PackedStack, x: Tensor, ends: Tensor, ta
         parts = _parts(problem)
         starts = accumulate(map(padded, parts.values()), initial=0)
         point(described, **{name: tape[start:] for name, start in zip(parts, starts, strict=False)})
+    if problem.draws is not None:
+        point(described, draws=problem.draws)
     return point(described, x=x, lengths=ends)

@@ -21,6 +21,8 @@ def why_not(problem: Problem) -> str | None:
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()  # where 2.11 says both
     if exporting and isinstance(problem.x.shape[0], int):
         return "so many steps are written out in torch's own operations, for others than torch to read"
+    if problem.draws is not None:
+        return "its gate does not draw"
     return native.unable(problem)
 
 

@@ -44,6 +44,8 @@ def why_not(problem: Problem) -> str | None:
         return "it cannot be traced"
     if problem.bounds != UNBOUNDED:
         return "it has no bounds of how many samples are skipped"
+    if problem.draws is not None:
+        return "its gate does not draw"
     return transformed() or unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
 
 
