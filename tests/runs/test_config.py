@@ -160,6 +160,14 @@ def test_bounds_of_skips_are_kept_by_a_run(make_run):
     assert 12 / 4 <= evaluate_run(run).used_mean <= 12 / 2
 
 
+def test_a_gate_that_draws_is_a_runs_and_rounds_in_evaluations(make_run):
+    run = make_run(gate="bernoulli")
+    trained = load_model(run)
+    assert (trained.model.rnn.gate, trained.config.model_name) == ("bernoulli", "Skip LSTM (bernoulli gate)")
+    first, second = evaluate_run(run), evaluate_run(run)
+    assert (first.loss, first.used_mean) == (second.loss, second.used_mean)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -167,6 +175,8 @@ def test_bounds_of_skips_are_kept_by_a_run(make_run):
         ({"min_skip": 5000}, "got 5000 and None"),
         ({"max_skip": 5000}, "max_skip must be at most 4,096, got 5,000"),
         ({"max_skip": 1, "skip": False}, "bound a learned gate; they need skip = true"),
+        ({"max_skip": 1, "gate": "bernoulli"}, "'bernoulli' needs skip = true, and no min_skip or max_skip"),
+        ({"gate": "coin"}, "unknown gate 'coin'; choose round or bernoulli"),
     ],
 )
 def test_impossible_bounds_of_skips(options, message):
@@ -174,8 +184,11 @@ def test_impossible_bounds_of_skips(options, message):
         TrainConfig(steps=1, **options)
 
 
-def test_the_gpu_engine_has_no_bounds_of_skips():
+@pytest.mark.parametrize("engine", ["triton", "graph"])
+def test_the_gpu_engines_have_no_bounds_of_skips_and_no_draws(engine):
     pytest.importorskip("skiprnn.engines.triton")
-    config = TrainConfig(steps=1, engine="triton", max_skip=3)
-    with pytest.raises(SkipRNNError, match="--engine triton has no bounds of how many samples are skipped"):
+    config = TrainConfig(steps=1, engine=engine, max_skip=3)
+    with pytest.raises(SkipRNNError, match=f"--engine {engine} has no bounds of how many samples are skipped"):
         check_engine(config, torch.device("cuda"))
+    with pytest.raises(SkipRNNError, match=f"--engine {engine} has no gate that draws"):
+        check_engine(TrainConfig(steps=1, engine=engine, gate="bernoulli"), torch.device("cuda"))

@@ -41,6 +41,7 @@ VARIANTS = {
     "cosine": {"lr_schedule": "cosine"},
     "schedules": {"lr_schedule": "linear", "decay_from": 0.5, "warmup": 3, "lam_warmup": 6, "gate_clip": 1.0},
     "reset before": {"cell": "gru", "reset_after": False},
+    "bernoulli": {"gate": "bernoulli"},
     "epochs": {"steps": None, "epochs": 3},
 }
 
