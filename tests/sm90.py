@@ -2,8 +2,7 @@
 
     python -m tests.sm90 lstm,1,bf16,256 gru,300,float32,64
 
-Each argument is a problem: cell, features, precision of the products, batch, and units if they are not 110. Kernels are
-compiled twice, as for strides that are multiples of 16 and as for others.
+Each argument is a problem: cell, features, precision of the products, batch, and units if they are not 110.
 """
 
 import inspect
@@ -24,17 +23,13 @@ from skiprnn.engines import triton_kernels
 
 CELLS = {"lstm": LSTM, "gru": GRU}
 
-SIZES = ("T", "B", "gg_t", "gg_b")  # of which nothing is known beforehand
-STRIDES = ("x_t", "x_b", "go_t", "go_b")
+SIZES = ("T", "B", "gg_t", "gg_b", "x_t", "x_b", "go_t", "go_b")
 LONGS = ("ends", "first")  # pointers to int64
 INTEGERS = ("until", "t_at", "updates", "t_rows")  # and to int32
 
 
-def compiled(kernel, multiples, precision, **options):
-    """Registers, bytes of stack, where registers are spilled, shared memory, instructions and barriers of a kernel.
-
-    ``multiples``: its strides are multiples of 16.
-    """
+def compiled(kernel, precision, **options):
+    """Registers, bytes of stack, where registers are spilled, shared memory, instructions and barriers of a kernel."""
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {name: options[name] for name in names if name in options}
     narrow = set()
@@ -44,7 +39,7 @@ def compiled(kernel, multiples, precision, **options):
     for name in names:
         if name in constants:
             signature[name] = "constexpr"
-        elif name in SIZES + STRIDES:
+        elif name in SIZES:
             signature[name] = "i32"
         elif name == "bound":
             signature[name] = "fp32"
@@ -54,12 +49,12 @@ def compiled(kernel, multiples, precision, **options):
             signature[name] = "*i32"
         else:
             signature[name] = "*bf16" if name in narrow else "*fp32"
-    aligned = {n for n, kind in signature.items() if kind.startswith("*")} | (set(STRIDES) if multiples else set())
+    aligned = [name for name, kind in signature.items() if kind.startswith("*")]
     source = ASTSource(
         kernel,
         signature,
         constexprs={(names.index(n),): v for n, v in constants.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned & signature.keys()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
     program = triton.compile(
         source,
@@ -99,10 +94,7 @@ def usage(cell, D, precision, batch, H=110):
         "fill": (triton_kernels.fill, around),
         "take": (triton_kernels.take, {**around, **rows}),
     }
-    return {
-        name: [compiled(kernel, multiples, precision, **options) for multiples in (False, True)]
-        for name, (kernel, options) in kernels.items()
-    }
+    return {name: compiled(kernel, precision, **options) for name, (kernel, options) in kernels.items()}
 
 
 if __name__ == "__main__":

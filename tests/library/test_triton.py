@@ -297,9 +297,9 @@ COMPILERS = ("3.6", "3.8", "3.9")  # of which the figures are known: docs/gpu.md
 def test_compiles_for_an_h100():
     """At the paper's size and batch two programs share a multiprocessor's memory, and few registers are spilled.
 
-    How few is the compiler's mood: of versions 3.6 to 3.9 the worst spills 64 bytes.
+    How few is the compiler's mood: of versions 3.6 and 3.8 the worst spills 40 bytes.
     """
-    cases = ["lstm,1,float32,256", "lstm,300,bf16,256", "gru,1,float32,512", "gru,300,bf16,512"]
+    cases = ["lstm,1,float32,256", "gru,300,bf16,512"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.sm90", *cases],
@@ -310,6 +310,6 @@ def test_compiles_for_an_h100():
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["case"] for one in found] == cases
     for one in found:
-        for kernel in (*one["forward"], *one["backward"]):
+        for kernel in (one["forward"], one["backward"], one["fill"], one["take"]):
             assert kernel["shared"] <= 113 * 1024, one
-            assert kernel["stack"] <= 256, one  # bytes
+            assert kernel["stack"] <= 128, one  # bytes
