@@ -44,7 +44,8 @@ def run(rnn, x, *, lengths=None, per_step=True, state=None, seed=2):
     start = rnn.initial_state(x.shape[1]) if state is None else state
     start = type(start)(*(s.detach().to(x).requires_grad_() for s in start))
     out = rnn(x, start, lengths, every_step=per_step)
-    weights = [torch.randn(t.shape, generator=draws, dtype=torch.float64).to(x) for t in (out.output, *out.state)]
+    shapes = [(*x.shape[:2], out.output.shape[-1]), *(s.shape for s in out.state)]
+    weights = [torch.randn(shape, generator=draws, dtype=torch.float64).to(x) for shape in shapes]
     shown = [out.output, *out.state] if per_step else list(out.state)
     loss = sum((t * w).sum() for t, w in zip(shown, weights if per_step else weights[1:], strict=True))
     gate_weight = torch.rand(out.update_gate.shape, generator=draws, dtype=torch.float64).to(x)
