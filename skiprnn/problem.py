@@ -75,6 +75,11 @@ class Problem(NamedTuple):
         kept, scale = self.dropout
         return torch.where(kept[k - 1, t, rows], below * scale, 0)
 
+    def widened(self) -> Self:
+        """The same problem with float32 samples where another module, under autocast, made them bfloat16."""
+        is_made = self.x.dtype is torch.bfloat16 and torch.is_autocast_enabled(self.x.device.type)
+        return self._replace(x=self.x.float()) if is_made else self
+
     @property
     def differentiable(self) -> bool:
         """Whether anything will be differentiated."""

@@ -75,8 +75,7 @@ class RecurrentStack(nn.Module):
         tensors, gate_state = self._split(state)
         states = [tuple(tensor[k] for tensor in tensors) for k in range(len(tensors[0]))]
         solution = self._run(x, states, gate_state, lengths, every_step)
-        by_kind = zip(*solution.states, strict=True)
-        tensors = [torch.stack(layers) if len(layers) > 1 else layers[0][None] for layers in by_kind]
+        tensors = [torch.stack(layers) for layers in zip(*solution.states, strict=True)]
         tensors, gate = layout.given(tensors, solution.gate)
         last = tensors[0][-self.num_directions :]
         output = layout.steps(solution.output) if every_step else torch.cat(list(last), dim=-1)

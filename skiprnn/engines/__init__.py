@@ -1,8 +1,8 @@
 """The engines, which compute the same function: each says why it cannot run a problem, or runs it."""
 
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 from skiprnn import reference
@@ -35,9 +35,18 @@ def _engines(name: str, problem: Problem) -> Sequence[ModuleType]:
         return (reference,)
     if name in ON_GPUS:
         return (_on_triton(name),)
-    if name == "auto" and problem.x.is_cuda and find_spec("triton") is not None:
-        return traced, _on_triton("triton"), _on_triton("graph"), events, reference
+    if name == "auto" and problem.x.is_cuda:
+        return traced, *_on_gpus(), events, reference
     return (native, traced, events) if name == "events" else (native, traced, events, reference)
+
+
+@cache
+def _on_gpus() -> Sequence[ModuleType]:
+    """Those that Triton, where it can be imported, makes possible."""
+    try:
+        return tuple(map(_on_triton, ON_GPUS))
+    except RuntimeError:
+        return ()
 
 
 def _on_triton(name: str) -> ModuleType:

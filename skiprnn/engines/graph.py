@@ -39,7 +39,8 @@ def why_not(problem: Problem) -> str | None:
         return "it has no dropout between layers"
     if problem.x.is_cuda and torch.cuda.is_current_stream_capturing():
         return "it captures graphs itself and cannot be captured"
-    return transformed() or unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
+    size, tensors = (len(problem.layers), len(problem.update_weight)), problem.widened().tensors()
+    return transformed() or unfit(problem.cell, *size, tensors)
 
 
 def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
@@ -60,6 +61,7 @@ def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
     if not problem.x.shape[0] or not problem.x.shape[1]:
         return reference.run(problem)
+    problem = problem.widened()
     given = problem.bare(), problem.differentiable
     return Solution.of_tensors(problem, _GraphEvents.apply(*given, *problem.tensors()))
 
@@ -95,8 +97,7 @@ class _GraphEvents(torch.autograd.Function):
         saved = Saved(shares, updated, ends, updates, segments, ctx.counts)
         x, flags = problem.x, (grads[0] is not None, grads[1] is not None)
         with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):  # type: ignore[no-untyped-call]
-            stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-            graph: Backward = backwards.get(Backward, ctx.size._replace(stream=stream), *flags)
+            graph: Backward = backwards.get(Backward, ctx.size._replace(**Size.now(x.device)), *flags)
             with graph.lock:
                 return None, None, *_backward(graph, problem, saved, update_gate, grads, ctx.needs_input_grad[2])
 

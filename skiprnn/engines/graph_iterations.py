@@ -31,6 +31,7 @@ class Size(NamedTuple):
     device: torch.device
     stream: int
     dtype: torch.dtype  # of products
+    rounding: str  # of what float32 products multiply, which a graph keeps: "tf32", or "ieee" or "none"
     gru: bool
     layers: int
     batch: int
@@ -40,9 +41,25 @@ class Size(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, dtype: torch.dtype) -> "Size":
         device, (B, H) = problem.x.device, problem.states[0][0].shape
-        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         tuned = (CHUNK, BLOCK, WINDOW, WARPS)
-        return cls(device, stream, dtype, isinstance(problem.cell, GRUCell), len(problem.layers), B, H, tuned)
+        now = cls.now(device)
+        return cls(
+            device,
+            now["stream"],
+            dtype,
+            now["rounding"],
+            isinstance(problem.cell, GRUCell),
+            len(problem.layers),
+            B,
+            H,
+            tuned,
+        )
+
+    @staticmethod
+    def now(device: torch.device) -> dict[str, Any]:
+        """What backward may find otherwise than forward did."""
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        return {"stream": stream, "rounding": torch.backends.cuda.matmul.fp32_precision}
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
@@ -89,6 +106,9 @@ class Segment(NamedTuple):
         )
 
 
+_CAPTURING = threading.Lock()
+
+
 class Graph:
     """Iterations of one direction for a size of problem, their buffers, and a table of what differs between calls."""
 
@@ -115,14 +135,16 @@ class Graph:
         here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(here)
         graph = torch.cuda.CUDAGraph()
-        collecting = gc.isenabled()
-        gc.disable()  # what it frees may call what must not be called in a capture
-        with torch.cuda.stream(side):
-            graph.capture_begin(capture_error_mode="thread_local")
+        with _CAPTURING, torch.cuda.stream(side):
+            collecting = gc.isenabled()
+            gc.disable()  # what it frees may call what must not be called in a capture
             try:
-                self.iterate()
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self.iterate()
+                finally:
+                    graph.capture_end()
             finally:
-                graph.capture_end()
                 if collecting:
                     gc.enable()
         here.wait_stream(side)
@@ -283,7 +305,8 @@ class Kept:
         with self.lock:
             key = (size, *flags)
             if key not in self.graphs:
-                self.graphs[key] = make(size, *flags)
+                with torch.inference_mode(False):  # others may use the buffers too
+                    self.graphs[key] = make(size, *flags)
                 if len(self.graphs) > MOST_KEPT:
                     oldest, _ = self.graphs.popitem(last=False)
                     if oldest[0].device.type == "cuda":  # it may be running

@@ -46,7 +46,7 @@ def unable(problem: Problem) -> str | None:
     """Why compiled code cannot run a problem; None if it can."""
     if problem.dropout is not None:
         return "it has no dropout between layers"
-    return unfit(problem.cell, widened(problem).tensors())
+    return unfit(problem.cell, problem.widened().tensors())
 
 
 def unfit(cell: Cell, tensors: tuple[Tensor, ...]) -> str | None:
@@ -63,14 +63,9 @@ def rounding() -> bool:
     return torch.is_autocast_enabled("cpu")
 
 
-def widened(problem: Problem) -> Problem:
-    """The problem with float32 samples where another module, under autocast, made them bfloat16."""
-    return problem._replace(x=problem.x.float()) if rounding() and problem.x.dtype is torch.bfloat16 else problem
-
-
 def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
-    problem = widened(problem)
+    problem = problem.widened()
     if problem.differentiable:
         return solution(_Training.apply(problem.bare(), *problem.tensors()))
     return solution(forward(problem, packed(problem, rounded=rounding()), None)[1:])

@@ -28,7 +28,7 @@ def why_not(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
-    problem, kind = native.widened(problem), native.KINDS[type(problem.cell)]
+    problem, kind = problem.widened(), native.KINDS[type(problem.cell)]
     shape = kind, len(problem.layers), problem.gate_grad_clip, problem.every_step, *problem.bounds, native.rounding()
     given = list(problem.tensors()), problem.lengths, *shape, problem.differentiable
     _, _, *computed = torch.ops.skiprnn.forward(*given)

@@ -33,6 +33,7 @@ PLACES = 8  # skipped steps that it takes at a time, over all its sequences
 WARPS = 8
 HELD = 128  # registers of a thread that hold recurrent weights of float32, going forward
 STEPS = 8  # of a sequence, that a program of the kernels around the loops takes
+LONGEST = 65_535 * STEPS - 1  # steps: so many programs there may be beside each other
 OLDEST = (8, 0)  # GPUs, for whose products of bfloat16 the kernels are made
 WIDEST = 1024  # columns that it copies at a time
 MOST_KEPT = 2**28  # bytes that forward leaves as it stored them, lest the host wait for it
@@ -44,9 +45,12 @@ def why_not(problem: Problem) -> str | None:
         return "it cannot be traced"
     if problem.bounds != UNBOUNDED:
         return "it has no bounds of how many samples are skipped"
+    if len(problem.x) > LONGEST:
+        return f"it runs up to {LONGEST:,} steps, not {len(problem.x):,}"
     if problem.draws is not None:
         return "its gate does not draw"
-    return transformed() or unfit(problem.cell, len(problem.layers), len(problem.update_weight), problem.tensors())
+    size, tensors = (len(problem.layers), len(problem.update_weight)), problem.widened().tensors()
+    return transformed() or unfit(problem.cell, *size, tensors)
 
 
 def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
@@ -69,6 +73,8 @@ def unfit_device(device: torch.device) -> str | None:
     """Why kernels cannot be compiled for a device, or run there; None if they can."""
     if device.type != "cuda":
         return f"it runs on CUDA devices, not on {device}"
+    if torch.version.hip is not None:
+        return "it was made for NVIDIA's GPUs"
     if torch.cuda.get_device_capability(device) < OLDEST:
         return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or more"
     if os.name == "posix" and not any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))):
@@ -80,6 +86,7 @@ def run(problem: Problem) -> Solution:
     """The same function as ``reference.run``."""
     if not problem.x.shape[0] or not problem.x.shape[1]:
         return reference.run(problem)
+    problem = problem.widened()
     given = problem.bare(), problem.differentiable
     return Solution.of_tensors(problem, _TritonEvents.apply(*given, *problem.tensors()))
 
@@ -280,7 +287,7 @@ def _recurrent(
 
 
 def _shares(h: Tensor, weights: LayerWeights) -> Tensor:
-    """The states' share of the gates, (R, H) -> (R, N*H), as the kernel going forward computed it."""
+    """The states' share of the gates, (R, H) -> (R, N*H), as the kernel going forward computed it, up to TF32."""
     if not _rounds(h.device):
         return torch.addmm(weights.bias_hh, h, weights.weight_hh.T)
     h, weight = h.bfloat16(), weights.weight_hh.T.bfloat16()

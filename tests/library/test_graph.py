@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from skiprnn import SkipGRU, SkipLSTM
-from tests.problems import assert_same, build, run
+from tests.problems import assert_same, build, problem, run
 
 graph = pytest.importorskip("skiprnn.engines.graph", reason="triton is not installed")
 iterations = pytest.importorskip("skiprnn.engines.graph_iterations")
@@ -307,3 +307,25 @@ def test_compiles_for_an_h100():
             assert kernel["shared"] <= 48 * 1024, one
     wide = dict(zip(cases, found, strict=True))["lstm,512,fp32"]
     assert min(wide[name]["vectors"] for name in ("update", "candidates", "walk", "lower")) >= 8
+
+
+def test_what_is_kept_of_inference_mode_serves_others():
+    rnn = SkipGRU(3, 7, 2, engine="graph").to(DEVICE)
+    x = torch.randn(5, 4, 3, device=DEVICE)
+    graph.forwards.graphs.clear()
+    with torch.inference_mode():
+        expected = rnn(x).output
+    with torch.no_grad():
+        assert torch.equal(rnn(x).output, expected)
+
+
+def test_graphs_are_kept_by_the_rounding_of_their_products():
+    rnn, matmul = SkipGRU(3, 7, engine="graph").to(DEVICE), torch.backends.cuda.matmul
+    before, sizes = matmul.fp32_precision, []
+    try:
+        for rounding in ("ieee", "tf32"):
+            matmul.fp32_precision = rounding
+            sizes.append(iterations.Size.of(problem(rnn, torch.zeros(2, 3, 3, device=DEVICE)), torch.float32))
+    finally:
+        matmul.fp32_precision = before
+    assert sizes[0] != sizes[1]

@@ -238,3 +238,10 @@ def test_a_bounded_gradient_goes_through_functions_of_torch():
         torch.testing.assert_close(bounded, literal)
     rnn.gate_grad_clip = 1e-3
     assert not torch.allclose(grad(loss)(parameters, x)["update_weight"], found[0][0])
+
+
+def test_states_may_be_changed_in_place():
+    out = SkipLSTM(2, 5)(torch.randn(6, 3, 2))
+    out.state.h[:, 0] = 0
+    out.state.c.mul_(0)
+    out.state.h.sum().backward()

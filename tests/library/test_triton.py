@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from skiprnn import SkipGRU, SkipLSTM
+from skiprnn import SkipGRU, SkipLSTM, engines
 from skiprnn.gate import added
 from tests.problems import assert_same, build, run
 
@@ -263,10 +264,16 @@ def test_needs_a_gpu_outside_the_interpreter(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "compiler", "reason"),
-    [((9, 0), "/usr/bin/gcc", None), ((7, 5), "/usr/bin/gcc", "capability 8.0"), ((9, 0), None, "C compiler")],
+    ("capability", "compiler", "hip", "reason"),
+    [
+        ((9, 0), "/usr/bin/gcc", None, None),
+        ((7, 5), "/usr/bin/gcc", None, "capability 8.0"),
+        ((9, 0), None, None, "C compiler"),
+        ((9, 0), "/usr/bin/gcc", "6.4", "NVIDIA's"),
+    ],
 )
-def test_says_what_a_gpu_lacks(monkeypatch, capability, compiler, reason):
+def test_says_what_a_gpu_lacks(monkeypatch, capability, compiler, hip, reason):
+    monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(triton_events.shutil, "which", lambda name: compiler)
     said = triton_events.unfit_device.__wrapped__(torch.device("cuda"))
@@ -313,3 +320,36 @@ def test_compiles_for_an_h100():
         for kernel in (one["forward"], one["backward"], one["fill"], one["take"]):
             assert kernel["shared"] <= 113 * 1024, one
             assert kernel["stack"] <= 128, one  # bytes
+
+
+@pytest.mark.parametrize("engine", ["triton", "graph"])
+def test_samples_may_be_what_another_module_rounded(engine):
+    rnn, first = SkipLSTM(2, 5, engine=engine).to(DEVICE), torch.nn.Linear(3, 2).to(DEVICE)
+    with torch.no_grad():
+        rnn.update_weight.zero_()
+    x = torch.randn(4, 3, 3, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        samples = first(x)
+        assert samples.dtype == torch.bfloat16
+        rnn(samples).output.sum().backward()
+    assert first.weight.grad.abs().max() > 0
+
+
+def test_says_how_long_a_sequence_may_be(monkeypatch):
+    monkeypatch.setattr(triton_events, "LONGEST", 5)
+    with pytest.raises(RuntimeError, match="runs up to 5 steps, not 6"):
+        SkipLSTM(2, 5, engine="triton").to(DEVICE)(torch.zeros(6, 1, 2, device=DEVICE))
+
+
+def test_auto_leaves_out_what_cannot_be_imported(monkeypatch):
+    def fail(name):
+        raise RuntimeError(name)
+
+    monkeypatch.setattr(engines, "_on_triton", fail)
+    engines._on_gpus.cache_clear()
+    on_a_gpu = SimpleNamespace(x=SimpleNamespace(is_cuda=True))
+    assert engines._engines("auto", on_a_gpu) == (engines.traced, engines.events, engines.reference)
+    monkeypatch.undo()
+    engines._on_gpus.cache_clear()
+    found = [engine.__name__.rsplit(".", 1)[1] for engine in engines._engines("auto", on_a_gpu)]
+    assert found == ["traced", "triton", "graph", "events", "reference"]
