@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 from skiprnn import reference
@@ -35,18 +36,14 @@ def _engines(name: str, problem: Problem) -> Sequence[ModuleType]:
         return (reference,)
     if name in ON_GPUS:
         return (_on_triton(name),)
-    if name == "auto" and problem.x.is_cuda:
-        return traced, *_on_gpus(), events, reference
+    if name == "auto" and problem.x.is_cuda and _has_triton():
+        return traced, *(import_module(f"skiprnn.engines.{engine}") for engine in ON_GPUS), events, reference
     return (native, traced, events) if name == "events" else (native, traced, events, reference)
 
 
 @cache
-def _on_gpus() -> Sequence[ModuleType]:
-    """Those that Triton, where it can be imported, makes possible."""
-    try:
-        return tuple(map(_on_triton, ON_GPUS))
-    except RuntimeError:
-        return ()
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _on_triton(name: str) -> ModuleType:

@@ -56,7 +56,7 @@ class _Update(NamedTuple):
     p_before: Tensor  # (A,)
     p: Tensor  # (A,)
     a: Tensor  # (A,), the sum that opened the gate
-    full: Tensor  # (A,), whether that was cut at 1, so that neither p nor acc could change it
+    full: Tensor | None  # (A,), whether that was cut at 1, so that neither p nor acc could change it; None: nowhere
 
 
 class _Events(torch.autograd.Function):
@@ -68,15 +68,14 @@ class _Events(torch.autograd.Function):
         ends = problem.ends()
         lasts = ends.cpu().numpy()
         draws = None if problem.draws is None else problem.draws.cpu().numpy()
-        everyone = np.arange(B)
-        t, a, sums, full = _next_update(p.cpu(), acc.cpu(), np.full_like(lasts, -1), lasts, everyone, draws)
+        t, a, sums, full = _next_update(p.cpu(), acc.cpu(), np.full_like(lasts, -1), lasts, np.arange(B), draws)
         first, updates = np.minimum(t, lasts), []
         update_gate = torch.zeros(T, B, device=x.device, dtype=p.dtype)
         shown, counted = [states[-1][0]], B  # what output shows: the initial states, then those after each update
         shown_at = torch.arange(B, device=x.device).repeat(T, 1)  # (T, B), rows of it
         while len(active := np.flatnonzero(t < lasts)):
-            values = active, t[active], a[active], full[active]
-            rows, at, opened, was_full = (torch.from_numpy(v).to(x.device) for v in values)
+            rows, at, opened = (torch.from_numpy(v).to(x.device) for v in (active, t[active], a[active]))
+            was_full = torch.from_numpy(full[active]).to(x.device) if full[active].any() else None
             before, p_before = [tuple(s[rows] for s in state) for state in states], p[rows]
             after, saved, below = [], [], x[at, rows]
             for k, (weights, state) in enumerate(zip(layers, before, strict=True)):
@@ -237,7 +236,8 @@ class _BackwardWalk:
                 self.grad_x[t, rows] = step.below.to(self.grad_x.dtype)
             for g, new in zip(self.G[k], step.state, strict=True):
                 g[rows] = new.to(g.dtype)
-        gu = gu.masked_fill(update.full, 0)
+        if update.full is not None:
+            gu = gu.masked_fill(update.full, 0)
         self.gp[rows] = gu
         self.ga[rows] = gu
 

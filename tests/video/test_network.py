@@ -63,7 +63,7 @@ def test_steps_that_share_a_frame_share_its_features():
     assert not torch.equal(features[1], features[2])
 
 
-def test_float32_on_a_gpu_is_not_tensorfloat32():
+def test_tensorfloat32_is_off_for_float32_on_a_gpu_and_then_as_before():
     convolutions = torch.backends.cudnn.conv
     before = convolutions.fp32_precision
     with _without_tf32():
