@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import sys
 import time
 import traceback
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 import triton
-from speed import SHAPES, machine, use_one_in
+from speed import SHAPES, machine, timed, use_one_in
 from torch import nn
 
 from skiprnn import SkipGRU, SkipLSTM, budget_loss
@@ -35,6 +34,7 @@ CHANGES = (
     {"WARPS": 16, "HELD": 32}, {"WARPS": 4}, {"MOST_ROWS": 1},
 )  # fmt: skip
 SAID = []
+ONCE = argparse.Namespace(device="cpu", repeats=1, warmup=0)
 
 
 def main():
@@ -229,21 +229,8 @@ def once(rnn, x, precision, every_step=False):
 
 
 def milliseconds(function, repeats=7):
-    times = []
-    for _ in range(repeats + 2 if DEVICE == "cuda" else 1):
-        begun = time.perf_counter()
-        if DEVICE == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            function()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        else:
-            function()
-            times.append(1e3 * (time.perf_counter() - begun))
-    return round(statistics.median(times[2:] or times), 3)
+    options = argparse.Namespace(device=DEVICE, repeats=repeats, warmup=2) if DEVICE == "cuda" else ONCE
+    return round(timed(function, options), 3)
 
 
 def kernels(function):

@@ -61,6 +61,11 @@ def compiled(kernel, precision, **options):
         target=GPUTarget("cuda", 90, 32),
         options={name: options[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")},
     )
+    return report(program)
+
+
+def report(program):
+    """What the compiler says of a kernel."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(program.asm["cubin"])

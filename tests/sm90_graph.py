@@ -8,16 +8,14 @@ Each argument is a problem of two layers: cell, units, precision of the products
 import inspect
 import json
 import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from skiprnn.engines import graph_iterations, graph_kernels
+from tests.sm90 import report
 
 KINDS = {  # of arguments; others are pointers to float32
     "i32": ("i", "B", "T", "start", "x_t", "x_b", "D"),
@@ -43,19 +41,7 @@ def compiled(kernel, precision, **options):
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     program = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=graph_iterations.launch_options())
-    with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(program.asm["cubin"])
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        command = [tool, "--dump-resource-usage", binary]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
-    return {
-        "registers": found["REG"],
-        "stack": found["STACK"] + found["LOCAL"],
-        "shared": program.metadata.shared,
-        "vectors": len(re.findall(r"ld\.global\S*v4", program.asm["ptx"])),
-    }
+    return report(program) | {"vectors": len(re.findall(r"ld\.global\S*v4", program.asm["ptx"]))}
 
 
 def usage(cell, units, precision):

@@ -10,7 +10,7 @@ state's share of n, so that the input's share and the state's are both contiguou
 import triton
 import triton.language as tl
 
-from skiprnn.engines.triton_kernels import _bounded, _lstm, _sigmoid, _tanh
+from skiprnn.engines.triton_kernels import _bounded, _lstm, _sigmoid, _some_steps, _tanh
 
 # Entries of the table, (ENTRIES,) int64.
 BASE = tl.constexpr(0)  # the iteration that comes first in the next replay
@@ -471,11 +471,7 @@ def _next_update(p, total, t, end):
     t += 1
     shut = t < end
     while shut:
-        for _ in tl.static_range(8):
-            total = tl.where(shut, total + tl.where(p <= 1 - total, p, 1 - total), total)
-            shut = shut & ~(total > 0.5)
-            t = tl.where(shut, t + 1, t)
-            shut = shut & (t < end)
+        t, total, shut = _some_steps(p, total, t, end, shut)
     return t, total
 
 

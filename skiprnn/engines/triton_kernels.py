@@ -360,12 +360,19 @@ def _next_update(p, total, t, end):
     t += 1
     shut = t < end
     while tl.max(shut.to(tl.int32), 0) > 0:
-        for _ in tl.static_range(8):
-            total = tl.where(shut, total + tl.where(p <= 1 - total, p, 1 - total), total)
-            shut = shut & ~(total > 0.5)
-            t = tl.where(shut, t + 1, t)
-            shut = shut & (t < end)
+        t, total, shut = _some_steps(p, total, t, end, shut)
     return t, total
+
+
+@triton.jit
+def _some_steps(p, total, t, end, shut):
+    """Add p for some steps more, while the gate is ``shut``."""
+    for _ in tl.static_range(8):
+        total = tl.where(shut, total + tl.where(p <= 1 - total, p, 1 - total), total)
+        shut = shut & ~(total > 0.5)
+        t = tl.where(shut, t + 1, t)
+        shut = shut & (t < end)
+    return t, total, shut
 
 
 @triton.jit
