@@ -140,7 +140,7 @@ def description(run: Path, trained: TrainedModel, input: InputForm) -> dict[str,
 def _samples(task: Task, raw: bool) -> str:
     """What stands in x, in words."""
     if task.reads_text:
-        return "numbers of words, their places in words" if raw else "vectors of words"
+        return "numbers of words, their places in the list words" if raw else "vectors of words"
     if task.normalization is None:
         return "samples as they are in the data"
     if raw:

@@ -17,7 +17,7 @@ from pipelines.runs.export import ABOUT_FILE, export_run
 from pipelines.runs.load import load_run
 from pipelines.runs.model import SequenceModel
 from pipelines.runs.onnx_step import OnnxStep, write_onnx
-from pipelines.runs.prediction import Answer, Predictor
+from pipelines.runs.prediction import Predictor
 from pipelines.runs.traced import Step, trace_step
 from pipelines.runs.training import train
 from pipelines.sources.own import write_own
@@ -141,32 +141,6 @@ def test_a_gate_that_opens_no_more():
         assert program(torch.randn(1, 3), *state)[-1].item() == gate.NEVER
 
 
-def test_export_of_a_run(make_run, tmp_path):
-    run = make_run(lam=1.0, lr=0.1, steps=24)
-    out = tmp_path / "model.onnx"
-    report = export_run(run, out)
-    assert report.bytes == out.stat().st_size
-    assert (report.sequences, report.gates) == (16, 16 * 12)
-    assert report.gates_equal == report.gates
-    assert report.output_difference < 1e-5
-    assert report.metric == pytest.approx(report.metric_exported, abs=1e-5)
-    assert report.used_mean == report.used_mean_exported < 12
-    assert b"pipelines" not in out.read_bytes()  # nothing of this machine
-    with pytest.raises(SkipRNNError, match="exists already; pass --overwrite"):
-        export_run(run, out)
-    with pytest.raises(SkipRNNError, match=r"its name must end in .onnx"):
-        export_run(run, tmp_path / "model.pt")
-
-
-def test_export_in_8_bits(make_run, tmp_path):
-    run = make_run(hidden_size=40)
-    whole, small = (export_run(run, tmp_path / f"{int8}.onnx", int8=int8) for int8 in (False, True))
-    assert small.int8
-    assert small.bytes < 0.7 * whole.bytes
-    assert 0 < small.output_difference < 0.2
-    assert small.gates_equal > 0.5 * small.gates
-
-
 def test_the_plain_cell_is_exported_with_its_gate_open(make_run, tmp_path):
     report = export_run(make_run(skip=False, lam=0.0, cell="gru"), tmp_path / "plain.onnx")
     assert report.gates_equal == report.gates
@@ -186,46 +160,40 @@ def own_runs(tmp_path_factory):
         data = folder / f"{name}.h5"
         write_own(folder / "own.npz", data)
         config = TrainConfig(
-            task=name, data=str(data), hidden_size=24, lr=1e-2, lam=0.05, steps=40, eval_every=20, device="cpu",
-            true_lengths=True,
+            task=name, data=str(data), hidden_size=40, lr=1e-2, lam=1e-2, max_skip=5, steps=40, eval_every=20,
+            device="cpu", true_lengths=True,
         )  # fmt: skip
         train(create_run(folder / name, config))
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "input"), [("own-classes", "raw"), ("own-classes", "network"), ("own-numbers", "raw")]
-)
-def test_the_loop_of_the_examples_answers_as_predict_does(own_runs, tmp_path, capsys, name, input):
-    run, table = own_runs / name, own_runs / "one.csv"
-    report = export_run(run, tmp_path / "model.onnx", input=input)
+@pytest.fixture(scope="module")
+def file(own_runs):
+    """The run on classes as an ONNX file, and the report."""
+    return own_runs / "model.onnx", export_run(own_runs / "own-classes", own_runs / "model.onnx")
+
+
+def test_export_of_a_run(file, own_runs, tmp_path):
+    out, report = file
+    assert report.bytes == out.stat().st_size
+    assert (report.sequences, report.gates) == (10, 10 * 40)
     assert report.gates_equal == report.gates
-    onnx_loop.main(str(tmp_path / "model.onnx"), str(table))
-    *steps, used, one, other = capsys.readouterr().out.splitlines()
-    with table.open() as file:
-        *answers, last = Predictor(run).rows(file, "rows")
-    assert used.split(": ")[1].split() == [str(answer.step) for answer in answers]
-    assert 1 < len(answers) < 30
-    said = last.answer
-    if name == "own-classes":
-        assert steps == []
-        said = dict(zip(["high", "low"], said["probabilities"], strict=True))
-    else:
-        assert len(steps) == len(answers)
-        for line, answer in zip(steps, answers, strict=True):
-            assert isinstance(answer, Answer)
-            assert [float(number) for number in line.split()[1:]] == pytest.approx([*answer.answer.values()], rel=1e-5)
-    for line, (label, value) in zip((one, other), said.items(), strict=True):
-        assert line.split(": ")[0] == label
-        assert float(line.split(": ")[1]) == pytest.approx(value, rel=1e-5, abs=1e-5)
+    assert report.output_difference < 1e-5
+    assert report.metric == pytest.approx(report.metric_exported, abs=1e-5)
+    assert report.used_mean == report.used_mean_exported < 30
+    assert b"pipelines" not in out.read_bytes()  # nothing of this machine
+    with pytest.raises(SkipRNNError, match="exists already; pass --overwrite"):
+        export_run(own_runs / "own-classes", out)
+    for format, suffix in (("onnx", ".onnx"), ("torch", ".pt2")):
+        with pytest.raises(SkipRNNError, match=f"its name must end in {suffix}"):
+            export_run(own_runs / "own-classes", tmp_path / "model.pt", format=format)
 
 
-def test_a_file_says_what_it_must_be_given(own_runs, tmp_path):
-    run = own_runs / "own-classes"
-    report = export_run(run, tmp_path / "model.onnx", int8=True)
-    about = onnx_loop.about(onnxruntime.InferenceSession(tmp_path / "model.onnx"))
+def test_a_file_says_what_it_must_be_given(file, own_runs):
+    out, report = file
+    about = onnx_loop.about(onnxruntime.InferenceSession(out))
     assert about == json.loads(json.dumps(report.about))
-    task = load_run(run).task
+    task = load_run(own_runs / "own-classes").task
     assert about == {
         "task": "own-classes", "input": "raw", "x": "samples as they are in the data, standardised inside",
         "features": 2, "columns": None, "mean": list(task.mean), "std": list(task.std), "answers": "classes",
@@ -233,6 +201,50 @@ def test_a_file_says_what_it_must_be_given(own_runs, tmp_path):
         "parameters": {"classes": ["high", "low"]},
     }  # fmt: skip
     assert task.mean[0] == pytest.approx(500, abs=5)
+
+
+def test_export_in_8_bits(file, own_runs, tmp_path):
+    _, whole = file
+    small = export_run(own_runs / "own-classes", tmp_path / "small.onnx", int8=True)
+    assert small.int8
+    assert small.about == whole.about
+    assert small.bytes < 0.7 * whole.bytes
+    assert 0 < small.output_difference < 0.2
+    assert small.gates_equal > 0.5 * small.gates
+
+
+def assert_the_loop_answers_as_predict(run, model, capsys):
+    """The steps used and the numbers said at the end; returned are the lines for the steps, and predict's answers."""
+    table = run.parent / "one.csv"
+    onnx_loop.main(str(model), str(table))
+    *steps, used, one, other = capsys.readouterr().out.splitlines()
+    with table.open() as lines:
+        *answers, last = Predictor(run).rows(lines, "rows")
+    assert used.split(": ")[1].split() == [str(answer.step) for answer in answers]
+    assert 1 < len(answers) < 30
+    said = last.answer
+    if "probabilities" in said:
+        said = dict(zip(["high", "low"], said["probabilities"], strict=True))
+    for line, (label, value) in zip((one, other), said.items(), strict=True):
+        assert line.split(": ")[0] == label
+        assert float(line.split(": ")[1]) == pytest.approx(value, rel=1e-5, abs=1e-5)
+    return steps, answers
+
+
+def test_the_loop_of_the_examples_answers_as_predict_does(file, own_runs, capsys):
+    steps, _ = assert_the_loop_answers_as_predict(own_runs / "own-classes", file[0], capsys)
+    assert steps == []
+
+
+def test_the_loop_with_samples_it_standardises_itself(own_runs, tmp_path, capsys):
+    """And with an answer to each step, of numbers in their own units."""
+    model = tmp_path / "model.onnx"
+    report = export_run(own_runs / "own-numbers", model, input="network")
+    assert report.gates_equal == report.gates
+    assert report.about["x"] == "standardised samples, (sample - mean) / std"
+    steps, answers = assert_the_loop_answers_as_predict(own_runs / "own-numbers", model, capsys)
+    for line, answer in zip(steps, answers, strict=True):
+        assert [float(number) for number in line.split()[1:]] == pytest.approx([*answer.answer.values()], rel=1e-5)
 
 
 def test_columns_that_a_run_knows_are_in_the_file(own_runs, monkeypatch):
