@@ -39,7 +39,7 @@ class Export:
     bytes: int
     format: Format
     int8: bool
-    about: dict[str, Any]  # what the file says of itself
+    about: dict[str, Any]  # what the file says of itself, but for the words
     sequences: int  # compared, all their steps
     gates: int
     gates_equal: int
@@ -104,6 +104,7 @@ def export_run(
             replay = _loaded(temporary)
         size = temporary.stat().st_size
         result = _compare(replay, model, trained.task, trained.sequences, input)
+    about.pop("words", None)
     return Export(out=str(out), bytes=size, format=format, int8=int8, about=about, **result)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from examples import onnx_loop
 from pipelines.errors import SkipRNNError
 from pipelines.runs import traced
 from pipelines.runs.config import TrainConfig
@@ -28,6 +27,7 @@ from tests.problems import needs_compiled
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+onnx_loop = pytest.importorskip("examples.onnx_loop")
 pytestmark = pytest.mark.filterwarnings("default")  # torch's and onnxscript's own
 
 MODELS = {
