@@ -38,7 +38,7 @@ CONFIG_SCHEMA = 1
 CONTENTS = {
     "config.json", "task.json", "words.txt", "environment.json", "environment.json.damaged", "metrics.jsonl",
     "outcome.json", "result.json", "error.txt", "checkpoints", "tensorboard", "usage.png", "usage.html", "model.onnx",
-    ".lock",
+    "model.pt2", ".lock",
 }  # fmt: skip
 JSON_BYTES = 2**24  # of a JSON file in a run, at most
 
@@ -278,7 +278,7 @@ def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[st
 def remove_leftovers(run: Path) -> None:
     """Remove the temporary files of a process that was killed."""
     for folder in (Path(run), Path(run) / "checkpoints"):
-        for kind in ("*.json", "*.jsonl", "step-*.safetensors", "words.txt", "usage.*", "model.onnx"):
+        for kind in ("*.json", "*.jsonl", "step-*.safetensors", "words.txt", "usage.*", "model.*"):
             for path in folder.glob(f".{kind}.*"):
                 path.unlink(missing_ok=True)
 

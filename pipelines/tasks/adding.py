@@ -26,6 +26,7 @@ class Adding(RegressionTask, SyntheticTask):
     name = "adding"
     input_size = 2
     output_size = 1
+    output_names = ("sum",)
     solved_at = 1 / 600  # 1/100 of the variance of the target, 1/6
     signal_name = "marker"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy.typing as npt
 import torch
@@ -77,6 +77,8 @@ class Task(ABC):
     """Fields that a run and the data it is used on must share, because x or y would say something else."""
     solved_at: ClassVar[float | None] = None
     """The metric that counts as a solution, or that it must exceed; None where the paper has no such rule."""
+    answers: ClassVar[Literal["classes", "labels", "numbers"]]
+    """What an answer is: one of several classes, any of several labels, or numbers."""
     signal_name: ClassVar[str]
     """What ``signal`` shows, with its unit."""
     as_json: ClassVar[tuple[str, ...]] = ()
@@ -105,6 +107,11 @@ class Task(ABC):
         """Outputs of the head."""
 
     @property
+    @abstractmethod
+    def output_names(self) -> Sequence[str]:
+        """What the outputs of the head are about: classes, labels, or what the numbers are called."""
+
+    @property
     def each_step(self) -> bool:
         """Whether every step has an answer of its own, instead of the sequence."""
         return False
@@ -116,6 +123,15 @@ class Task(ABC):
 
     def embedding(self) -> nn.Module:
         """Turns x as it is stored, (B, T, D) or (B, T), into what the recurrent network reads, (B, T, input_size)."""
+        return nn.Identity()
+
+    @property
+    def normalization(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Of each feature, what the embedding subtracts and then divides by; None: it does no such thing."""
+        return None
+
+    def readout(self) -> nn.Module:
+        """Turns outputs of the head, (..., output_size), into probabilities, or into numbers in their own units."""
         return nn.Identity()
 
     def initialize(self, embedding: nn.Module, extra: dict[str, npt.NDArray[Any]]) -> None:
@@ -220,6 +236,10 @@ class Task(ABC):
         """A text as a sequence, of a task that ``reads_text``."""
         raise NotImplementedError
 
+    def check_words(self, words: list[str], run: Path) -> None:
+        """Refuse another vocabulary of a run than it was trained with, of a task that ``reads_text``."""
+        raise NotImplementedError
+
     @abstractmethod
     def signal(self, x: Tensor) -> Tensor:
         """What the usage figure draws over time: (T, D) -> (T,)."""
@@ -257,6 +277,7 @@ class ClassificationTask(Task):
 
     metric_name = "accuracy"
     higher_is_better = True
+    answers = "classes"
 
     @property
     @abstractmethod
@@ -266,6 +287,13 @@ class ClassificationTask(Task):
     @property
     def output_size(self) -> int:
         return len(self.classes)
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        return [str(name) for name in self.classes]
+
+    def readout(self) -> nn.Module:
+        return nn.Softmax(-1)
 
     def check(self, sequences: Split) -> None:
         super().check(sequences)
@@ -300,6 +328,7 @@ class RegressionTask(Task):
 
     metric_name = "MSE"
     higher_is_better = False
+    answers = "numbers"
 
     def check(self, sequences: Split) -> None:
         super().check(sequences)

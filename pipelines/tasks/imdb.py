@@ -119,11 +119,7 @@ class Imdb(ClassificationTask):
         """A text as the words the run was trained on, cropped, and padded if it was trained on padding."""
         if "numbers" not in reading.kept:
             vocabulary = reading.words()
-            if self.digest_of(vocabulary) != self.vocabulary_sha256:
-                raise SkipRNNError(
-                    f"{reading.run / 'words.txt'} was edited since the run was trained; `skiprnn train --resume "
-                    f"{reading.run}` restores it"
-                )
+            self.check_words(vocabulary, reading.run)
             reading.kept["numbers"] = {word: number for number, word in enumerate(vocabulary) if word}
         numbers, words = reading.kept["numbers"], tokenize(text)[: self.length]
         if not words:
@@ -132,6 +128,12 @@ class Imdb(ClassificationTask):
         if not reading.true_lengths:
             x = pad(x, (self.length - len(words), 0), value=PADDING)
         return sequence_sources(Sequences(x, torch.zeros(1)), name)[0]
+
+    def check_words(self, words: list[str], run: Path) -> None:
+        if self.digest_of(words) != self.vocabulary_sha256:
+            raise SkipRNNError(
+                f"{run / 'words.txt'} was edited since the run was trained; `skiprnn train --resume {run}` restores it"
+            )
 
     def draw_usage(self, usage: Usage) -> "Figure":
         from pipelines.tasks.drawing import texts

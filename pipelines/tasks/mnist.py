@@ -51,6 +51,10 @@ class Mnist(ClassificationTask):
     def classes(self) -> str:
         return self.digits
 
+    @property
+    def normalization(self) -> tuple[Sequence[float], Sequence[float]]:
+        return (0.0,), (255.0,)
+
     def embedding(self) -> nn.Module:
         return Scale()
 

@@ -48,6 +48,13 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.std
 
 
+class OwnUnits(Standardize):
+    """x · std + mean, the way back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.std + self.mean
+
+
 @dataclass(frozen=True)
 class _Own(Task):
     features: int = 1
@@ -70,6 +77,10 @@ class _Own(Task):
 
     def embedding(self) -> nn.Module:
         return Standardize(self.mean, self.std)
+
+    @property
+    def normalization(self) -> tuple[Sequence[float], Sequence[float]]:
+        return self.mean, self.std
 
     def with_padding(self, sequences: Split) -> Split:
         return sequences  # one's own sequences end where they end
@@ -141,6 +152,7 @@ class OwnLabels(_Own):
     name = "own-labels"
     metric_name = "macro F1"
     higher_is_better = True
+    answers = "labels"
     as_json = ("mean", "std", "labels")
     meaning = ("features", "labels", "each_step")
 
@@ -151,6 +163,13 @@ class OwnLabels(_Own):
     @property
     def output_size(self) -> int:
         return len(self.labels)
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        return self.labels
+
+    def readout(self) -> nn.Module:
+        return nn.Sigmoid()
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -232,6 +251,13 @@ class OwnNumbers(RegressionTask, _Own):
     @property
     def output_size(self) -> int:
         return len(self.names)
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        return self.names
+
+    def readout(self) -> nn.Module:
+        return OwnUnits(self.target_mean, self.target_std)
 
     @property
     def target_shape(self) -> tuple[int, ...]:

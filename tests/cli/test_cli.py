@@ -18,6 +18,7 @@ from pipelines.runs.directory import extend_run, load_config, read_metrics
 from skiprnn import compiled
 from skiprnn_cli.main import COMMANDS, cli
 from skiprnn_cli.progress import pace
+from tests.problems import needs_compiled
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SMALL = ("--hidden", 6, "--batch-size", 32, "--steps", 8, "--eval-every", 3, "--device", "cpu")
@@ -331,7 +332,21 @@ def test_export(skiprnn, make_run, tmp_path):
     assert done.exit_code == 0, done.output
     assert f"{run}/model.onnx (float32, " in done.stdout
     assert "equal gates   192 of 192 (100.0000%)" in done.stdout
+    assert "\nx             samples as they are in the data\nanswer        numbers: sum\n" in done.stdout
     assert json.loads(skiprnn("export", run, "--int8", "--out", "small.onnx", "--json").stdout)["int8"]
+
+
+@needs_compiled
+def test_export_to_torch(skiprnn, make_run):
+    run = make_run()
+    done = skiprnn("export", run, "--format", "torch")
+    assert done.exit_code == 0, done.output
+    assert f"{run}/model.pt2 (float32, " in done.stdout
+    assert "equal gates   192 of 192 (100.0000%)" in done.stdout
+    assert done.stdout.endswith("to load it    import skiprnn first, then torch.export.load\n")
+    done = skiprnn("export", run, "--format", "torch", "--int8")
+    assert done.exit_code == 2
+    assert "Error: --int8 is for ONNX; drop it, or --format torch" in done.stderr
 
 
 def test_export_names_the_extra_that_is_missing(skiprnn, make_run, monkeypatch):

@@ -1,5 +1,7 @@
 """MNIST and IMDB from a data file to figure and prediction, on small files of their shape."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,12 @@ from pipelines.errors import SkipRNNError
 from pipelines.runs.config import configure
 from pipelines.runs.directory import create_run, load_words
 from pipelines.runs.evaluation import evaluate_run
+from pipelines.runs.export import export_run
 from pipelines.runs.figures import plot_usage
 from pipelines.runs.load import load_run
+from pipelines.runs.onnx_step import ABOUT, OnnxStep
 from pipelines.runs.prediction import Predictor
+from pipelines.runs.traced import description
 from pipelines.runs.training import train
 from pipelines.tasks import Imdb, Mnist
 from skiprnn.cells import LSTMCell
@@ -199,3 +204,32 @@ def test_data_made_anew_is_noticed(make, tmp_path):
     ):
         evaluate_run(run)
     assert evaluate_run(run, data=path).sequences == 12
+
+
+@pytest.mark.filterwarnings("default")  # torch's and onnxscript's own
+def test_an_exported_run_on_words_takes_their_numbers(make, imdb_file, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    run = make("imdb", imdb_file)
+    report = export_run(run, tmp_path / "model.onnx")
+    assert report.gates_equal == report.gates
+    assert report.output_difference < 1e-5
+    assert report.about["x"] == "numbers of words, their places in the list words"
+    assert "words" not in report.about  # there are very many
+    about = json.loads(OnnxStep(tmp_path / "model.onnx").session.get_modelmeta().custom_metadata_map[ABOUT])
+    assert about == {**report.about, "words": WORDS}
+    assert report.about["parameters"]["length"] == 12
+    assert report.about["names"] == ["negative", "positive"]
+    (run / "words.txt").write_text("other\n")
+    with pytest.raises(SkipRNNError, match=r"words.txt was edited since the run was trained"):
+        export_run(run, tmp_path / "other.onnx")
+
+
+def test_an_exported_run_on_pixels_takes_bytes(make, mnist_file):
+    run = make("mnist", mnist_file)
+    trained = load_run(run)
+    about = description(run, trained, "raw")
+    assert about["x"] == "samples as they are in the data, standardised inside"
+    x = trained.sequences.x[:1]
+    scaled = (x.float() - torch.tensor(about["mean"])) / torch.tensor(about["std"])
+    assert torch.equal(scaled, trained.model.embedding(x))
