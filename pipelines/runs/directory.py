@@ -21,13 +21,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
+import skiprnn
 from pipelines.data.doors import parse_json, read_json, read_text, reading
 from pipelines.data.fields import check_fields
 from pipelines.data.files import write_json, write_text
@@ -264,7 +264,7 @@ def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[st
         "from_step": step,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "skiprnn": version("skiprnn"),
+        "skiprnn": skiprnn.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),

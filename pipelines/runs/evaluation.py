@@ -13,10 +13,11 @@ from pipelines.data.sequences import Sequences, Split
 from pipelines.parallel.team import ALONE, Team
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.load import load_run
-from pipelines.runs.model import SequenceModel, autocast, stream, without_skipping
+from pipelines.runs.model import autocast, stream, without_skipping
 from pipelines.seeds import derive_seed
 from pipelines.tasks import Task
 from skiprnn import used_samples
+from skiprnn.networks import SequenceModel
 
 TIMED_REPEATS = 5
 TIMED_SEQUENCES = 32  # one at a time

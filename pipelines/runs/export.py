@@ -21,9 +21,10 @@ from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import is_own_cell
 from pipelines.runs.load import TrainedModel, load_run
-from pipelines.runs.model import SequenceModel, with_gate
+from pipelines.runs.model import with_gate
 from pipelines.tasks import Task
 from skiprnn import SkipRNN
+from skiprnn.networks import SequenceModel
 
 OPSET = 20
 CHECK_BATCH = 256  # sequences a call

@@ -23,11 +23,12 @@ from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, lock_run
 from pipelines.runs.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.runs.evaluation import evaluate
-from pipelines.runs.model import SequenceModel, autocast, build_model, check_engine
+from pipelines.runs.model import autocast, build_model, check_engine
 from pipelines.runs.schedules import learning_rate, share_of_lam
 from pipelines.seeds import derive_seed
 from pipelines.tasks import Task, load_data, task_of_attributes
 from skiprnn import budget_loss, used_samples
+from skiprnn.networks import SequenceModel
 
 CHECK_EVERY = 100  # steps between looks for a loss that is not finite
 

@@ -9,9 +9,9 @@ import torch
 
 from pipelines.errors import SkipRNNError
 from pipelines.runs.export import Step, _write, export_run, initial_state, replay, trace
-from pipelines.runs.model import SequenceModel
 from skiprnn import SkipGRU, SkipLSTM, SkipRNN, gate
 from skiprnn.cells import LAYER_NORM_GRU, LAYER_NORM_LSTM, RNNCell
+from skiprnn.networks import SequenceModel
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
