@@ -60,7 +60,8 @@ def test_the_library_needs_torch_only():
 import sys, numpy, torch
 before = set(sys.modules)
 import skiprnn
-print(*{name.split(".")[0] for name in set(sys.modules) - before} - {"skiprnn", "torch", "numpy"} - set(sys.stdlib_module_names))
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(*new - {"skiprnn", "torch", "numpy"} - sys.stdlib_module_names)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -132,9 +132,7 @@ def test_what_a_loaded_run_says_is_what_predict_says(make, task, tmp_path):
     assert followed.used == expected[1].used
 
 
-@pytest.mark.parametrize(
-    "task", [OF_TASKS["own-classes"], OF_TASKS["own-tags"], OF_TASKS["sine"]], ids=lambda t: t.name
-)
+@pytest.mark.parametrize("name", ["own-classes", "own-tags", "sine"])
 def test_sequences_of_different_length(make, name, tmp_path):
     task = OF_TASKS[name]
     run = make(task)
