@@ -69,6 +69,14 @@ class Ending:
 def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> Path:
     """Make a run directory with its configuration; it appears whole or not at all.
 
+    Args:
+        path: the directory.
+        config: from ``config.configure``; its data file need not be there yet.
+        overwrite: replace a run that is there.
+
+    Returns:
+        ``path``.
+
     Raises:
         SkipRNNError: ``path`` exists and is not a run that may be overwritten, or it cannot be written.
     """

@@ -112,6 +112,9 @@ def export_run(
         split, checkpoint, data: as for ``load.load_run``.
         overwrite: replace ``out`` if it exists.
 
+    Returns:
+        What was written, and how it compares with the run itself.
+
     Raises:
         SkipRNNError: the extra ``export`` is missing, the run cannot be read, its own cell cannot be traced, or ``out``
             cannot be written.

@@ -70,12 +70,15 @@ def train(
     On the CPU a run that was interrupted, however often, ends with the very weights of one that was not.
 
     Args:
-        run: a directory made by ``runs.create_run``.
+        run: a directory made by ``directory.create_run``.
         should_stop: asked after each step; when true the run saves itself and returns.
         on_progress: called after each step.
         tensorboard: also log to ``run/tensorboard``; needs the extra of that name.
         accept: take what was edited by hand in the run's files since its checkpoint, and record it.
         team: the processes that train together, each of which calls this.
+
+    Returns:
+        Why it ended, at which step, and which step has the best checkpoint.
 
     Raises:
         SkipRNNError: the run is in use, its files or data cannot be read or written, something in them was edited by
