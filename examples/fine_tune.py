@@ -16,7 +16,7 @@ from torch import nn
 import skiprnn
 from pipelines.seeds import generator
 from pipelines.tasks import Adding
-from skiprnn.trained import Classes
+from skiprnn.answers import Classes
 
 
 def main(run: Path, steps: int = 300) -> None:

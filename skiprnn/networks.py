@@ -122,7 +122,7 @@ class SequenceModel(nn.Module):
         """
         gated = self.with_gate()
         embedding = self.embedding
-        device = self.head.weight.device
+        device = next(self.rnn.parameters()).device
 
         def embed(sample: Any) -> Tensor:
             numbers = torch.as_tensor(sample, device=device)

@@ -24,7 +24,7 @@ from pipelines.data.fields import check_fields
 from pipelines.data.files import atomic_path, write_json
 from pipelines.data.memory import UNLIMITED
 from pipelines.errors import SkipRNNError
-from skiprnn.trained import SCHEMA, SCHEMA_VERSION
+from skiprnn.run_directory import SCHEMA, SCHEMA_VERSION
 
 NAMES = ("last", "best")
 JSON_BYTES = 2**24  # of the JSON, at most

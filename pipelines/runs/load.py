@@ -16,7 +16,7 @@ from pipelines.runs.model import build_model
 from pipelines.tasks import Task, load_data, task_of_attributes
 from skiprnn.engines import ON_GPUS
 from skiprnn.networks import SequenceModel
-from skiprnn.trained import tensors_of_network
+from skiprnn.run_directory import tensors_of_network
 
 
 @dataclass(frozen=True)

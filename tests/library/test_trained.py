@@ -30,8 +30,8 @@ from pipelines.tasks import (
     Ucf101,
     Videos,
 )
+from skiprnn.answers import Classes, Labels, Numbers
 from skiprnn.networks import Scale, Standardize
-from skiprnn.trained import Classes, Labels, Numbers
 from skiprnn.words import digest_of_words
 
 WORDS = ["", "", "film", "good", "bad", "isn't"]
@@ -219,7 +219,7 @@ def test_its_tensors_load_into_a_plain_module(make):
 
 def test_fine_tuning_under_another_head(make):
     model = skiprnn.load(make(OF_TASKS["own-classes"]))
-    model.head = nn.Linear(6, 3)
+    model.head = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     x = drawn(OF_TASKS["own-classes"])
     with pytest.raises(ValueError, match=r"the head has 3 outputs, answers 2 names; set model\.answers, such as"):
         model.predict(x)
@@ -230,6 +230,8 @@ def test_fine_tuning_under_another_head(make):
     assert model.rnn.weight_hh_l0.grad.abs().sum() > 0
     assert model.predict(x)[0].value in ("a", "b", "c")
     assert model.training
+    model.eval()
+    assert len(model.stream().run(lambda t: x[0][t], 20)) == 3
 
 
 @pytest.mark.parametrize(
