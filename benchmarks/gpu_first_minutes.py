@@ -223,7 +223,7 @@ def forward_of(rnn, x, precision, every_step=False):
 def once(rnn, x, precision, every_step=False):
     rnn.zero_grad()
     out = forward_of(rnn, x, precision, every_step)
-    loss = out.output.square().mean() + budget_loss(out.update_gate, 1e-4)
+    loss = out.output.square().mean() + budget_loss(out, 1e-4)
     loss.backward()
     return out, {name: parameter.grad for name, parameter in rnn.named_parameters()}
 

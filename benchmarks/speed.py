@@ -113,7 +113,7 @@ def forward(rnn, x):
         _, last = rnn(x)
         return (last[0] if isinstance(last, tuple) else last)[-1].square().mean(), None
     last, _, gate = rnn(x, every_step=False)
-    return last.square().mean() + budget_loss(gate, 1e-4), gate
+    return last.square().mean() + budget_loss(gate, 1e-4, batch_first=False), gate
 
 
 def measure(rnn, x, options):

@@ -24,7 +24,7 @@ from speed import machine, use_one_in
 from torchvision.models import ResNet50_Weights, resnet50
 
 from pipelines.parallel.devices import choose_device
-from pipelines.runs.model import SequenceModel, stream, without_skipping
+from pipelines.runs.model import stream, without_skipping
 from pipelines.tasks import Videos
 from pipelines.video.extraction import extract_features
 from pipelines.video.listing import Video, VideoSet
@@ -32,6 +32,7 @@ from pipelines.video.lookup import open_video
 from pipelines.video.network import load_network
 from pipelines.video.workers import local
 from skiprnn import SkipLSTM
+from skiprnn.networks import SequenceModel
 
 USAGES = {"50%": 2, "10%": 10, "4%": 25}  # a frame in n
 SUFFIXES = (".avi", ".mp4", ".mkv")

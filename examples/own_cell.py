@@ -42,6 +42,6 @@ class MinGRUCell(Cell):
 
 if __name__ == "__main__":
     rnn = SkipRNN(MinGRUCell(), input_size=2, hidden_size=16, update_bias=-1.0)
-    output, state, update_gate = rnn(torch.randn(50, 8, 2))
-    output[-1].sum().backward()
-    print(f"{rnn}: {used_samples(update_gate).mean():.1f} of {len(output)} samples used, state {state._fields}")
+    out = rnn(torch.randn(50, 8, 2))
+    out.output[-1].sum().backward()
+    print(f"{rnn}: {used_samples(out).mean():.1f} of {len(out.output)} samples used, state {out.state._fields}")

@@ -7,12 +7,17 @@ from skiprnn.drop_in import DropIn
 from skiprnn.modules import SkipGRU, SkipLSTM, SkipRNN, StepOutput
 from skiprnn.stack import SkipRNNOutput
 from skiprnn.streaming import Stream
+from skiprnn.trained import LoadedModel, Predicted, load
+
+__version__ = "0.1.0"
 
 __all__ = [
     "DropIn",
     "GRUState",
     "LSTMState",
+    "LoadedModel",
     "MetricCost",
+    "Predicted",
     "RNNState",
     "RandomSkipGRU",
     "RandomSkipLSTM",
@@ -25,6 +30,7 @@ __all__ = [
     "UsageCost",
     "budget_loss",
     "growing_budget_loss",
+    "load",
     "target_budget_loss",
     "used_samples",
 ]

@@ -1,15 +1,20 @@
 """Losses on the number of updates: add one to the task's loss.
 
-Each takes ``update_gate`` as the modules return it, and gives a scalar, the mean over the batch of a cost per sequence:
-(T, B), or (B, T) with ``batch_first=True``; packed; or (T,) of one sequence. Of a bidirectional network it has a last
-dimension of 2, and a sequence costs what both directions use; of one sequence alone, pass ``update_gate[:, None]``.
+Each takes what a network returned, ``budget_loss(rnn(x), 1e-4)``, and gives a scalar, the mean over the batch of a cost
+per sequence. Or it takes the gate alone: packed; (T,) of one sequence; or, of a batch, (T, B) with
+``batch_first=False`` and (B, T) with ``batch_first=True``, which must be said, as it cannot be seen. Of a bidirectional
+network a gate has a last dimension of 2, and a sequence costs what both directions use.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-Gate = Tensor | PackedSequence
+from skiprnn.stack import BatchFirstOutput, SkipRNNOutput
+
+Gate = SkipRNNOutput | Tensor | PackedSequence
 
 NEAR = 0.1  # usage is near its target, within so much of it
 GROWTH = 1.02  # of a cost, each step, while usage is not near
@@ -76,16 +81,20 @@ class MetricCost(UsageCost):
             self.target = min(self.target * (LOWERED if holds else RAISED), 1.0)
 
 
-def budget_loss(update_gate: Gate, cost_per_sample: float | Tensor, *, batch_first: bool = False) -> Tensor:
+def budget_loss(update_gate: Gate, cost_per_sample: float | Tensor, *, batch_first: bool | None = None) -> Tensor:
     """The paper's budget: λ Σ_t u_t.
 
     Args:
-        update_gate: (T, B) gates, or (B, T).
+        update_gate: what a network returned, or its gate, (T, B) or (B, T).
         cost_per_sample: λ, the cost of using one sample.
-        batch_first: ``update_gate`` is (B, T).
+        batch_first: of a batch's gate, whether it is (B, T).
 
     Returns:
         The mean cost of a sequence, a scalar.
+
+    Raises:
+        TypeError: a batch's gate without ``batch_first``.
+        ValueError: ``batch_first`` contradicts what the network returned.
 
     Source: Campos et al., ICLR 2018, section 3.2.
     """
@@ -93,22 +102,22 @@ def budget_loss(update_gate: Gate, cost_per_sample: float | Tensor, *, batch_fir
 
 
 def target_budget_loss(
-    update_gate: Gate, target: float | Tensor, weight: float, *, norm: str = "l1", batch_first: bool = False
+    update_gate: Gate, target: float | Tensor, weight: float, *, norm: str = "l1", batch_first: bool | None = None
 ) -> Tensor:
     """Distance of the number of updates from a target: weight·|Σ_t u_t - target| (L1) or its square (L2).
 
     Args:
-        update_gate: (T, B) gates, or (B, T).
+        update_gate: what a network returned, or its gate, (T, B) or (B, T).
         target: updates wanted of each sequence, one number or (B,).
         weight: the loss of a distance of 1.
         norm: ``"l1"`` or ``"l2"``.
-        batch_first: ``update_gate`` is (B, T).
+        batch_first: of a batch's gate, whether it is (B, T).
 
     Returns:
         The mean loss of a sequence, a scalar.
 
     Raises:
-        ValueError: an unknown norm.
+        TypeError, ValueError: as ``budget_loss``; an unknown norm.
     """
     if norm not in ("l1", "l2"):
         raise ValueError(f"norm must be 'l1' or 'l2', got {norm!r}")
@@ -117,31 +126,62 @@ def target_budget_loss(
 
 
 def growing_budget_loss(
-    update_gate: Gate, cost_per_sample: float, growth: float, *, batch_first: bool = False
+    update_gate: Gate, cost_per_sample: float, growth: float, *, batch_first: bool | None = None
 ) -> Tensor:
     """A budget that asks for early decisions: λ Σ_t (1 + growth·t) u_t, with t = 0 for the first sample.
 
     Args:
-        update_gate: (T, B) gates, or (B, T).
+        update_gate: what a network returned, or its gate, (T, B) or (B, T).
         cost_per_sample: λ, the cost of using the first sample.
         growth: how much dearer each step makes a sample, in units of λ.
-        batch_first: ``update_gate`` is (B, T).
+        batch_first: of a batch's gate, whether it is (B, T).
 
     Returns:
         The mean cost of a sequence, a scalar.
+
+    Raises:
+        TypeError, ValueError: as ``budget_loss``.
     """
     gate = _time_major(update_gate, batch_first)
     price = 1 + growth * torch.arange(len(gate), device=gate.device, dtype=gate.dtype)
-    return cost_per_sample * used_samples((gate.movedim(0, -1) * price).movedim(-1, 0)).mean()
+    return cost_per_sample * _sums((gate.movedim(0, -1) * price).movedim(-1, 0)).mean()
 
 
-def used_samples(update_gate: Gate, *, batch_first: bool = False) -> Tensor:
-    """The number of updates of each sequence, (T, B) -> (B,), (B, T) -> (B,), or (T,) -> ()."""
-    gate = _time_major(update_gate, batch_first)
+def used_samples(update_gate: Gate, *, batch_first: bool | None = None) -> Tensor:
+    """The number of updates of each sequence, (B,); of one sequence, ().
+
+    Args:
+        update_gate: what a network returned, or its gate, (T, B) or (B, T).
+        batch_first: of a batch's gate, whether it is (B, T).
+
+    Raises:
+        TypeError, ValueError: as ``budget_loss``.
+    """
+    return _sums(_time_major(update_gate, batch_first))
+
+
+def _sums(gate: Tensor) -> Tensor:
     return gate.sum((0, 2)) if gate.dim() == 3 else gate.sum(0)
 
 
-def _time_major(update_gate: Gate, batch_first: bool) -> Tensor:
-    if isinstance(update_gate, PackedSequence):
-        return pad_packed_sequence(update_gate)[0]
-    return update_gate.transpose(0, 1) if batch_first and update_gate.dim() > 1 else update_gate
+def _time_major(given: Gate, batch_first: bool | None) -> Tensor:
+    """Gates of (T, B), (T, B, 2) or (T,)."""
+    gate: Any = given
+    if isinstance(given, SkipRNNOutput):
+        found = isinstance(given, BatchFirstOutput)
+        if batch_first not in (None, found):
+            raise ValueError(f"batch_first={batch_first}, but the network has batch_first={found}; leave it out")
+        gate, batch_first = given.update_gate, found
+        if given.state[0].dim() == 2 and gate.dim() == 2:  # of one sequence, both directions: (T, 2)
+            gate = gate.sum(1)
+    if isinstance(gate, PackedSequence):
+        return pad_packed_sequence(gate)[0]
+    steps: Tensor = gate
+    if steps.dim() < 2:
+        return steps
+    if batch_first is None:
+        raise TypeError(
+            f"is a gate of shape {tuple(steps.shape)} (T, B) or (B, T)? Pass all that the network returned, or say "
+            "batch_first=False or True"
+        )
+    return steps.transpose(0, 1) if batch_first else steps

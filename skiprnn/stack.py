@@ -23,6 +23,12 @@ class SkipRNNOutput(NamedTuple):
     update_gate: Any  # (T, B) or (B, T): 1 where the sample was used, 0 where it was skipped
 
 
+class BatchFirstOutput(SkipRNNOutput):
+    """What ``forward`` returns with ``batch_first``: the type says so to the losses, also where it was rebuilt."""
+
+    __slots__ = ()
+
+
 class RecurrentStack(nn.Module):
     """A stack of cells with parameters named as in ``torch.nn.LSTM``; subclasses say in ``_run`` which steps update."""
 
@@ -79,7 +85,8 @@ class RecurrentStack(nn.Module):
         tensors, gate = layout.given(tensors, solution.gate)
         last = tensors[0][-self.num_directions :]
         output = layout.steps(solution.output) if every_step else torch.cat(list(last), dim=-1)
-        return SkipRNNOutput(output, self._state(tensors, gate), layout.steps(solution.update_gate))
+        kind = BatchFirstOutput if self.batch_first else SkipRNNOutput
+        return kind(output, self._state(tensors, gate), layout.steps(solution.update_gate))
 
     @property
     def num_directions(self) -> int:

@@ -229,9 +229,10 @@ def _where(results: list[dict[str, Any]]) -> dict[str, Any]:
     import platform
     import sys
     from datetime import UTC, datetime
-    from importlib.metadata import version
 
     import torch
+
+    from skiprnn import __version__
 
     devices = {result["evaluation"]["device"] for result in results}
     return {
@@ -241,5 +242,5 @@ def _where(results: list[dict[str, Any]]) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if devices & {"cuda", "cuda:0"} else options.cpu_name(),
         "threads of the evaluation": torch.get_num_threads(),
         "torch": torch.__version__,
-        "skiprnn": version("skiprnn"),
+        "skiprnn": __version__,
     }

@@ -8,7 +8,6 @@ import sys
 import threading
 from contextlib import suppress
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import click
@@ -160,13 +159,13 @@ def _terminate(number: int, frame: object) -> None:
 def _show_version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
     if not asked or context.resilient_parsing:
         return
-    from skiprnn import compiled
+    from skiprnn import __version__, compiled
 
     engine = compiled.instructions()
     if compiled.multiplies_bfloat16():
         engine = f"{engine} with bfloat16"
     missing = "no compiled CPU engine: install skiprnn again where there is a C++ compiler"
-    click.echo(f"skiprnn, version {version('skiprnn')} ({f'compiled CPU engine: {engine}' if engine else missing})")
+    click.echo(f"skiprnn, version {__version__} ({f'compiled CPU engine: {engine}' if engine else missing})")
     context.exit()
 
 

@@ -49,7 +49,7 @@ def run(rnn, x, *, lengths=None, per_step=True, state=None, seed=2):
     shown = [out.output, *out.state] if per_step else list(out.state)
     loss = sum((t * w).sum() for t, w in zip(shown, weights if per_step else weights[1:], strict=True))
     gate_weight = torch.rand(out.update_gate.shape, generator=draws, dtype=torch.float64).to(x)
-    loss = loss + (out.update_gate * gate_weight).sum() if per_step else loss + budget_loss(out.update_gate, 0.1)
+    loss = loss + (out.update_gate * gate_weight).sum() if per_step else loss + budget_loss(out, 0.1)
     parameters = [p for n, p in rnn.named_parameters() if not n.startswith("initial")]
     return out, torch.autograd.grad(loss, [x, *start, *parameters])
 

@@ -1,8 +1,7 @@
-"""Training runs held against each other, interrupted, and one after the other."""
+"""Training runs held against each other, and interrupted."""
 
 import torch
 
-from pipelines.grids.sweep import train_one
 from pipelines.runs.checkpoints import load_checkpoint
 from pipelines.runs.directory import read_metrics
 
@@ -30,9 +29,3 @@ def interrupted_after(*steps):
         return state["step"] in steps
 
     return should_stop
-
-
-def inline(runs):
-    """An executor without processes."""
-    for run in runs:
-        yield run, train_one(run)

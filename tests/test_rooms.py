@@ -1,12 +1,14 @@
 """Imports point one way: skiprnn_cli -> pipelines -> skiprnn, and inside pipelines floor by floor."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import skiprnn
 from skiprnn_cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +17,7 @@ FORBIDDEN = {
     "skiprnn": {"pipelines", "skiprnn_cli", "click", "h5py", "cv2", "torchvision", "matplotlib", "rich"},
     "pipelines": {"skiprnn_cli", "click", "rich"},
 }
+COMMAND = Path("skiprnn/__main__.py")  # `python -m skiprnn` is the command, so it calls what stands above; no other may
 FLOORS = [{"errors", "seeds"}, {"data", "parallel"}, {"video"}, {"tasks"}, {"sources"}, {"runs"}, {"grids"}]
 
 
@@ -31,7 +34,7 @@ def imported(path):
 
 @pytest.mark.parametrize("room", FORBIDDEN)
 def test_no_room_imports_what_stands_above_it(room):
-    files = list((ROOT / room).rglob("*.py"))
+    files = [path for path in (ROOT / room).rglob("*.py") if path.relative_to(ROOT) != COMMAND]
     assert files
     for path in files:
         assert not FORBIDDEN[room] & {name.split(".")[0] for name in imported(path)}, path
@@ -53,8 +56,13 @@ def test_rooms_of_pipelines_import_from_floors_below(room):
 
 
 def test_the_library_needs_torch_only():
-    others = FORBIDDEN["skiprnn"]
-    code = f"import sys, skiprnn; print(*({others!r} & set(sys.modules)))"
+    code = """
+import sys, numpy, torch
+before = set(sys.modules)
+import skiprnn
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(*new - {"skiprnn", "torch", "numpy"} - sys.stdlib_module_names)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
@@ -70,3 +78,10 @@ print(*({HEAVY} & set(sys.modules)), file=sys.stderr)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage: ")
     assert done.stderr.split() == []
+
+
+def test_the_library_is_run_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["skiprnn", "--version"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module("skiprnn", run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"skiprnn, version {skiprnn.__version__} (")

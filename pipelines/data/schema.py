@@ -10,7 +10,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import h5py
 from pipelines.data.files import atomic_path
 from pipelines.data.hdf5 import Hdf5, open_hdf5
 from pipelines.errors import SkipRNNError
+from skiprnn import __version__
 
 SEQUENCES, FEATURES = "skiprnn-sequences", "skiprnn-features"  # schemas; the second is features.py's
 SCHEMA_VERSION = 1  # of both
@@ -83,7 +83,7 @@ def hdf5_writer(path: Path, *, overwrite: bool) -> Iterator[tuple[h5py.File, "Pa
 
 def describe(file: h5py.File, schema: str, attributes: dict[str, Any]) -> None:
     """Give a new file its attributes."""
-    ours = {"schema": schema, "schema_version": SCHEMA_VERSION, "version": version("skiprnn")}
+    ours = {"schema": schema, "schema_version": SCHEMA_VERSION, "version": __version__}
     for key, value in {**ours, **attributes}.items():
         file.attrs[key] = value
 

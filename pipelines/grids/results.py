@@ -143,7 +143,14 @@ def write_results(
         out: the folder.
         results: from ``sweep.evaluate_all``.
         failed: why runs failed, by path.
-        about: what was asked for, and where.
+        about: what was asked for, and where: ``{"asked": {"task": ..., "preset": ..., "settings": {...}}, "where":
+            {...}}``, which ``report`` shows.
+
+    Returns:
+        The table's lines, means over seeds.
+
+    Raises:
+        SkipRNNError: they cannot be written.
     """
     lines = lines_of(results)
     whole = {**about, "lines": [asdict(line) for line in lines], "runs": results, "failed": failed}

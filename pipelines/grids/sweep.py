@@ -77,7 +77,18 @@ def grid_of_table(
 def grid(
     task: str, preset: str, cells: Iterable[str], lams: Iterable[float | None], seeds: Iterable[int], **options: Any
 ) -> list[TrainConfig]:
-    """The configurations of one's own grid; a λ of None is the plain cell."""
+    """The configurations of one's own grid: each cell with each λ and seed.
+
+    Args:
+        task, preset: as for ``runs.config.configure``.
+        cells: names, as of ``TrainConfig.cell``.
+        lams: λ, the loss of using one sample; None is the plain cell.
+        seeds: a run each.
+        options: fields of the configuration that are to be other than the preset's; ``data`` among them.
+
+    Raises:
+        SkipRNNError: as for ``runs.config.configure``.
+    """
     return [_config(task, preset, cell, lam, options, seed=seed) for cell, lam, seed in product(cells, lams, seeds)]
 
 
@@ -91,6 +102,13 @@ def _config(
 
 def plan(out: Path, configs: Iterable[TrainConfig]) -> list[Planned]:
     """Where each configuration's run goes.
+
+    Args:
+        out: the folder of the sweep; runs go to ``out/runs``, under names that say what they are.
+        configs: from ``grid`` or ``grid_of_table``.
+
+    Returns:
+        The runs, of which nothing is written yet.
 
     Raises:
         SkipRNNError: a run is there with another configuration, or two would be one.
@@ -123,13 +141,15 @@ def is_finished(run: Planned) -> bool:
 
 
 def train_all(
-    runs: list[Planned], executor: Executor, on_finished: Callable[[Planned, str | None], None]
+    runs: list[Planned],
+    executor: Executor,
+    on_finished: Callable[[Planned, str | None], None] = lambda run, reason: None,
 ) -> dict[str, str]:
     """Train the runs that are not finished.
 
     Args:
         runs: from ``plan``.
-        executor: ``local`` or ``on_ray``.
+        executor: ``in_turn``, ``local()`` or ``on_ray(...)``.
         on_finished: called with each run that ends, and why it failed, or None.
 
     Returns:
@@ -150,8 +170,17 @@ def train_all(
     return failed
 
 
+def in_turn(runs: list[Planned]) -> Endings:
+    """One run after the other, in this process."""
+    for run in runs:
+        yield run, train_one(run)
+
+
 def local(jobs: int | None = None) -> Executor:
-    """Processes of this machine, by default one a CPU core, or four a GPU."""
+    """Processes of this machine, by default one a CPU core, or four a GPU.
+
+    A script that calls it does so under ``if __name__ == "__main__"``, since the processes import it.
+    """
 
     def run(runs: list[Planned]) -> Endings:
         device = choose_device(runs[0].config.device)

@@ -17,16 +17,8 @@ import skiprnn
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
 from skiprnn import SkipRNN
-from skiprnn.cells import GRU, GRU_RESET_BEFORE, LAYER_NORM_GRU, LAYER_NORM_LSTM, LSTM, RNN, RNN_RELU, Cell
+from skiprnn.cells import Cell, cell_named
 
-CELLS: dict[str, Cell] = {
-    "lstm": LSTM,
-    "gru": GRU,
-    "rnn": RNN,
-    "rnn-relu": RNN_RELU,
-    "ln-lstm": LAYER_NORM_LSTM,
-    "ln-gru": LAYER_NORM_GRU,
-}
 _imported: dict[str, Cell] = {}  # in this process, by name
 _OTHERS = ("<frozen ", *(path for module in (pipelines, skiprnn, torch, importlib) for path in module.__path__))
 """Where files begin that are not a user's."""
@@ -38,9 +30,7 @@ def cell_of(config: TrainConfig) -> Cell:
     Raises:
         SkipRNNError: it is one's own, and nobody asked for it.
     """
-    if config.cell == "gru" and not config.reset_after:
-        return GRU_RESET_BEFORE
-    cell = CELLS.get(config.cell) or _imported.get(config.cell)
+    cell = cell_named(config.cell, reset_after=config.reset_after) or _imported.get(config.cell)
     if cell is None:
         raise SkipRNNError(
             f"this needs the cell {config.cell}, code that is not imported because a file says so; if you trust it, "

@@ -24,9 +24,8 @@ from pipelines.data.fields import check_fields
 from pipelines.data.files import atomic_path, write_json
 from pipelines.data.memory import UNLIMITED
 from pipelines.errors import SkipRNNError
+from skiprnn.run_directory import SCHEMA, SCHEMA_VERSION
 
-SCHEMA = "skiprnn-checkpoint"
-SCHEMA_VERSION = 1
 NAMES = ("last", "best")
 JSON_BYTES = 2**24  # of the JSON, at most
 MEASURED = ("loss", "task_loss", "budget_loss", "metric", "used", "grad_norm")

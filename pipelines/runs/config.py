@@ -253,6 +253,11 @@ def preset_of(task: str, preset: str) -> TrainConfig:
 def configure(task: str, preset: str, **options: object) -> TrainConfig:
     """A preset with the options that were given, those that are not None, put in its place; NONE stands for None.
 
+    Args:
+        task: one of ``TASK_NAMES``.
+        preset: quick, settled or paper.
+        options: fields of ``TrainConfig``, such as ``data="data/adding.h5"``, ``lam=1e-5``.
+
     Raises:
         SkipRNNError: the task has no such preset, or an option is out of range, or contradicts another.
     """

@@ -21,13 +21,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
+import skiprnn
 from pipelines.data.doors import parse_json, read_json, read_text, reading
 from pipelines.data.fields import check_fields
 from pipelines.data.files import write_json, write_text
@@ -68,6 +68,14 @@ class Ending:
 
 def create_run(path: Path, config: TrainConfig, *, overwrite: bool = False) -> Path:
     """Make a run directory with its configuration; it appears whole or not at all.
+
+    Args:
+        path: the directory.
+        config: from ``config.configure``; its data file need not be there yet.
+        overwrite: replace a run that is there.
+
+    Returns:
+        ``path``.
 
     Raises:
         SkipRNNError: ``path`` exists and is not a run that may be overwritten, or it cannot be written.
@@ -264,7 +272,7 @@ def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[st
         "from_step": step,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "skiprnn": version("skiprnn"),
+        "skiprnn": skiprnn.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),

@@ -13,10 +13,11 @@ from pipelines.data.sequences import Sequences, Split
 from pipelines.parallel.team import ALONE, Team
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.load import load_run
-from pipelines.runs.model import SequenceModel, autocast, stream, without_skipping
+from pipelines.runs.model import autocast, stream, without_skipping
 from pipelines.seeds import derive_seed
 from pipelines.tasks import Task
 from skiprnn import used_samples
+from skiprnn.networks import SequenceModel
 
 TIMED_REPEATS = 5
 TIMED_SEQUENCES = 32  # one at a time
@@ -64,7 +65,18 @@ class RunEvaluation:
 def evaluate_run(
     run: Path, *, split: str = "test", checkpoint: str = "best", data: Path | None = None, device: str | None = None
 ) -> RunEvaluation:
-    """Evaluate a trained run on a split of its data. Arguments and errors as for ``load_run``."""
+    """Evaluate a trained run on a split of its data: metric, used samples, cost and time.
+
+    Args:
+        run: the run directory.
+        split: "train", "val" or "test".
+        checkpoint: "best" or "last".
+        data: a data file instead of the run's own.
+        device: a device instead of the run's own.
+
+    Raises:
+        SkipRNNError: the run, its checkpoint or its data cannot be read.
+    """
     trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
     config, task, model = trained.config, trained.task, trained.model
     sequences = trained.sequences

@@ -17,10 +17,11 @@ from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import is_own_cell
 from pipelines.runs.load import TrainedModel, load_run
-from pipelines.runs.model import SequenceModel, with_gate
+from pipelines.runs.model import with_gate
 from pipelines.runs.onnx_step import OnnxStep, no_log, write_onnx
 from pipelines.runs.traced import InputForm, description, trace_sequences, trace_step
 from pipelines.tasks import Task
+from skiprnn.networks import SequenceModel
 
 Format = Literal["onnx", "torch"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -74,6 +75,9 @@ def export_run(
         int8: of ONNX, quantise the weights of matrix products and word vectors to 8 bits, activations on the fly.
         split, checkpoint, data: as for ``load.load_run``.
         overwrite: replace ``out`` if it exists.
+
+    Returns:
+        What was written, and how it compares with the run itself.
 
     Raises:
         SkipRNNError: the extra ``export`` is missing, the run cannot be read, its cell cannot be traced, or ``out``

@@ -46,6 +46,9 @@ def plot_usage(
         split, checkpoint, data, device: as for ``evaluation.evaluate_run``.
         overwrite: replace ``out`` if it exists.
 
+    Returns:
+        ``out``.
+
     Raises:
         SkipRNNError: the run cannot be read, or ``out`` cannot be written.
     """
@@ -93,6 +96,9 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
         runs: run directories, all of one task.
         out: a path ending in .png, .pdf or .svg.
         overwrite: replace ``out`` if it exists.
+
+    Returns:
+        ``out``.
 
     Raises:
         SkipRNNError: a run cannot be read or has no evaluation, the tasks differ, or ``out`` cannot be written.

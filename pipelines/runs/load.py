@@ -12,9 +12,11 @@ from pipelines.runs.checkpoints import check_tensors, load_checkpoint
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, load_task
 from pipelines.runs.edits import edits_of_config, refuse_edits
-from pipelines.runs.model import SequenceModel, build_model
+from pipelines.runs.model import build_model
 from pipelines.tasks import Task, load_data, task_of_attributes
 from skiprnn.engines import ON_GPUS
+from skiprnn.networks import SequenceModel
+from skiprnn.run_directory import tensors_of_network
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None
     where = choose_device(device or config.device)
     anywhere = config if where.type == "cuda" or config.engine not in ON_GPUS else replace(config, engine="auto")
     model = build_model(anywhere, task)
-    weights = {name.removeprefix("model."): t for name, t in saved.tensors.items() if name.startswith("model.")}
+    weights = tensors_of_network(saved.tensors)
     check_tensors(weights, model.state_dict(), f"the checkpoint {checkpoint!r} of {run}")
     model.load_state_dict(weights)
     progress = saved.progress

@@ -1,69 +1,19 @@
-"""The network of every task: a recurrent stack and a linear head on its last state, or on that of every step."""
+"""The network that a run's configuration asks for, and what becomes of it once it is trained."""
 
 from importlib import import_module
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from pipelines.data.memory import check_fits
 from pipelines.errors import SkipRNNError
 from pipelines.runs.cells import cell_of
 from pipelines.runs.config import TrainConfig
 from pipelines.tasks import Task
-from skiprnn import RandomSkipGRU, RandomSkipLSTM, SkipRNN, Stream
+from skiprnn import RandomSkipGRU, RandomSkipLSTM, Stream
 from skiprnn.cells import GRUCell, LSTMCell
 from skiprnn.engines import ON_GPUS
-from skiprnn.stack import RecurrentStack
-
-OPEN = 100.0  # bias of a gate that opens at every step
-
-
-class ModelOutput(NamedTuple):
-    """What the network says of a batch."""
-
-    output: Tensor  # (B, output_size), or (B, T, output_size) with each_step, float32
-    update_gate: Tensor  # (B, T)
-
-
-class SequenceModel(nn.Module):
-    """An embedding of the input, a recurrent stack, and a linear head on its last hidden state, or on every one.
-
-    With ``each_step`` what the head says stands through the steps that are skipped, whose state is a copy. It is
-    computed there too: the gate's gradient wants the loss of each step by that step's state.
-    """
-
-    def __init__(
-        self,
-        rnn: RecurrentStack,
-        output_size: int,
-        embedding: nn.Module | None = None,
-        dropout: float = 0,
-        each_step: bool = False,
-    ) -> None:
-        super().__init__()
-        self.each_step = each_step
-        self.embedding = nn.Identity() if embedding is None else embedding
-        self.rnn = rnn
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(rnn.hidden_size, output_size)
-        nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> ModelOutput:
-        """x as the task stores it, (B, T, D) or (B, T), and lengths (B,) -> the output, and the gate (B, T)."""
-        h, _, update_gate = self.rnn(self.embedding(x), lengths=lengths, every_step=self.each_step)
-        return ModelOutput(self.head(self.dropout(h)).float(), update_gate)
-
-    def with_rnn(self, rnn: RecurrentStack) -> "SequenceModel":
-        """The same network around another recurrent stack, which takes over the weights it has names for."""
-        other = SequenceModel(rnn, self.head.out_features, self.embedding, self.dropout.p, self.each_step)
-        other.load_state_dict(self.state_dict(), strict=False)
-        return other.to(self.head.weight.device).train(self.training)
-
-    def cost_per_update(self) -> int:
-        """Multiply-accumulates that one update takes, the paper's count: one for each number of a weight matrix."""
-        return sum(weight.numel() for layer in self.rnn.layers() for weight in layer if weight.dim() > 1)
+from skiprnn.networks import SequenceModel, recurrent_stack
+from skiprnn.trained import OF_THE_STACK
 
 
 def build_model(config: TrainConfig, task: Task) -> SequenceModel:
@@ -79,17 +29,8 @@ def build_model(config: TrainConfig, task: Task) -> SequenceModel:
 
 
 def _network(config: TrainConfig, task: Task) -> SequenceModel:
-    sizes = (task.input_size, config.hidden_size, config.num_layers)
-    gate: dict[str, Any] = {
-        "min_skip": config.min_skip, "max_skip": config.max_skip, "gate": config.gate, "engine": config.engine
-    }  # fmt: skip
-    rnn: RecurrentStack
-    if config.skip:
-        rnn = SkipRNN(cell_of(config), *sizes, batch_first=True, **gate)
-    else:
-        rnn = (RandomSkipLSTM if config.cell == "lstm" else RandomSkipGRU)(
-            *sizes, batch_first=True, p_skip=config.p_skip or 0.0
-        )
+    options = {name: getattr(config, name) for name in (*OF_THE_STACK, "engine")}
+    rnn = recurrent_stack(cell_of(config), task.input_size, config.hidden_size, config.num_layers, **options)
     return SequenceModel(rnn, task.output_size, task.embedding(), config.dropout, task.each_step)
 
 
@@ -123,7 +64,7 @@ def without_skipping(model: SequenceModel) -> SequenceModel:
     """
     rnn = model.rnn
     if type(rnn.cell) not in (LSTMCell, GRUCell):
-        return _with_open_gate(model)
+        return model.with_open_gate()
     plain = RandomSkipLSTM if isinstance(rnn.cell, LSTMCell) else RandomSkipGRU
     return model.with_rnn(plain(rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True))
 
@@ -134,20 +75,10 @@ def with_gate(model: SequenceModel) -> SequenceModel:
     Raises:
         SkipRNNError: the model skips at random.
     """
-    if isinstance(model.rnn, SkipRNN):
-        return model
-    if getattr(model.rnn, "p_skip", 0):
-        raise SkipRNNError("this model skips at random, so nobody can say which samples it needs; use another run")
-    return _with_open_gate(model)
-
-
-def _with_open_gate(model: SequenceModel) -> SequenceModel:
-    rnn = model.rnn
-    gated = SkipRNN(rnn.cell, rnn.input_size, rnn.hidden_size, rnn.num_layers, batch_first=True)
-    other = model.with_rnn(gated)
-    nn.init.zeros_(gated.update_weight)
-    nn.init.constant_(gated.update_bias, OPEN)
-    return other
+    try:
+        return model.with_gate()
+    except ValueError as error:
+        raise SkipRNNError(str(error)) from error
 
 
 def stream(model: SequenceModel) -> Stream:
@@ -156,19 +87,7 @@ def stream(model: SequenceModel) -> Stream:
     Raises:
         SkipRNNError: the model skips at random.
     """
-    gated = with_gate(model)
-    embedding = model.embedding
-    device = model.head.weight.device
-
-    def embed(sample: Any) -> Tensor:
-        numbers = torch.as_tensor(sample, device=device)
-        numbers = numbers.int() if isinstance(embedding, nn.Embedding) else numbers.float()
-        with torch.no_grad():
-            embedded: Tensor = embedding(numbers)
-        return embedded.reshape(-1)
-
-    plain = isinstance(embedding, nn.Identity)
-    return Stream(gated.rnn, lambda h: gated.head(h).float(), None if plain else embed)  # type: ignore[arg-type]
+    return with_gate(model).stream()
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -11,10 +11,11 @@ from pipelines.data.doors import parse_json
 from pipelines.errors import SkipRNNError
 from pipelines.runs.directory import load_task, load_words
 from pipelines.runs.load import TrainedModel
-from pipelines.runs.model import SequenceModel, with_gate
+from pipelines.runs.model import with_gate
 from pipelines.tasks import Task
 from skiprnn import SkipRNN
 from skiprnn.engines import native
+from skiprnn.networks import SequenceModel
 
 InputForm = Literal["raw", "network"]
 """Samples as ``predict`` takes them, or as the recurrent network reads them, standardised or embedded."""

@@ -23,11 +23,12 @@ from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, lock_run
 from pipelines.runs.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.runs.evaluation import evaluate
-from pipelines.runs.model import SequenceModel, autocast, build_model, check_engine
+from pipelines.runs.model import autocast, build_model, check_engine
 from pipelines.runs.schedules import learning_rate, share_of_lam
 from pipelines.seeds import derive_seed
 from pipelines.tasks import Task, load_data, task_of_attributes
 from skiprnn import budget_loss, used_samples
+from skiprnn.networks import SequenceModel
 
 CHECK_EVERY = 100  # steps between looks for a loss that is not finite
 
@@ -69,12 +70,15 @@ def train(
     On the CPU a run that was interrupted, however often, ends with the very weights of one that was not.
 
     Args:
-        run: a directory made by ``runs.create_run``.
+        run: a directory made by ``directory.create_run``.
         should_stop: asked after each step; when true the run saves itself and returns.
         on_progress: called after each step.
         tensorboard: also log to ``run/tensorboard``; needs the extra of that name.
         accept: take what was edited by hand in the run's files since its checkpoint, and record it.
         team: the processes that train together, each of which calls this.
+
+    Returns:
+        Why it ended, at which step, and which step has the best checkpoint.
 
     Raises:
         SkipRNNError: the run is in use, its files or data cannot be read or written, something in them was edited by

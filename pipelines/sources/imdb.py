@@ -19,7 +19,8 @@ from pipelines.errors import SkipRNNError
 from pipelines.seeds import derive_seed
 from pipelines.sources.download import download
 from pipelines.sources.word_vectors import read_vectors
-from pipelines.tasks.imdb import PADDING, UNKNOWN, Imdb, tokenize
+from pipelines.tasks.imdb import Imdb
+from skiprnn.words import PADDING, UNKNOWN, digest_of_words, tokenize
 
 ARCHIVE = "aclImdb_v1.tar.gz"
 MIRRORS = (f"https://ai.stanford.edu/~amaas/data/sentiment/{ARCHIVE}",)
@@ -109,7 +110,7 @@ def write_imdb(
     for word, vector in known.items():
         vectors[numbers[word]] = vector
 
-    task = Imdb(length, dimensions, len(vocabulary), Imdb.digest_of(vocabulary))
+    task = Imdb(length, dimensions, len(vocabulary), digest_of_words(vocabulary))
     with sequences_writer(path, overwrite=overwrite) as writer:
         for name, part in splits.items():
             writer.write_split(name, len(part), [_sequences(part, tokens[name], numbers, length)])

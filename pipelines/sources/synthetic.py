@@ -29,6 +29,9 @@ def generate(
         overwrite: replace a file that exists.
         on_progress: called with the number of sequences just written.
 
+    Returns:
+        ``path``.
+
     Raises:
         SkipRNNError: the file exists, or cannot be written.
     """

@@ -1,7 +1,5 @@
 """The IMDB task: is a film review positive?"""
 
-import hashlib
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,28 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from pipelines.data import doors
 from pipelines.data.samples import ARRAYS, Source, sequence_sources
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
 from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Reading, Usage
+from skiprnn.words import PADDING, TOKENIZER, UNKNOWN, digest_of_words, numbers_of_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pipelines.tasks.drawing import Text
-
-TOKENIZER = "words-1"
-PADDING, UNKNOWN = 0, 1  # numbers of words; the vocabulary starts after them
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-_TAG = re.compile(r"<[^<>]*>")
-
-
-def tokenize(text: str) -> list[str]:
-    """The tokeniser "words-1": tags out, lower case, runs of letters and digits with the apostrophes inside them."""
-    return _WORD.findall(_TAG.sub(" ", text).replace("’", "'").lower())
 
 
 @dataclass(frozen=True)
@@ -66,11 +54,6 @@ class Imdb(ClassificationTask):
             raise SkipRNNError(f"unknown tokeniser {self.tokenizer}; this skiprnn has {TOKENIZER}")
 
     stored_size = 1
-
-    @staticmethod
-    def digest_of(words: Sequence[str]) -> str:
-        """What ``vocabulary_sha256`` is of words by their numbers, the two that are none first."""
-        return hashlib.sha256("\n".join(words[UNKNOWN + 1 :]).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def input_size(self) -> int:
@@ -121,16 +104,13 @@ class Imdb(ClassificationTask):
             vocabulary = reading.words()
             self.check_words(vocabulary, reading.run)
             reading.kept["numbers"] = {word: number for number, word in enumerate(vocabulary) if word}
-        numbers, words = reading.kept["numbers"], tokenize(text)[: self.length]
-        if not words:
+        x = numbers_of_text(text, reading.kept["numbers"], self.length, pads=not reading.true_lengths)
+        if not len(x):
             raise SkipRNNError(f"{name} holds no words")
-        x = torch.tensor([[numbers.get(word, UNKNOWN) for word in words]], dtype=torch.int32)
-        if not reading.true_lengths:
-            x = pad(x, (self.length - len(words), 0), value=PADDING)
-        return sequence_sources(Sequences(x, torch.zeros(1)), name)[0]
+        return sequence_sources(Sequences(x[None], torch.zeros(1)), name)[0]
 
     def check_words(self, words: list[str], run: Path) -> None:
-        if self.digest_of(words) != self.vocabulary_sha256:
+        if digest_of_words(words) != self.vocabulary_sha256:
             raise SkipRNNError(
                 f"{run / 'words.txt'} was edited since the run was trained; `skiprnn train --resume {run}` restores it"
             )

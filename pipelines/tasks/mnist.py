@@ -13,19 +13,13 @@ from pipelines.data.samples import IMAGES, Source, image_source
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
 from pipelines.tasks.base import ClassificationTask, Reading, Usage
+from skiprnn.networks import Scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AVERAGED = 1_000  # digits over which the use of a pixel is averaged
 SIDE = 28  # pixels
-
-
-class Scale(nn.Module):
-    """Bytes to [0, 1]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.float() / 255
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pipelines.tasks.measures import (
     mean_of_steps,
     sums_of_steps,
 )
+from skiprnn.networks import Standardize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,21 +32,6 @@ def check_names(names: Sequence[str], what: str) -> None:
     """Refuse what are not the names of one thing or more, all different."""
     if len(set(names)) < max(len(names), 1):
         raise SkipRNNError(f"{what} must be one name or more, all different")
-
-
-class Standardize(nn.Module):
-    """(x - mean) / std of each feature, as the training split has them."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
 
 
 class OwnUnits(Standardize):

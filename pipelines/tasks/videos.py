@@ -17,18 +17,12 @@ from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 from pipelines.tasks.base import ClassificationTask, Reading, Usage, check_classes
 from pipelines.video.listing import SUFFIXES
+from skiprnn.networks import ToFloat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LARGEST = 2**31  # of sizes
-
-
-class ToFloat(nn.Module):
-    """Features as float32, however they are stored."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.float()
 
 
 @dataclass(frozen=True)

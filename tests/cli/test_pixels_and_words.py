@@ -23,6 +23,7 @@ from pipelines.runs.traced import description
 from pipelines.runs.training import train
 from pipelines.tasks import Imdb, Mnist
 from skiprnn.cells import LSTMCell
+from skiprnn.words import digest_of_words
 from skiprnn_cli.main import cli
 
 WORDS = ["", "", "film", "good", "bad", "isn't"]
@@ -53,7 +54,7 @@ def imdb_file(tmp_path_factory):
     x = torch.randint(1, 6, (12, 12), generator=draws).where(torch.arange(12) < lengths[:, None], 0).int()
     vectors = torch.rand(6, 5, generator=draws).sub(0.5).numpy()
     vectors[0] = 0
-    task = Imdb(length=12, dimensions=5, vocabulary=6, vocabulary_sha256=Imdb.digest_of(WORDS))
+    task = Imdb(length=12, dimensions=5, vocabulary=6, vocabulary_sha256=digest_of_words(WORDS))
     path = tmp_path_factory.mktemp("i") / "imdb.h5"
     return written(path, task, Sequences(x, torch.arange(12) % 2, lengths), {
         "words": np.array(WORDS, dtype=object), "vectors": vectors,

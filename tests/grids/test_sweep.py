@@ -20,14 +20,24 @@ from pipelines.grids import sweep
 from pipelines.grids.paper import NUMBERS, table
 from pipelines.grids.report import count_figures, write_report
 from pipelines.grids.results import COLUMNS, cells, latex, lines_of, markdown, read_results, write_results
-from pipelines.grids.sweep import evaluate_all, grid, grid_of_table, local, on_ray, others, plan, train_all, train_one
+from pipelines.grids.sweep import (
+    evaluate_all,
+    grid,
+    grid_of_table,
+    in_turn,
+    local,
+    on_ray,
+    others,
+    plan,
+    train_all,
+    train_one,
+)
 from pipelines.parallel import processes
 from pipelines.runs.directory import load_config, load_outcome, read_metrics
 from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding
 from tests.gpu import on_gpu
-from tests.runs import inline
 
 
 @pytest.fixture
@@ -88,15 +98,15 @@ def test_one_s_own_grid_has_every_combination(adding_file):
 
 def test_a_grid_is_trained_and_finished_runs_are_kept(configs, tmp_path):
     runs, ended = plan(tmp_path, configs), []
-    assert train_all(runs, inline, lambda run, reason: ended.append(run)) == {}
+    assert train_all(runs, in_turn, lambda run, reason: ended.append(run)) == {}
     assert len(ended) == 4
     assert [load_config(run.path) for run in runs] == configs
     stamps = [(run.path / "checkpoints/last.json").stat().st_mtime_ns for run in runs]
-    train_all(plan(tmp_path, configs), inline, lambda run, reason: ended.append(run))
+    train_all(plan(tmp_path, configs), in_turn, lambda run, reason: ended.append(run))
     assert len(ended) == 4
     assert [(run.path / "checkpoints/last.json").stat().st_mtime_ns for run in runs] == stamps
     more = plan(tmp_path, [*configs, replace(configs[0], seed=2)])
-    train_all(more, inline, lambda run, reason: ended.append(run))
+    train_all(more, in_turn, lambda run, reason: ended.append(run))
     assert len(ended) == 5
 
 
@@ -144,7 +154,7 @@ def test_an_interrupted_run_goes_on(configs, tmp_path):
     sweep.create_run(runs[0].path, configs[0])
     train(runs[0].path, should_stop=lambda: next(train_one_step))
     assert load_outcome(runs[0].path) is None
-    train_all(runs, inline, lambda run, reason: None)
+    train_all(runs, in_turn, lambda run, reason: None)
     assert load_outcome(runs[0].path)["step"] == 8
     sessions = json.loads((runs[0].path / "environment.json").read_text())
     assert [session["from_step"] for session in sessions] == [0, 4]
@@ -174,18 +184,18 @@ def test_failed_runs_are_tried_again_and_stop_nothing(configs, tmp_path):
     assert failed == {str(run.path): "the disk is full" for run in runs if run.config.seed == 1}
     assert len(tries) == 6
     assert len(evaluate_all(runs, {})) == 2
-    assert train_all(runs, inline, lambda run, reason: None) == {}
+    assert train_all(runs, in_turn, lambda run, reason: None) == {}
     assert len(evaluate_all(runs, {})) == 4
 
 
 def test_a_run_with_other_options_is_not_taken_for_one_s_own(configs, tmp_path):
-    train_all(plan(tmp_path, configs[:1]), inline, lambda run, reason: None)
+    train_all(plan(tmp_path, configs[:1]), in_turn, lambda run, reason: None)
     with pytest.raises(SkipRNNError, match=r"was made with lr 0.01, not 0.5; name another --out"):
         plan(tmp_path, [replace(configs[0], lr=0.5)])
 
 
 def test_only_the_device_may_change(configs, tmp_path):
-    train_all(plan(tmp_path, configs[:1]), inline, lambda run, reason: None)
+    train_all(plan(tmp_path, configs[:1]), in_turn, lambda run, reason: None)
     assert plan(tmp_path, [replace(configs[0], device="auto")])[0].path.exists()
 
 
@@ -202,14 +212,14 @@ def test_any_error_fails_one_run(configs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sweep, "train", train_or_not)
     runs = plan(tmp_path, configs)
-    failed = train_all(runs, inline, lambda run, reason: None)
+    failed = train_all(runs, in_turn, lambda run, reason: None)
     assert sorted(failed) == sorted(str(run.path) for run in (runs[1], runs[3]))
     assert failed[str(runs[1].path)].startswith("MemoryError: too large; see ")
     assert "train_or_not" in (runs[1].path / "error.txt").read_text()
 
 
 def test_earlier_runs_stay_in_the_table(configs, tmp_path):
-    train_all(plan(tmp_path, configs), inline, lambda run, reason: None)
+    train_all(plan(tmp_path, configs), in_turn, lambda run, reason: None)
     now = plan(tmp_path, configs[:1])
     assert {run.config for run in others(tmp_path, now)} == set(configs[1:])
     shutil.copytree(now[0].path, tmp_path / "runs/copy")
@@ -236,7 +246,7 @@ def test_a_table_is_not_of_two_data_sets(results, configs, adding_file, tmp_path
 
 def test_runs_without_data_fail_by_name(configs, tmp_path):
     runs = plan(tmp_path, [replace(configs[0], data=str(tmp_path / "missing.h5"))])
-    failed = train_all(runs, inline, lambda run, reason: None)
+    failed = train_all(runs, in_turn, lambda run, reason: None)
     assert "no data file" in failed[str(runs[0].path)]
 
 
@@ -244,7 +254,7 @@ def test_processes_train_what_one_would(configs, tmp_path):
     ours = plan(tmp_path / "ours", configs[1:3])
     assert train_all(ours, local(2), lambda run, reason: None) == {}
     theirs = plan(tmp_path / "theirs", configs[1:3])
-    train_all(theirs, inline, lambda run, reason: None)
+    train_all(theirs, in_turn, lambda run, reason: None)
     for mine, other in zip(evaluate_all(ours, {}), evaluate_all(theirs, {}), strict=True):
         assert mine["evaluation"]["metric"] == other["evaluation"]["metric"]
         assert mine["evaluation"]["used_mean"] == other["evaluation"]["used_mean"]
@@ -279,7 +289,7 @@ def test_ray_goes_on_where_a_worker_was_killed(configs, tmp_path):
     sessions = [json.loads((run.path / "environment.json").read_text()) for run in runs]
     assert sorted(len(one) for one in sessions) == [1, 2]
     alone = plan(tmp_path / "alone", [run.config for run in runs])
-    train_all(alone, inline, lambda run, reason: None)
+    train_all(alone, in_turn, lambda run, reason: None)
     for mine, other in zip(evaluate_all(runs, {}), evaluate_all(alone, {}), strict=True):
         assert mine["evaluation"]["metric"] == other["evaluation"]["metric"]
     gc.collect()  # what Ray left open, here, where it is no error
@@ -289,7 +299,7 @@ def test_ray_goes_on_where_a_worker_was_killed(configs, tmp_path):
 def results(configs, tmp_path):
     out = tmp_path / "out"
     runs = plan(out, configs)
-    train_all(runs, inline, lambda run, reason: None)
+    train_all(runs, in_turn, lambda run, reason: None)
     evaluated = evaluate_all(runs, {})
     about = {"asked": {"task": "adding", "preset": "quick", "settings": {"lr": 0.01}}, "where": {"device": "<CPU>"}}
     write_results(out, evaluated, {}, about)

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from pipelines.errors import SkipRNNError
 from pipelines.grids import tradeoff
 from pipelines.grids.results import write_results
-from pipelines.grids.sweep import evaluate_all, plan, train_all
+from pipelines.grids.sweep import evaluate_all, in_turn, plan, train_all
 from pipelines.grids.tradeoff import plot_tradeoff
 from pipelines.runs.config import configure
-from tests.runs import inline
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def swept(adding_file, tmp_path):
     ]  # fmt: skip
     out = tmp_path / "swept"
     runs = plan(out, configs)
-    train_all(runs, inline, lambda run, reason: None)
+    train_all(runs, in_turn)
     about = {"asked": {"task": "adding", "preset": "quick", "settings": {}}, "where": {}}
     write_results(out, evaluate_all(runs, {}), {}, about)
     return out

@@ -22,13 +22,13 @@ def test_values(batch_first):
 
 def test_gradient_of_the_budget_is_lambda_over_the_batch():
     gate = GATE.clone().requires_grad_()
-    budget_loss(gate, 0.1).backward()
+    budget_loss(gate, 0.1, batch_first=False).backward()
     torch.testing.assert_close(gate.grad, torch.full((3, 2), 0.05))
 
 
 def test_unknown_norm():
     with pytest.raises(ValueError, match="norm must be 'l1' or 'l2', got 'l3'"):
-        target_budget_loss(GATE, 1.0, 1.0, norm="l3")
+        target_budget_loss(GATE, 1.0, 1.0, norm="l3", batch_first=False)
 
 
 def test_a_cost_that_keeps_a_metric():
@@ -72,7 +72,7 @@ def test_a_share_of_the_samples_is_found(target):
         x = torch.randn(20, 16, 1)
         output, _, gate = rnn(x)
         loss = (output[..., 0] - x.cumsum(0)[..., 0].tanh()).square().mean()
-        loss = loss + budget_loss(gate, cost.cost_per_sample(gate.mean()))
+        loss = loss + budget_loss(gate, cost.cost_per_sample(gate.mean()), batch_first=False)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

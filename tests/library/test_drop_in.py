@@ -134,7 +134,7 @@ def test_between_calls_the_gate_has_no_memory():
     assert lstm.update_gate[0].all()
     assert not rnn(x, state).update_gate[0].all()  # the gate's own state goes on here
     assert torch.equal(lstm.as_skip()(x, state).output, rnn(x, state).output)
-    (output.sum() + budget_loss(lstm.update_gate, 0.1)).backward()
+    (output.sum() + budget_loss(lstm.update_gate, 0.1, batch_first=False)).backward()
     assert rnn.update_weight.grad.abs().sum() > 0
 
 
@@ -265,11 +265,11 @@ def test_distributed_data_parallel(form):
         for _ in range(2):
             out = spread(x)
             gate = out.update_gate if form == "skip" else spread.module.update_gate
-            (out[0].sum() + budget_loss(gate, 0.1)).backward()
+            (out[0].sum() + budget_loss(gate, 0.1, batch_first=False)).backward()
         alone = copy.deepcopy(rnn)
         alone.zero_grad()
         out = alone(x)
-        (out.output.sum() + budget_loss(out.update_gate, 0.1)).backward()
+        (out.output.sum() + budget_loss(out, 0.1)).backward()
         for mine, other in zip(rnn.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, 2 * other.grad)
     finally:

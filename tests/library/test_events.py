@@ -312,7 +312,7 @@ def test_bfloat16_autocast_trains():
         rnn = build(name, (20, 3, 2, 8, 2), 0.0, "events", torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
             output, state, gate = rnn(torch.randn(20, 3, 2))
-            loss = output.float().square().mean() + budget_loss(gate, 0.1)
+            loss = output.float().square().mean() + budget_loss(gate, 0.1, batch_first=False)
         loss.backward()
         assert gate.dtype == state.update_prob.dtype == torch.float32
         assert all(p.grad is not None and p.grad.isfinite().all() for p in rnn.parameters())
@@ -326,7 +326,7 @@ def test_long_sequences_train_in_bounded_memory():
     output, state, gate = rnn(torch.randn(20_000, 2, 1, dtype=torch.float64))
     saved = output.grad_fn.updates
     assert len(saved) == gate.sum(0).max() < 400
-    (state.h.sum() + budget_loss(gate, 0.1)).backward()
+    (state.h.sum() + budget_loss(gate, 0.1, batch_first=False)).backward()
     assert rnn.update_bias.grad.isfinite().all()
 
 

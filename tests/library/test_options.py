@@ -3,9 +3,19 @@
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._pytree import tree_map
 
 from examples.own_cell import MinGRUCell
-from skiprnn import SkipGRU, SkipLSTM, SkipRNN, Stream, budget_loss, growing_budget_loss, used_samples
+from skiprnn import (
+    SkipGRU,
+    SkipLSTM,
+    SkipRNN,
+    Stream,
+    budget_loss,
+    growing_budget_loss,
+    target_budget_loss,
+    used_samples,
+)
 from skiprnn.cells import LAYER_NORM_GRU, LAYER_NORM_LSTM, RNN
 from skiprnn.engines import events, native
 from tests.problems import BIASES, MODULES, needs_compiled
@@ -251,13 +261,37 @@ def test_both_ways_do_not_go_sample_by_sample():
 def test_budgets_of_every_form_of_gate():
     rnn, x = build("lstm", "auto", -1.0, bidirectional=True), torch.randn(30, 5, 3, dtype=torch.float64)
     packed = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
-    gate, padded = rnn(packed).update_gate, rnn(x, lengths=LENGTHS).update_gate
+    gate, out = rnn(packed).update_gate, rnn(x, lengths=LENGTHS)
+    padded = out.update_gate
     assert torch.equal(used_samples(gate), padded.sum((0, 2)))
-    assert torch.equal(used_samples(padded), used_samples(padded.transpose(0, 1), batch_first=True))
+    assert torch.equal(used_samples(out), used_samples(padded.transpose(0, 1), batch_first=True))
     assert budget_loss(gate, 0.1).item() == pytest.approx(0.1 * padded.sum().item() / 5)
-    assert growing_budget_loss(gate, 0.1, 0.5).item() == growing_budget_loss(padded, 0.1, 0.5).item()
+    assert growing_budget_loss(gate, 0.1, 0.5).item() == growing_budget_loss(out, 0.1, 0.5).item()
     one = build("lstm", "auto", -1.0)(x[:, 0]).update_gate
     assert used_samples(one).item() == used_samples(one, batch_first=True).item() == one.sum()
+    both = rnn(x[:, 0])
+    assert used_samples(both).item() == used_samples(rnn(x[:, :1])).item() == both.update_gate.sum()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_what_a_network_returns_says_its_layout(batch_first):
+    torch.manual_seed(0)
+    rnn = SkipLSTM(3, 4, batch_first=batch_first, update_bias=-1.0)
+    out = rnn(torch.randn(6, 10, 3))
+    counts = out.update_gate.sum(1 if batch_first else 0)
+    assert torch.equal(used_samples(out), counts)
+    assert budget_loss(out, 0.1).item() == pytest.approx(0.1 * counts.mean().item())
+    assert target_budget_loss(out, 2.0, 1.0).item() == pytest.approx((counts - 2).abs().mean().item())
+    assert budget_loss(out, 0.1, batch_first=batch_first).item() == budget_loss(out, 0.1).item()
+    kept = tree_map(lambda tensor: tensor, out)  # as DataParallel and torch.export rebuild it
+    assert torch.equal(used_samples(kept), counts)
+    with pytest.raises(ValueError, match=f"batch_first={not batch_first}, but the network has batch_first="):
+        budget_loss(out, 0.1, batch_first=not batch_first)
+    for loss in (lambda gate: budget_loss(gate, 0.1), lambda gate: growing_budget_loss(gate, 1.0, 1.0), used_samples):
+        with pytest.raises(
+            TypeError, match=r"is a gate of shape \(6, 10\) \(T, B\) or \(B, T\)\? Pass all that the network returned"
+        ):
+            loss(out.update_gate)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_two_halves_equal_the_whole(make, num_layers, cut):
 
     def gradients(output, gate):
         rnn.zero_grad()
-        loss = (output * weight).sum() + budget_loss(gate, 0.3)
+        loss = (output * weight).sum() + budget_loss(gate, 0.3, batch_first=False)
         return torch.autograd.grad(loss, [x, *rnn.parameters()])
 
     whole = rnn(x)
@@ -107,7 +107,7 @@ def test_each_sequence_of_a_batch_with_lengths_equals_itself_alone(make):
     output, state, gate = rnn(x, lengths=torch.tensor(lengths))
     assert torch.equal(gate.sum(0)[2:3], torch.zeros(1, dtype=gate.dtype))
     loss = sum((output[:length, b] * weight[:length, b]).sum() for b, length in enumerate(lengths))
-    gradients = torch.autograd.grad(loss + budget_loss(gate, 0.7) * 4, list(rnn.parameters()))
+    gradients = torch.autograd.grad(loss + budget_loss(gate, 0.7, batch_first=False) * 4, list(rnn.parameters()))
 
     alone_loss = 0
     for b, length in enumerate(lengths):
@@ -121,7 +121,7 @@ def test_each_sequence_of_a_batch_with_lengths_equals_itself_alone(make):
             )
         if length:
             assert torch.equal(output[length:, b], output[length - 1, b].expand(20 - length, -1))
-        alone_loss += (alone.output[:, 0] * weight[:length, b]).sum() + budget_loss(alone.update_gate, 0.7)
+        alone_loss += (alone.output[:, 0] * weight[:length, b]).sum() + budget_loss(alone, 0.7)
     expected = torch.autograd.grad(alone_loss, list(rnn.parameters()))
     for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
@@ -142,7 +142,7 @@ def test_gradients_equal_the_literal_equations(make, bound):
     rnn = make(gate_grad_clip=bound)
     x, weight = draw(25, 3, 3), draw(25, 3, 5)
     output, _, gate = rnn(x)
-    loss = (output * weight).sum() + budget_loss(gate, 0.3)
+    loss = (output * weight).sum() + budget_loss(gate, 0.3, batch_first=False)
     parameters = dict(rnn.named_parameters())
     ours = torch.autograd.grad(loss, list(parameters.values()))
 

@@ -27,7 +27,7 @@ class Last(nn.Module):
 
 def train(model, x, lengths, module):
     output, gate = model(x, lengths)
-    (output.square().mean() + budget_loss(gate, 1e-2)).backward()
+    (output.square().mean() + budget_loss(gate, 1e-2, batch_first=False)).backward()
     gradients = [parameter.grad for parameter in module.parameters()]
     module.zero_grad()
     return output, gate, gradients

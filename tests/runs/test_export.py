@@ -14,7 +14,6 @@ from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import create_run, load_task
 from pipelines.runs.export import ABOUT_FILE, export_run
 from pipelines.runs.load import load_run
-from pipelines.runs.model import SequenceModel
 from pipelines.runs.onnx_step import OnnxStep, write_onnx
 from pipelines.runs.prediction import Predictor
 from pipelines.runs.traced import Step, trace_step
@@ -23,6 +22,7 @@ from pipelines.sources.own import write_own
 from pipelines.tasks import OwnLabels
 from skiprnn import SkipGRU, SkipLSTM, SkipRNN, gate
 from skiprnn.cells import LAYER_NORM_GRU, LAYER_NORM_LSTM, RNNCell
+from skiprnn.networks import SequenceModel
 from tests.problems import needs_compiled
 
 onnxruntime = pytest.importorskip("onnxruntime")

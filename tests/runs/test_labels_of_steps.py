@@ -8,7 +8,7 @@ import torch
 
 from pipelines.errors import SkipRNNError
 from pipelines.grids.results import cells, write_results
-from pipelines.grids.sweep import evaluate_all, plan, train_all
+from pipelines.grids.sweep import evaluate_all, in_turn, plan, train_all
 from pipelines.runs import figures
 from pipelines.runs.checkpoints import load_checkpoint, save_checkpoint
 from pipelines.runs.collapse import Watch
@@ -22,7 +22,7 @@ from pipelines.runs.model import build_model
 from pipelines.runs.training import train
 from pipelines.sources.own import write_own
 from pipelines.tasks import OwnTags, load_data
-from tests.runs import assert_same_run, inline, interrupted_after
+from tests.runs import assert_same_run, interrupted_after
 
 DRAWS = np.random.default_rng(0)
 HIGH = np.repeat(DRAWS.integers(0, 2, (60, 4)), 3, axis=1)
@@ -153,7 +153,7 @@ def test_the_exported_step_gives_the_steps_output(own_run, tmp_path):
 
 def test_a_sweep_reports_them(own_run, tmp_path):
     runs = plan(tmp_path / "grid", [load_config(own_run("own-labels", trained=False))])
-    assert train_all(runs, inline, lambda run, reason: None) == {}
+    assert train_all(runs, in_turn, lambda run, reason: None) == {}
     (result,) = evaluate_all(runs, {})
     (line,) = write_results(tmp_path / "grid", [result], {}, {})
     assert cells(line)[4].startswith("macro F1 0.")

@@ -21,7 +21,7 @@ from pipelines.sources.download import download
 from pipelines.sources.own import write_own
 from pipelines.sources.word_vectors import read_vectors
 from pipelines.tasks import Imdb, Mnist, OwnClasses, OwnNumbers, load_data
-from pipelines.tasks.imdb import tokenize
+from skiprnn.words import tokenize
 
 REAL = Path(os.environ.get("SKIPRNN_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_real = pytest.mark.skipif(not REAL.exists(), reason=f"there is no {REAL}; SKIPRNN_REAL_DATA may name another")
