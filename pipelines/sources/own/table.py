@@ -49,9 +49,7 @@ def read_table(path: Path, how: How) -> Raw:
         )
     if how.header is False:
         raise SkipRNNError("--id names a column by the first line; drop --no-header")
-    roles = [how.id_column, *([how.time_column] if how.time_column else []), *how.label_columns]
-    check_different(roles, "--id, --time and --label")
-    found = _parquet(path, roles) if path.suffix.lower() in PARQUET else _csv(path, roles)
+    found = (_parquet if path.suffix.lower() in PARQUET else _csv)(path, how)
     if not len(found.features):
         raise SkipRNNError(f"{path} holds no rows")
     _check(found, path)
@@ -90,8 +88,6 @@ def read_table(path: Path, how: How) -> Raw:
 
 def _labels(found: _Table, how: How, order: Array, of_sequences: Callable[[str, str], list[str]], path: Path) -> Given:
     columns = how.label_columns
-    if not columns:
-        raise SkipRNNError(f"{path}: which column is the label? Pass --label with one of {listed(found.names)}")
     if how.each_step:
         cells = [found.texts[name] for name in columns]
         rows = [[column[row] for column in cells] for row in order]
@@ -148,29 +144,34 @@ def _times(found: _Table, column: str, path: Path) -> Array:
     return np.array(seconds)
 
 
-def _roles(names: Sequence[str], roles: Sequence[str], path: Path) -> list[str]:
+def _roles(names: Sequence[str], how: How, path: Path) -> list[str]:
     """The columns that are no features.
 
     Raises:
         SkipRNNError: one of them is not there, or nothing else is.
     """
+    roles = [name for name in (how.id_column, how.time_column, *how.label_columns) if name is not None]
+    check_different(roles, "--id, --time and --label")
     check_different(names, path)
     if missing := [name for name in roles if name not in names]:
         raise SkipRNNError(f"{path} has no column {missing[0]!r:.60}; it has {listed(names)}")
+    if not how.label_columns:
+        others = [name for name in names if name not in roles]
+        raise SkipRNNError(f"{path}: which column is the label? Pass --label with one of {listed(others)}")
     there = [*roles, *([SPLIT] if SPLIT in names and SPLIT not in roles else [])]
     if len(there) == len(names):
         raise SkipRNNError(f"{path} has no columns but {listed(there)}; it needs samples too")
     return there
 
 
-def _csv(path: Path, roles: Sequence[str]) -> _Table:
+def _csv(path: Path, how: How) -> _Table:
     with opening(path, "CSV", REMEDY) as size, path.open(encoding="utf-8-sig", newline="") as file:
         memory.check_fits(4 * size, str(path))  # a cell of two characters becomes eight bytes
         lines = lines_of(file, str(path))
         first = next(lines, "")
         rows = csv.reader(chain([first], lines), delimiter=separator_of(first) or ",")
         names = [cell.strip() for cell in next(rows, [])]
-        special = _roles(names, roles, path)
+        special = _roles(names, how, path)
         at = {name: names.index(name) for name in special}
         others = [(place, name) for place, name in enumerate(names) if name not in at]
         texts: dict[str, list[str]] = {name: [] for name in special}
@@ -198,7 +199,7 @@ def _csv(path: Path, roles: Sequence[str]) -> _Table:
     return _Table(texts, [name for _, name in others], features, lambda row: f"line {numbered[row]}")
 
 
-def _parquet(path: Path, roles: Sequence[str]) -> _Table:
+def _parquet(path: Path, how: How) -> _Table:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -220,7 +221,7 @@ def _parquet(path: Path, roles: Sequence[str]) -> _Table:
     with opening(path, "Parquet", REMEDY) as size:
         about = pq.read_metadata(path)
         names = list(about.schema.to_arrow_schema().names)
-        special = _roles(names, roles, path)
+        special = _roles(names, how, path)
         unpacked = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
         claimed = max(unpacked, 8 * about.num_rows * len(names))
         check_claim(claimed, size, str(path))
