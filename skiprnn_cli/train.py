@@ -316,6 +316,8 @@ def _configuration(
 
         data = _imported(data, task if task in OWN_TASKS else None, classes)
         task = task_of_file(data, task).name
+    else:
+        _refuse_classes(classes)
     task = task or "adding"
     if training["p_skip"] is not None:
         if training["skip"]:
@@ -356,9 +358,7 @@ def _imported(data: Path, task: str | None, classes: bool | None) -> Path:
     from pipelines.sources.own import SUFFIXES, earlier
 
     if not data.exists() or schema_of(data) or not (data.is_dir() or data.suffix.lower() in SUFFIXES):
-        if classes is not None:
-            flag = "--classes" if classes else "--numbers"
-            raise SkipRNNError(f"{flag} is about sequences of your own that are to be converted; drop it")
+        _refuse_classes(classes)
         return data
     from skiprnn_cli.gen_data import data_file_of, import_own
 
@@ -380,6 +380,12 @@ def _imported(data: Path, task: str | None, classes: bool | None) -> Path:
     click.echo(f"{data}{why}: converting it, as `skiprnn gen-data own {data} --out {path}{settings}` does", err=True)
     import_own([data], path, task=task, classes=classes, overwrite=found == "changed")
     return path
+
+
+def _refuse_classes(classes: bool | None) -> None:
+    if classes is not None:
+        flag = "--classes" if classes else "--numbers"
+        raise click.UsageError(f"{flag} is about sequences of your own that are to be converted; drop it.")
 
 
 def _refuse_two_lengths(training: dict[str, Any]) -> None:
