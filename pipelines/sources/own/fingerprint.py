@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,12 @@ class Fingerprint:
     """A source and how it is converted."""
 
     source_digest: str  # SHA-256 of the files that are read: their names and what they hold
-    source_place: str  # SHA-256 of where they lie
+    source_place: str  # SHA-256 of where they lie, seen from the data file
     source_options: str  # JSON: how they are converted
 
 
-def fingerprint(sources: Sequence[Path], how: How, options: dict[str, Any]) -> Fingerprint:
-    """The fingerprint of a source, whose files are read whole for it.
+def fingerprint(sources: Sequence[Path], out: Path, how: How, options: dict[str, Any]) -> Fingerprint:
+    """The fingerprint of a source that is converted to ``out``; its files are read whole for it.
 
     Raises:
         SkipRNNError: the source, or a file that it names, cannot be read.
@@ -35,10 +36,17 @@ def fingerprint(sources: Sequence[Path], how: How, options: dict[str, Any]) -> F
         with reading(path, "a readable file", REMEDY):
             name = path.relative_to(root) if path.is_relative_to(root) else path
             digest.update(f"{name}\0{file_digest(path)}\n".encode("utf-8", "surrogateescape"))
-    place = "\0".join(str(path.resolve()) for path in sources).encode("utf-8", "surrogateescape")
+    place = "\0".join(_seen_from(out, path) for path in sources).encode("utf-8", "surrogateescape")
     return Fingerprint(
         digest.hexdigest(), hashlib.sha256(place).hexdigest(), json.dumps({**vars(how), **options}, sort_keys=True)
     )
+
+
+def _seen_from(out: Path, source: Path) -> str:
+    try:
+        return os.path.relpath(source.resolve(), out.resolve().parent)
+    except ValueError:  # on another drive
+        return str(source.resolve())
 
 
 def stored_fingerprint(path: Path) -> Fingerprint | None:

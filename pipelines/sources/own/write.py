@@ -88,7 +88,7 @@ def write_own(
     sources = _paths(source)
     shown = sources[0] if len(sources) == 1 else sources[0].parent
     how = How(each_step, tuple(label_columns), id_column, time_column, header, allow_outside)
-    of_source = fingerprint(sources, how, _options(task, classes, val, test, seed))
+    of_source = fingerprint(sources, path, how, _options(task, classes, val, test, seed))
     if how.each_step is None and task in (CLASSES, TAGS):
         how = replace(how, each_step=task == TAGS)
     raw = read(sources, how)
@@ -133,7 +133,7 @@ def earlier(source: Path | Sequence[Path], path: Path, *, task: str | None, clas
         changed since, or for another task. "other": it is anything else.
     """
     sources = _paths(source)
-    now, then = fingerprint(sources, How(), _options(task, classes)), stored_fingerprint(path)
+    now, then = fingerprint(sources, path, How(), _options(task, classes)), stored_fingerprint(path)
     if then is None:
         return "other"
     if (then.source_digest, then.source_options) == (now.source_digest, now.source_options):
