@@ -44,8 +44,8 @@ def check_different(names: Sequence[str], where: Path | str) -> None:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a message."""
-    text = ", ".join(names)
+    """Names in a message, without what would move a terminal's cursor."""
+    text = ", ".join(name if name.isprintable() else repr(name)[1:-1] for name in names)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

@@ -25,6 +25,7 @@ from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+TABLES = (".ts", ".parquet", ".pq")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
 CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
 PIXELS = 2**26  # of an image, at most
@@ -81,6 +82,8 @@ def open_sources(
     path = Path(path)
     if not os.path.exists(path):
         raise SkipRNNError(f"no file {path} to predict on; name a CSV, NPY, NPZ or HDF5 file, or - for standard input")
+    if path.suffix.lower() in TABLES:
+        raise SkipRNNError(f"only `skiprnn gen-data own` reads {path}; predict on the data file that it makes")
     if path.suffix.lower() not in ARRAYS:
         if dataset is not None:
             raise SkipRNNError(f"{path} is read as CSV, which has no datasets; drop --dataset")

@@ -150,6 +150,7 @@ def test_bad_rows(text, message):
         ("a.npy", np.array([["a", "b"]]), "not numbers"),
         ("a.npy", np.full((5, 2), np.nan), "step 0, column 1: NaN or infinity"),
         ("missing.npy", None, "no file"),
+        ("a.ts", "@data", "^only `skiprnn gen-data own` reads .*a.ts; predict on the data file that it makes$"),
         ("text.npy", "text", "cannot read .*text.npy: truncated, damaged or not a .npy file"),
         ("text.npz", "text", "cannot read .*text.npz: truncated, damaged or not a .npy file"),
         ("text.h5", "text", "cannot read .*text.h5: truncated, damaged or not HDF5"),

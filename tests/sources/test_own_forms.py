@@ -269,6 +269,8 @@ def test_parquet_that_is_wrong(tmp_path, monkeypatch):
     refused(path, f"{path}: the column label holds string, not numbers; leave it out, or convert it", **how)
     parquet_of(path, [(*row[:2], None, *row[3:]) if row[:2] == ("n3", 2) else row for row in TABLE])
     refused(path, f"{path}, row 15, column p: NaN or infinity; fill it in, or take the row out", **HOW)
+    parquet_of(path, [(*row[:2], "text", *row[3:]) for row in TABLE])
+    refused(path, f"{path}: the column p holds string, not numbers; leave it out, or convert it", **HOW)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(SkipRNNError, match=r"^cannot read .*a.parquet: truncated, damaged or not Parquet \(.*\); mend"):
         write_own(path, tmp_path / "a.h5", **HOW)

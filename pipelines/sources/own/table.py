@@ -25,6 +25,8 @@ from pipelines.sources.own.labels import Array, Given, values_of
 from pipelines.sources.own.raw import REMEDY, How, Raw
 
 PARQUET = (".parquet", ".pq")
+NUMBERS = ("integer", "floating", "boolean", "decimal")  # kinds of Parquet's columns
+TEXTS = ("string", "large_string", "dictionary", "temporal")
 SPLIT = "split"  # a column of this name says train, val or test
 EMPTY = "is empty; fill it in, or take the row out"
 
@@ -228,12 +230,12 @@ def _parquet(path: Path, how: How) -> _Table:
         memory.check_fits(3 * claimed, str(path))
         kinds = {field.name: field.type for field in about.schema.to_arrow_schema()}
         for name, kind in kinds.items():
-            number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-            if not number and (name not in special or pa.types.is_nested(kind) or pa.types.is_binary(kind)):
+            wanted_kinds = NUMBERS if name not in special else (*NUMBERS, *TEXTS)
+            if not any(getattr(pa.types, f"is_{one}")(kind) for one in wanted_kinds):
                 wanted = "numbers or texts" if name in special else "numbers"
                 raise SkipRNNError(f"{path}: the column {name} holds {kind}, not {wanted}; leave it out, or convert it")
         # as dictionaries texts take no more than they do in the file
-        table = pq.read_table(path, use_threads=False, read_dictionary=special, partitioning=None)
+        table = pq.ParquetFile(path, read_dictionary=special).read(use_threads=False)
         texts = {name: texts_of(table[name]) for name in special}
         others = [name for name in names if name not in special]
         columns = [table[name].cast(pa.float64(), safe=False).to_numpy() for name in others]  # none becomes NaN
