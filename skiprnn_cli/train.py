@@ -365,8 +365,11 @@ def _imported(data: Path, task: str | None, classes: bool | None) -> Path:
     path = data_file_of([data])
     if path.exists() and path.resolve() == data.resolve():
         path = DATA / f"{data.resolve().stem}-skiprnn.h5"
+    found = "none"
+    if path.exists():
+        before = earlier(data, path, task=task, classes=classes)
+        found, task, classes = before.found, before.task, before.classes
     settings = f" --task {task}" if task else {None: "", True: " --classes", False: " --numbers"}[classes]
-    found = earlier(data, path, task=task, classes=classes) if path.exists() else "none"
     if found == "other":
         raise SkipRNNError(
             f"{path} exists already, and was not made of {data} as it would be now; train on it with --data {path}, or "

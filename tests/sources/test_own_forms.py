@@ -345,7 +345,7 @@ def test_what_was_converted_is_known_again(tmp_path):
     folder, out = recordings(tmp_path), tmp_path / "a.h5"
 
     def now(source=folder, task=None, classes=None):
-        return earlier(source, out, task=task, classes=classes)
+        return earlier(source, out, task=task, classes=classes).found
 
     write_own(folder, out)
     assert now() == "same"
@@ -363,3 +363,9 @@ def test_what_was_converted_is_known_again(tmp_path):
     assert now(moved) == "other"
     write_own(moved, out, seed=1, overwrite=True)
     assert now(moved) == "other"  # made with options of its own
+    write_own(moved, out, classes=True, overwrite=True)
+    assert now(moved) == now(moved, classes=True) == "same"
+    assert now(moved, task="own-classes") == "changed"
+    rewrite(moved / "03.csv", "4,1", "4,2")
+    before = earlier(moved, out, task=None, classes=None)
+    assert (before.found, before.task, before.classes) == ("changed", None, True)

@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.doors import check_file, file_digest, reading
+from pipelines.data.doors import check_file, file_digest, parse_json, reading
 from pipelines.data.schema import read_attributes
 from pipelines.errors import SkipRNNError
 from pipelines.sources.own.forms import files_of
@@ -57,4 +58,9 @@ def stored_fingerprint(path: Path) -> Fingerprint | None:
         return None
     names = ("source_digest", "source_place", "source_options")
     found = [attributes.get(name) for name in names]
-    return Fingerprint(*map(str, found)) if all(isinstance(text, str) for text in found) else None
+    if not all(isinstance(text, str) for text in found):
+        return None
+    with suppress(ValueError):
+        parse_json(str(found[-1]), dict)
+        return Fingerprint(*map(str, found))
+    return None

@@ -125,22 +125,35 @@ def write_own(
     return WrittenSequences(made, sizes, longest, raw.numeric_headers, targets.taken, tuple(filter(None, notes)))
 
 
-def earlier(source: Path | Sequence[Path], path: Path, *, task: str | None, classes: bool | None) -> str:
-    """What a data file is to a source that is to be converted to it, without other options than these.
+@dataclass(frozen=True)
+class Earlier:
+    """What a data file is to a source that is to be converted to it."""
 
-    Returns:
-        "same": it is what would be written. "changed": it was converted from this source, in whose files something has
-        changed since, or for another task. "other": it is anything else.
+    found: str  # "same": what would be written; "changed": of this source, but of other files or labels; "other"
+    task: str | None  # what the labels are, as one says now, or said then
+    classes: bool | None
+
+
+def earlier(source: Path | Sequence[Path], path: Path, *, task: str | None, classes: bool | None) -> Earlier:
+    """Hold a data file against a source that is to be converted to it, without other options than these.
+
+    Where these say nothing, what was said when the file was made holds.
     """
-    sources = _paths(source)
-    now, then = fingerprint(sources, path, How(), _options(task, classes)), stored_fingerprint(path)
+    sources, then = _paths(source), stored_fingerprint(path)
     if then is None:
-        return "other"
-    if (then.source_digest, then.source_options) == (now.source_digest, now.source_options):
-        return "same"
-    plain = {**json.loads(then.source_options), "task": task, "classes": classes}
-    is_ours = then.source_place == now.source_place and json.dumps(plain, sort_keys=True) == now.source_options
-    return "changed" if is_ours else "other"
+        return Earlier("other", task, classes)
+    options = json.loads(then.source_options)
+    said = (options.get("task"), options.get("classes"))
+    task, classes = said if task is None and classes is None else (task, classes)
+    now = fingerprint(sources, path, How(), _options(task, classes))
+    plain = json.dumps({**options, "task": task, "classes": classes}, sort_keys=True)
+    if plain != now.source_options:
+        found = "other"
+    elif then.source_digest == now.source_digest and said == (task, classes):
+        found = "same"
+    else:
+        found = "changed" if then.source_place == now.source_place else "other"
+    return Earlier(found, task, classes)
 
 
 def _paths(source: Path | Sequence[Path]) -> list[Path]:
