@@ -41,6 +41,7 @@ def command(
     from pipelines.runs.evaluation import evaluate_run
 
     report = evaluate_run(options.chosen_run(run, cell), split=split, checkpoint=checkpoint, data=data, device=device)
+    options.say_reordered(report.columns_reordered)
     if as_json:
         import json
         from dataclasses import asdict

@@ -1,6 +1,6 @@
 """``skiprnn gen-data``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,8 +156,14 @@ def imdb(
     )
 
 
-@command.command(epilog="Example: skiprnn gen-data own recordings/ --out data/recordings.h5")
-@click.argument("source", type=options.PATH)
+@command.command(
+    epilog="""\b
+Examples:
+  skiprnn gen-data own recordings/ --out data/recordings.h5
+  skiprnn gen-data own table.csv --id patient --time seconds --label diagnosis
+  skiprnn gen-data own NAME_TRAIN.ts NAME_TEST.ts"""
+)
+@click.argument("source", type=options.PATH, nargs=-1, required=True)
 @click.option("--val", type=options.Number(0, 1, max_open=True), default=0.15, show_default=True, help="Share of val.")
 @click.option(
     "--test", type=options.Number(0, 1, max_open=True), default=0.15, show_default=True, help="Share of test."
@@ -165,15 +171,25 @@ def imdb(
 @click.option(
     "--task", type=click.Choice(OWN_TASKS), help="What the labels are.  [default: what they look like, which is said]"
 )
+@options.classes
 @click.option(
     "--per-step/--per-sequence", "each_step", default=None, help="What has a label.  [default: by the shape of y]"
 )
 @click.option(
     "--label-column",
+    "--label",
     "label_columns",
     multiple=True,
     metavar="NAME",
-    help="A folder: this column of its CSV files is the label of each step; may be given several times.",
+    help="A folder: this column of its CSV files is the label of each step. A table: this column is the label of a "
+    "sequence, or with --per-step of each step. May be given several times.",
+)
+@click.option("--id", "id_column", metavar="COLUMN", help="A table: this column says which sequence a row is of.")
+@click.option(
+    "--time",
+    "time_column",
+    metavar="COLUMN",
+    help="A table: the rows of a sequence are sorted by this column, of numbers or dates.  [default: as they stand]",
 )
 @options.header
 @click.option("--allow-outside", is_flag=True, help="Read files outside SOURCE, too, where labels.csv names such.")
@@ -181,10 +197,13 @@ def imdb(
 @out_option
 @options.overwrite
 def own(
-    source: Path,
+    source: tuple[Path, ...],
     task: str | None,
+    classes: bool | None,
     each_step: bool | None,
     label_columns: tuple[str, ...],
+    id_column: str | None,
+    time_column: str | None,
     val: float,
     test: float,
     header: bool | None,
@@ -198,20 +217,39 @@ def own(
     SOURCE is an .npz or .h5 file with x (N, T, D) and y. A label a sequence: y (N,), integers or strings for classes,
     floats for numbers to predict; several: y (N, K), integers of 0 and 1 for labels that may hold at once, floats for
     numbers, and perhaps their names (K,). A label a step, or several: y (N, T), or (N, T, K). Sequences of different
-    length have lengths (N,), or lie end to end in x (rows, D) with offsets (N + 1,), and y of steps with them.
+    length have lengths (N,), or lie end to end in x (rows, D) with offsets (N + 1,), and y of steps with them. An array
+    columns (D,) of texts names the features.
 
     Or SOURCE is a folder of CSV files, a sample a row, and labels.csv with the columns file and label, or with several
-    columns of labels; labels of steps are columns of the files themselves, see --label-column. An array or column
-    split (train, val, test) fixes the split. Features are standardised by the training split.
+    columns of labels; labels of steps are columns of the files themselves, see --label-column.
+
+    Or SOURCE is one CSV or Parquet table with a row a sample: --id, --label and perhaps --time name its columns, and
+    all others are features. Parquet needs pyarrow: pip install 'skiprnn[parquet]'.
+
+    Or SOURCE is a .ts file of the UCR and UEA archives; NAME_TRAIN.ts and NAME_TEST.ts together, or a folder with the
+    two, keep the official split.
+
+    An array or column split (train, val, test) fixes the split; where it has no val, that is drawn from train. Features
+    are standardised by the training split, and their names are stored: predict puts columns in that order and refuses
+    others.
     """
+    if len(source) > 2:
+        raise click.UsageError("Several SOURCEs are NAME_TRAIN.ts and NAME_TEST.ts; put others into one.")
+    options.check_classes(task, classes)
     import_own(
-        source, out or DATA / f"{source.resolve().stem}.h5", task=task, each_step=each_step,
-        label_columns=label_columns, val=val, test=test, header=header, allow_outside=allow_outside, seed=seed,
-        overwrite=overwrite,
+        source, out or data_file_of(source), task=task, classes=classes, each_step=each_step,
+        label_columns=label_columns, id_column=id_column, time_column=time_column, val=val, test=test, header=header,
+        allow_outside=allow_outside, seed=seed, overwrite=overwrite,
     )  # fmt: skip
 
 
-def import_own(source: Path, path: Path, **settings: Any) -> None:
+def data_file_of(source: Sequence[Path]) -> Path:
+    """Where the data file of one's own sequences goes by default."""
+    name = source[0].resolve().stem
+    return DATA / f"{name if len(source) == 1 else name.rpartition('_')[0] or name}.h5"
+
+
+def import_own(source: Sequence[Path], path: Path, **settings: Any) -> None:
     """Convert a user's own sequences, saying so."""
     from pipelines.sources.own import write_own
 
@@ -221,8 +259,8 @@ def import_own(source: Path, path: Path, **settings: Any) -> None:
         f"wrote {path}: {_counts(written.sizes)} sequences of up to {written.steps:,} steps, task {written.task.name}"
     )
     click.echo(f"took {written.taken}")
-    if written.instead:
-        click.echo(f"note: {written.instead}", err=True)
+    for note in written.notes:
+        click.echo(f"note: {note}", err=True)
 
 
 @contextmanager

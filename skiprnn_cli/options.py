@@ -101,7 +101,20 @@ header = click.option(
     default=None,
     help="CSV: the first line is one, or is a sample.  [default: a header if it has no number, or is 0,1,2 and so on]",
 )
+classes = click.option(
+    "--classes/--numbers",
+    default=None,
+    help="Your own sequences: what integers, or floats that are whole, stand for.  [default: classes, or numbers]",
+)
 data_of_run = click.option("--data", type=PATH, help="Data file.  [default: the run's]")
+
+
+def check_classes(task: str | None, classes: bool | None) -> None:
+    """Refuse to be told twice what labels are."""
+    if task is not None and classes is not None:
+        raise click.UsageError(
+            f"--task {task} says what the labels are; drop {'--classes' if classes else '--numbers'}."
+        )
 
 
 def say_numeric_headers(count: int) -> None:
@@ -110,6 +123,14 @@ def say_numeric_headers(count: int) -> None:
         files = "the file begins" if count == 1 else f"{count:,} files begin"
         click.echo(
             f"note: {files} with 0,1,..., taken for names of columns; pass --no-header if it is a sample", err=True
+        )
+
+
+def say_reordered(reordered: bool) -> None:
+    """Say that columns were put in the order that the run reads them in."""
+    if reordered:
+        click.echo(
+            "note: the columns stand in another order than in training; they were matched by their names", err=True
         )
 
 

@@ -82,9 +82,12 @@ def command(
 def _say(found: "Iterable[Answer | Prediction]", as_json: bool) -> None:
     from pipelines.runs.prediction import Answer
 
+    told = False
     for said in found:
         if not isinstance(said, Answer):
             options.say_numeric_headers(int(said.numeric_header))
+            options.say_reordered(said.columns_reordered and not told)
+            told = told or said.columns_reordered
         if as_json:
             click.echo(json.dumps(asdict(said)))
         else:

@@ -83,8 +83,10 @@ Examples:
 @click.option(
     "--data",
     type=options.PATH,
-    help="Data file, or sequences of your own.  [default: data/TASK.h5; adding and sine are generated if missing]",
+    help="Data file, or sequences of your own, converted as `skiprnn gen-data own` does, and again when they change.  "
+    "[default: data/TASK.h5; adding and sine are generated if missing]",
 )
+@options.classes
 @preset_option("--fresh-batches/--no-fresh-batches", "fresh_batches", bool, "Draw each batch anew, not from the file.")
 @preset_option(
     "--cell",
@@ -212,6 +214,7 @@ def command(
     task: str | None,
     preset: str,
     data: Path | None,
+    classes: bool | None,
     tensorboard: bool,
     out: Path | None,
     resume: Path | None,
@@ -232,7 +235,7 @@ def command(
     if accept_edits and resume is None:
         raise click.UsageError("--accept-edits is about a run there is; name it with --resume.")
     with team_of_environment() as team:
-        how = (ctx, task, preset, data, out, resume, accept_edits, overwrite, training)
+        how = (ctx, task, preset, data, classes, out, resume, accept_edits, overwrite, training)
         run = team.agree(_prepare(*how) if team.is_first else None)
         assert run is not None
         with stop_signals() as stopped:
@@ -248,6 +251,7 @@ def _prepare(
     task: str | None,
     preset: str,
     data: Path | None,
+    classes: bool | None,
     out: Path | None,
     resume: Path | None,
     accept_edits: bool,
@@ -264,7 +268,7 @@ def _prepare(
         run = resume
         _change_resumed(ctx, run, data, accept_edits, training)
     else:
-        config = _configuration(task, preset, data, training)
+        config = _configuration(task, preset, data, classes, training)
         run = out or default_run_path(config, options.RUNS)
         check_run_path(run, overwrite=overwrite)
         check_engine(config, choose_device(config.device))
@@ -303,12 +307,17 @@ def stop_signals() -> Iterator[StopSignals]:
             signal.signal(number, handler)
 
 
-def _configuration(task: str | None, preset: str, data: Path | None, training: dict[str, Any]) -> TrainConfig:
+def _configuration(
+    task: str | None, preset: str, data: Path | None, classes: bool | None, training: dict[str, Any]
+) -> TrainConfig:
+    options.check_classes(task, classes)
     if data is not None:
         from pipelines.tasks import task_of_file
 
-        data = _imported(data, task if task in OWN_TASKS else None)
+        data = _imported(data, task if task in OWN_TASKS else None, classes)
         task = task_of_file(data, task).name
+    else:
+        _refuse_classes(classes)
     task = task or "adding"
     if training["p_skip"] is not None:
         if training["skip"]:
@@ -343,26 +352,43 @@ def _configuration(task: str | None, preset: str, data: Path | None, training: d
     return configure(task, preset, data=str(path), **training)
 
 
-def _imported(data: Path, task: str | None) -> Path:
+def _imported(data: Path, task: str | None, classes: bool | None) -> Path:
     """The data file itself, or one's own sequences made into one, for a task if that was named."""
     from pipelines.data.schema import schema_of
+    from pipelines.sources.own import SUFFIXES, earlier
 
-    if not data.exists() or schema_of(data) or not (data.is_dir() or data.suffix in (".npz", ".h5", ".hdf5")):
+    if not data.exists() or schema_of(data) or not (data.is_dir() or data.suffix.lower() in SUFFIXES):
+        _refuse_classes(classes)
         return data
-    from skiprnn_cli.gen_data import import_own
+    from skiprnn_cli.gen_data import data_file_of, import_own
 
-    path = DATA / f"{data.resolve().stem}.h5"
+    path = data_file_of([data])
     if path.exists() and path.resolve() == data.resolve():
         path = DATA / f"{data.resolve().stem}-skiprnn.h5"
+    found = "none"
     if path.exists():
+        before = earlier(data, path, task=task, classes=classes)
+        found, task, classes = before.found, before.task, before.classes
+    settings = f" --task {task}" if task else {None: "", True: " --classes", False: " --numbers"}[classes]
+    if found == "other":
         raise SkipRNNError(
-            f"{path} exists already; train on it with --data {path}, or make it anew with `skiprnn gen-data own {data} "
-            f"--out {path} --overwrite`"
+            f"{path} exists already, and was not made of {data} as it would be now; train on it with --data {path}, or "
+            f"make it anew with `skiprnn gen-data own {data} --out {path}{settings} --overwrite`"
         )
-    how = f"{data} --out {path}" + (f" --task {task}" if task else "")
-    click.echo(f"{data} is no data file yet: converting it, as `skiprnn gen-data own {how}` does", err=True)
-    import_own(data, path, task=task, overwrite=False)
+    if found == "same":
+        click.echo(f"{data} has not changed since it was converted: training on {path}", err=True)
+        return path
+    why = f", or what it is taken for, has changed since {path} was made of it"
+    why = " is no data file yet" if found == "none" else why
+    click.echo(f"{data}{why}: converting it, as `skiprnn gen-data own {data} --out {path}{settings}` does", err=True)
+    import_own([data], path, task=task, classes=classes, overwrite=found == "changed")
     return path
+
+
+def _refuse_classes(classes: bool | None) -> None:
+    if classes is not None:
+        flag = "--classes" if classes else "--numbers"
+        raise click.UsageError(f"{flag} is about sequences of your own that are to be converted; drop it.")
 
 
 def _refuse_two_lengths(training: dict[str, Any]) -> None:

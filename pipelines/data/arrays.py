@@ -26,6 +26,11 @@ class Npz:
         """The arrays."""
         return list(self._members)
 
+    def holds_objects(self, name: str) -> bool:
+        """Whether an array is of Python objects, which ``array`` refuses."""
+        with reading(self.path, "an .npz archive", self._remedy), self._archive.open(self._members[name]) as member:
+            return _npy_header(member, objects=True)[2].hasobject
+
     def array(self, name: str) -> Array:
         """An array, read whole."""
         info, what = self._members.get(name), f"{name} in {self.path}"
@@ -72,13 +77,13 @@ def map_npy(path: Path, remedy: str) -> Array:
         return np.memmap(path, dtype, "r", start, shape, order)
 
 
-def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def _npy_header(file: Any, *, objects: bool = False) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, whether the first index runs fastest, type and bytes of the header."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
         raise ValueError(f"its version {version} is unknown")
     shape, fortran, dtype = read(file)
-    if dtype.hasobject:
+    if dtype.hasobject and not objects:
         raise ValueError("it holds Python objects, which are not loaded; save numbers")
     return shape, fortran, dtype, file.tell()

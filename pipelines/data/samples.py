@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipelines.data.arrays import is_zip, map_npy, open_npz
+from pipelines.data.columns import beyond_float32, order_of
 from pipelines.data.doors import lines_of, opening, reading
 from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+TABLES = (".ts", ".parquet", ".pq")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
 CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
 PIXELS = 2**26  # of an image, at most
 REMEDY = "name another file, or mend this one"
 LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
+COLUMNS = ("columns", "features")  # arrays that hold the names of columns
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -44,6 +47,10 @@ class Source:
     name: str
     numeric_header: bool = False
     """Whether a first line 0,1,... was passed over as names of columns."""
+    columns: tuple[str, ...] = ()
+    """Names of the numbers of a sample, as they are read; () where they have none."""
+    reordered: bool = False
+    """Whether the columns stood in another order than they are read in."""
     frames: Callable[[], tuple[int, int]] | None = None
     """Of a video: how many frames went through the network, and how many there are."""
     every: Callable[[], Floats] | None = None
@@ -52,7 +59,11 @@ class Source:
 
 @contextmanager
 def open_sources(
-    path: Path, input_size: int, dataset: str | None = None, header: bool | None = None
+    path: Path,
+    input_size: int,
+    dataset: str | None = None,
+    header: bool | None = None,
+    columns: Sequence[str] = (),
 ) -> Iterator[Sequence[Source]]:
     """The sequences of a file.
 
@@ -62,6 +73,8 @@ def open_sources(
         input_size: D.
         dataset: the array's name in an .npz or HDF5 file; None takes the only one, ``x`` or ``test/x``.
         header: whether a CSV file begins with one; None follows the rule of ``csv_source``.
+        columns: the names that the columns should have; those of a CSV header, or of an array ``columns`` or
+            ``features``, are put in that order.
 
     Raises:
         SkipRNNError: the file cannot be read, or does not hold what it should.
@@ -69,6 +82,8 @@ def open_sources(
     path = Path(path)
     if not os.path.exists(path):
         raise SkipRNNError(f"no file {path} to predict on; name a CSV, NPY, NPZ or HDF5 file, or - for standard input")
+    if path.suffix.lower() in TABLES:
+        raise SkipRNNError(f"only `skiprnn gen-data own` reads {path}; predict on the data file that it makes")
     if path.suffix.lower() not in ARRAYS:
         if dataset is not None:
             raise SkipRNNError(f"{path} is read as CSV, which has no datasets; drop --dataset")
@@ -77,13 +92,16 @@ def open_sources(
         with reading(path, "CSV", REMEDY):
             file = path.open(encoding="utf-8-sig", errors="replace", newline="")
         with file:
-            yield [csv_source(file, input_size, str(path), header)]
+            yield [csv_source(file, input_size, str(path), header, columns)]
         return
     if header is not None:
         raise SkipRNNError(f"{path} is no CSV file, so it has no header; drop --header and --no-header")
     with _open_arrays(path) as (names, read):
-        name = _choose(names, dataset, path)
-        yield _array_sources(read(name), input_size, path, name)
+        name = _choose([name for name in names if name not in COLUMNS], dataset, path)
+        order = None
+        for key in {*COLUMNS} & {*names} if columns else ():
+            order = order_of(columns, texts_of(read(key), path), path)
+        yield _array_sources(read(name), input_size, path, name, order)
 
 
 class _Lazily(Sequence[Source]):
@@ -99,7 +117,9 @@ class _Lazily(Sequence[Source]):
         return self._make(range(self._count)[index])
 
 
-def sequence_sources(sequences: Split, name: str, index: int | None = None) -> Sequence[Source]:
+def sequence_sources(
+    sequences: Split, name: str, index: int | None = None, *, reordered: bool = False
+) -> Sequence[Source]:
     """The sequences of a split, each to its end; of a split that holds one sequence only, its number may be given."""
     lengths, several = sequences.lengths, len(sequences) > 1 or index is not None
 
@@ -112,7 +132,9 @@ def sequence_sources(sequences: Split, name: str, index: int | None = None) -> S
             return x[0][t].numpy()
 
         length = sequences.steps if lengths is None else int(lengths[row])
-        return _array_source(sample, length, f"{name}[{index or row}]" if several else name)
+        return replace(
+            _array_source(sample, length, f"{name}[{index or row}]" if several else name), reordered=reordered
+        )
 
     return _Lazily(len(sequences), source)
 
@@ -141,26 +163,33 @@ def image_source(path: Path, side: int) -> Source:
     return _array_source(lambda t: values[t], len(values), str(path))
 
 
-def csv_source(file: Iterable[str], input_size: int | None, name: str, header: bool | None = None) -> Source:
+def csv_source(
+    file: Iterable[str], input_size: int | None, name: str, header: bool | None = None, columns: Sequence[str] = ()
+) -> Source:
     """A sequence from rows of numbers, separated by commas, semicolons, tabs or blanks, after at most one header.
 
     Unless ``header`` says whether there is one, the first line is a header if none of its cells is a number, or if they
     are 0,1,2 and so on, two at least, as pandas names columns that have no names.
 
     Rows that are not asked for are passed over without being parsed. Empty lines do not count. Where ``input_size`` is
-    None the first row says it.
+    None the first row says it. A header with a cell for each of the first row's names the columns, which are then put
+    in the order of ``columns``, if that is given.
 
     Raises:
-        SkipRNNError: there is no row; or, when it is asked for, a row that is not ``input_size`` finite numbers.
+        SkipRNNError: there is no row, or the header names other columns; or, when it is asked for, a row that is not
+            ``input_size`` finite numbers.
     """
     numbered = ((number, line) for number, line in enumerate(lines_of(file, name), start=1) if line.strip())
     first = next(numbered, None)
     cells = [] if first is None else cells_of(first[1])
-    numeric = header is None and len(cells) > 1 and cells == [str(number) for number in range(len(cells))]
+    counted = len(cells) > 1 and cells == [str(number) for number in range(len(cells))]
+    numeric, said = header is None and counted, ""
     if first is not None and (numeric or (header if header is not None else not any(map(is_number, cells)))):
-        first = next(numbered, None)
+        said, first = "" if counted else first[1], next(numbered, None)
     if first is None:
         raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
+    named = _names(said, first[1]) if said else ()
+    order = order_of(columns, named, name)
     width = len(cells_of(first[1])) if input_size is None else input_size
     rows, taken = chain([first], numbered), 0
 
@@ -169,7 +198,8 @@ def csv_source(file: Iterable[str], input_size: int | None, name: str, header: b
         for number, line in rows:
             taken += 1
             if taken == t + 1:
-                return _parse(line, width, f"{name}, line {number}")
+                sample = _parse(line, width, f"{name}, line {number}", named)
+                return sample if order is None else sample[order]
         return None
 
     def count() -> int:
@@ -177,15 +207,29 @@ def csv_source(file: Iterable[str], input_size: int | None, name: str, header: b
         taken += sum(1 for _ in rows)
         return taken
 
-    return Source(read, count, name, numeric)
+    return Source(read, count, name, numeric, named if order is None else tuple(columns), order is not None)
 
 
 def cells_of(line: str) -> list[str]:
     """The cells of a row of CSV."""
-    for separator in (",", ";", "\t"):
-        if separator in line:
-            return [cell.strip().strip('"') for cell in line.split(separator)]
-    return line.split()
+    return _split(line, separator_of(line))
+
+
+def separator_of(line: str) -> str | None:
+    """What stands between the cells of a row; None: blanks."""
+    return next((separator for separator in (",", ";", "\t") if separator in line), None)
+
+
+def _split(line: str, separator: str | None) -> list[str]:
+    return line.split() if separator is None else [cell.strip().strip('"') for cell in line.split(separator)]
+
+
+def _names(header: str, first: str) -> tuple[str, ...]:
+    """The names that a header gives to the cells of the first row; none where it is a remark rather than names."""
+    separator = separator_of(first)
+    count = len(_split(first, separator))
+    names = [header.strip().strip('"')] if count == 1 else _split(header, separator)
+    return tuple(names) if len(names) == count else ()
 
 
 def is_number(cell: str, kind: type = float) -> bool:
@@ -197,7 +241,7 @@ def is_number(cell: str, kind: type = float) -> bool:
     return True
 
 
-def _parse(line: str, input_size: int, where: str) -> Floats:
+def _parse(line: str, input_size: int, where: str, columns: Sequence[str]) -> Floats:
     cells = cells_of(line)
     if len(cells) != input_size:
         raise SkipRNNError(f"{where}: a row has {input_size} numbers, this has {len(cells)}")
@@ -206,15 +250,29 @@ def _parse(line: str, input_size: int, where: str) -> Floats:
             table = any(map(is_number, cells))  # what is none is not quoted: it may be any file
             said = f"{cell!r:.40}" if table else f"the text in column {number}"
             raise SkipRNNError(f"{where}: {said} is not a number; mend the row, or pass --header if it is one")
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        return check_sample(np.array(cells, dtype=np.float64).astype(np.float32), where)
+    return check_sample(np.array(cells, dtype=np.float64), where, columns)
 
 
-def check_sample(sample: Floats, where: str) -> Floats:
-    """Refuse a sample that holds NaN or infinity."""
+def check_sample(values: npt.NDArray[Any], where: str, columns: Sequence[str] = ()) -> Floats:
+    """A sample as float32, (D,); one that holds NaN, infinity or what is infinite as float32 is refused."""
+    with np.errstate(over="ignore"):
+        sample = values.astype(np.float32)
     if not np.isfinite(sample).all():
-        raise SkipRNNError(f"{where}: NaN or infinity, of which no prediction follows; drop or fill it")
+        column = int(np.flatnonzero(~np.isfinite(sample))[0])
+        place = f"{where}, column {columns[column] if columns else column + 1}"
+        if np.isfinite(values[column]):
+            raise beyond_float32(values[column], place)
+        raise SkipRNNError(f"{place}: NaN or infinity, of which no prediction follows; drop or fill it")
     return sample
+
+
+def texts_of(array: Any, path: Path) -> list[str]:
+    """The texts of an array, (K,), of an .npz or HDF5 file."""
+    with reading(path, "UTF-8 in its texts", REMEDY):
+        texts = array.asstr()[()] if hasattr(array, "asstr") else array
+        if texts.ndim != 1 or texts.dtype.kind not in "USO":
+            raise ValueError("the names of columns must be texts, (D,)")
+        return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
 @contextmanager
@@ -252,7 +310,7 @@ def _choose(names: list[str], dataset: str | None, path: Path) -> str:
     )  # fmt: skip
 
 
-def _array_sources(array: Any, input_size: int, path: Path, dataset: str) -> Sequence[Source]:
+def _array_sources(array: Any, input_size: int, path: Path, dataset: str, order: list[int] | None) -> Sequence[Source]:
     name, shape = f"{path}:{dataset}" if dataset else str(path), array.shape
     if array.dtype.kind not in "fiub":
         raise SkipRNNError(f"{name} holds {array.dtype}, not numbers; {REMEDY}")
@@ -266,16 +324,21 @@ def _array_sources(array: Any, input_size: int, path: Path, dataset: str) -> Seq
             f"(N, T, {input_size}) for several sequences"
         )
     if not several:
-        return [_array_source(lambda t: array[t].reshape(-1), shape[0], name, path)]
-    return _Lazily(shape[0], lambda i: _array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path))
+        return [_array_source(lambda t: array[t].reshape(-1), shape[0], name, path, order)]
+    return _Lazily(
+        shape[0],
+        lambda i: _array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path, order),
+    )
 
 
-def _array_source(sample: Callable[[int], Any], length: int, name: str, path: Path | None = None) -> Source:
+def _array_source(
+    sample: Callable[[int], Any], length: int, name: str, path: Path | None = None, order: list[int] | None = None
+) -> Source:
     def read(t: int) -> Floats | None:
         if t >= length:
             return None
-        with reading(path or name, "readable at this step", REMEDY), np.errstate(over="ignore"):  # to infinity: refused
-            values = np.array(sample(t), dtype=np.float32)
-        return check_sample(values, f"{name}, step {t}")
+        with reading(path or name, "readable at this step", REMEDY):
+            values = check_sample(np.array(sample(t)), f"{name}, step {t}")
+        return values if order is None else values[order]
 
-    return Source(read, lambda: length, name)
+    return Source(read, lambda: length, name, reordered=order is not None)

@@ -96,6 +96,7 @@ class DataFile:
     attributes: dict[str, Any]
     splits: dict[str, Split]
     extra: dict[str, npt.NDArray[Any]]
+    reordered: bool = False  # whether the columns stand in another order in the file
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

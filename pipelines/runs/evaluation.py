@@ -60,6 +60,7 @@ class RunEvaluation:
     seconds_per_sequence_without_skipping: float
     seconds_alone: float | None  # one sequence at a time, reading what it uses; None where it skips at random
     seconds_alone_without_skipping: float
+    columns_reordered: bool  # whether those of the data stood in another order than the run reads them in
 
 
 def evaluate_run(
@@ -113,6 +114,7 @@ def evaluate_run(
         seconds_per_sequence_without_skipping=_seconds(plain, batch, config) / len(batch),
         seconds_alone=alone,
         seconds_alone_without_skipping=plain_alone,
+        columns_reordered=trained.reordered,
     )
 
 

@@ -36,6 +36,7 @@ class TrainedRun(TrainedModel):
     """The same with a split of its data."""
 
     sequences: Split  # on the device
+    reordered: bool  # whether its columns stand in another order in the data file
 
 
 def load_model(run: Path, *, checkpoint: str = "best", device: str | None = None) -> TrainedModel:
@@ -83,4 +84,4 @@ def load_run(
     _, file = load_data(path, loaded.task, (split,), true_lengths=config.true_lengths)
     if data is None and file.attributes["digest"] != loaded.data_digest:
         raise SkipRNNError(f"{path} was made anew since {run} was trained on it; to use it even so, pass --data {path}")
-    return TrainedRun(**vars(loaded), sequences=file.splits[split].to(loaded.device))
+    return TrainedRun(**vars(loaded), sequences=file.splits[split].to(loaded.device), reordered=file.reordered)

@@ -43,6 +43,7 @@ class Prediction:
     given: int
     seconds: float  # reading included
     numeric_header: bool  # whether a first line 0,1,... was passed over as names of columns
+    columns_reordered: bool  # whether its columns stood in another order than the run reads them in
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Predictor:
         if schema == FEATURES:
             yield _chosen(sequence_sources(data.splits[split], name), index, path)
         else:
-            yield sequence_sources(data.splits[split], name, index)
+            yield sequence_sources(data.splits[split], name, index, reordered=data.reordered)
 
     @property
     def reads_text(self) -> bool:
@@ -134,7 +135,8 @@ class Predictor:
 
     def rows(self, lines: Iterable[str], name: str, header: bool | None = None) -> Iterator[Answer | Prediction]:
         """Predict on CSV rows as they arrive: an answer after each row that is used, and the prediction at the end."""
-        yield from self._follow(csv_source(lines, self._model.task.stored_size, name, header))
+        task = self._model.task
+        yield from self._follow(csv_source(lines, task.stored_size, name, header, task.columns))
 
     def _follow(self, source: Source) -> Iterator[Answer | Prediction]:
         start = time.perf_counter()
@@ -177,7 +179,9 @@ class Predictor:
         seconds = time.perf_counter() - start  # of a video, whose other frames are decoded to be counted
         given = source.count()
         seconds = time.perf_counter() - start if source.frames is None else seconds
-        return Prediction(source.name, answer, self._stream.used, given, seconds, source.numeric_header)
+        return Prediction(
+            source.name, answer, self._stream.used, given, seconds, source.numeric_header, source.reordered
+        )
 
 
 def _chosen(sources: Sequence[Source], index: int | None, path: Path) -> Sequence[Source]:

@@ -1,11 +1,13 @@
 """The tasks, by name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.columns import order_of
 from pipelines.data.features import read_features
 from pipelines.data.schema import FEATURES, read_attributes, schema_of
-from pipelines.data.sequences import DataFile, read_sequences
+from pipelines.data.sequences import DataFile, Sequences, read_sequences
 from pipelines.errors import SkipRNNError
 from pipelines.tasks.adding import Adding
 from pipelines.tasks.base import SyntheticTask, Task
@@ -69,10 +71,14 @@ def load_data(
         true_lengths: keep the lengths of the sequences; otherwise padding is part of them.
         rows: read these sequences of each split only; features stay in their file anyway, and all are returned.
 
+    Returns:
+        The data file's task, and the splits, whose columns are in the order of the task that the run was trained on.
+
     Raises:
         SkipRNNError: the file cannot be read, or does not hold sequences of the ``expected`` task.
     """
     task = task_of_file(path, expected if isinstance(expected, str) else expected.name)
+    order = None if isinstance(expected, str) else order_of(expected.columns, task.columns, path)
     for field in () if isinstance(expected, str) else expected.meaning:
         ours, theirs = getattr(expected, field), getattr(task, field)
         if ours != theirs:
@@ -86,6 +92,8 @@ def load_data(
                 raise SkipRNNError(f"y must be {(len(sequences), *wanted)}, got {tuple(sequences.y.shape)}")
         except SkipRNNError as error:
             raise SkipRNNError(f"{path}, split {name}: {error}; generate it again with --overwrite") from error
-        if not true_lengths:
-            data.splits[name] = task.with_padding(sequences)
-    return task, data
+        known = sequences
+        if order is not None and isinstance(sequences, Sequences):
+            known = replace(sequences, x=sequences.x[..., order])
+        data.splits[name] = known if true_lengths else task.with_padding(known)
+    return task, replace(data, reordered=order is not None)

@@ -102,6 +102,11 @@ class Task(ABC):
         return self.input_size
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the numbers of a step as x is stored; () where they have none."""
+        return ()
+
+    @property
     @abstractmethod
     def output_size(self) -> int:
         """Outputs of the head."""
@@ -230,7 +235,7 @@ class Task(ABC):
         Raises:
             SkipRNNError: it cannot be read, or does not hold what the task takes.
         """
-        return open_sources(path, self.stored_size, reading.dataset, reading.header)
+        return open_sources(path, self.stored_size, reading.dataset, reading.header, self.columns)
 
     def text(self, text: str, name: str, reading: Reading) -> Source:
         """A text as a sequence, of a task that ``reads_text``."""

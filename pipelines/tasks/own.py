@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+LARGEST_TARGET = 1e18  # whose differences have squares that float32 holds
+
+
 def check_names(names: Sequence[str], what: str) -> None:
     """Refuse what are not the names of one thing or more, all different."""
     if len(set(names)) < max(len(names), 1):
@@ -46,8 +49,9 @@ class _Own(Task):
     features: int = 1
     mean: tuple[float, ...] = (0.0,)  # of each feature, over the training split
     std: tuple[float, ...] = (1.0,)
+    columns: tuple[str, ...] = ()  # names of the features, where they have names
 
-    as_json: ClassVar[tuple[str, ...]] = ("mean", "std")
+    as_json: ClassVar[tuple[str, ...]] = ("mean", "std", "columns")
     signal_name = "feature 0"
 
     def __post_init__(self) -> None:
@@ -55,6 +59,12 @@ class _Own(Task):
             raise SkipRNNError("mean and std must be finite numbers")
         if not len(self.mean) == len(self.std) == self.features or not all(value > 0 for value in self.std):
             raise SkipRNNError(f"mean and std, above 0, must have a number for each of the {self.features} features")
+        if self.columns and not len(set(self.columns)) == len(self.columns) == self.features:
+            raise SkipRNNError(f"columns must be {self.features} different names, one for each feature")
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, Any]) -> Self:
+        return super().from_attributes({"columns": "[]", **attributes})  # which files of before do not have
 
     @property
     def input_size(self) -> int:
@@ -82,7 +92,7 @@ class OwnClasses(ClassificationTask, _Own):
     classes: tuple[str, ...] = ("0", "1")  # their names
 
     name = "own-classes"
-    as_json = ("mean", "std", "classes")
+    as_json = (*_Own.as_json, "classes")
     meaning = ("features", "classes")
 
     def __post_init__(self) -> None:
@@ -139,7 +149,7 @@ class OwnLabels(_Own):
     metric_name = "macro F1"
     higher_is_better = True
     answers = "labels"
-    as_json = ("mean", "std", "labels")
+    as_json = (*_Own.as_json, "labels")
     meaning = ("features", "labels", "each_step")
 
     def __post_init__(self) -> None:
@@ -215,7 +225,7 @@ class OwnNumbers(RegressionTask, _Own):
     target_std: tuple[float, ...] = (1.0,)
 
     name = "own-numbers"
-    as_json = ("mean", "std", "names", "target_mean", "target_std")
+    as_json = (*_Own.as_json, "names", "target_mean", "target_std")
     meaning = ("features", "names", "each_step")
 
     def __post_init__(self) -> None:
@@ -248,6 +258,11 @@ class OwnNumbers(RegressionTask, _Own):
     @property
     def target_shape(self) -> tuple[int, ...]:
         return (len(self.names),) if len(self.names) > 1 else ()
+
+    def check(self, sequences: Split) -> None:
+        super().check(sequences)
+        if sequences.y.abs().max() > LARGEST_TARGET:
+            raise SkipRNNError(f"y holds numbers beyond {LARGEST_TARGET:g}, whose squares float32 does not hold")
 
     def loss(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         std = constant(self.target_std, prediction.dtype, prediction.device)

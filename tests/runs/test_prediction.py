@@ -128,8 +128,8 @@ def test_a_run_needs_no_data_to_predict(make_run, adding_file, tmp_path, expecte
         ("value,marker\n\n", "rows holds no rows of numbers"),
         ("1,2\n1,2,3\n", "rows, line 2: a row has 2 numbers, this has 3"),
         ("a,b\n1,2\n\n1,two\n", "rows, line 4: 'two' is not a number; mend the row"),
-        ("1,nan\n", "rows, line 1: NaN or infinity"),
-        ("1,2\n-inf,2\n", "rows, line 2: NaN or infinity"),
+        ("1,nan\n", "rows, line 1, column 2: NaN or infinity"),
+        ("1,2\n-inf,2\n", "rows, line 2, column 1: NaN or infinity"),
     ],
 )
 def test_bad_rows(text, message):
@@ -148,8 +148,9 @@ def test_bad_rows(text, message):
         ("a.npy", np.zeros((5, 3)), r"has shape \(5, 3\); the model takes 2 numbers a step: \(T, 2\), or \(N, T, 2\)"),
         ("a.npy", np.zeros((0, 2)), "is empty"),
         ("a.npy", np.array([["a", "b"]]), "not numbers"),
-        ("a.npy", np.full((5, 2), np.nan), "step 0: NaN or infinity"),
+        ("a.npy", np.full((5, 2), np.nan), "step 0, column 1: NaN or infinity"),
         ("missing.npy", None, "no file"),
+        ("a.ts", "@data", "^only `skiprnn gen-data own` reads .*a.ts; predict on the data file that it makes$"),
         ("text.npy", "text", "cannot read .*text.npy: truncated, damaged or not a .npy file"),
         ("text.npz", "text", "cannot read .*text.npz: truncated, damaged or not a .npy file"),
         ("text.h5", "text", "cannot read .*text.h5: truncated, damaged or not HDF5"),
@@ -195,10 +196,14 @@ def test_files_that_are_not_what_their_names_say(tmp_path):
 
 def test_values_beyond_float32_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.full((5, 2), 1e39))
-    with open_sources(tmp_path / "a.npy", 2) as (source,), pytest.raises(SkipRNNError, match="NaN or infinity"):
+    beyond = r"1e\+39 is beyond float32, which ends at 3.4e38; scale the column down$"
+    with (
+        open_sources(tmp_path / "a.npy", 2) as (source,),
+        pytest.raises(SkipRNNError, match=f"a.npy, step 0, column 1: {beyond}"),
+    ):
         source.read(0)
-    with pytest.raises(SkipRNNError, match="NaN or infinity"):
-        csv_source(["1,1e39"], 2, "rows").read(0)
+    with pytest.raises(SkipRNNError, match=f"^rows, line 2, column b: {beyond}"):
+        csv_source(["a,b", "1,1e39"], 2, "rows").read(0)
 
 
 def test_the_task_of_a_run_is_checked(run, adding_file):

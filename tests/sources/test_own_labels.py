@@ -47,7 +47,8 @@ def converted(tmp_path, name="a.npz", arrays=None, **options):
 )
 def test_shape_and_type_say_what_labels_are(tmp_path, y, kind, each_step, stored, taken):
     written = converted(tmp_path, arrays={"x": X, "y": y})
-    assert written.taken == taken
+    span = f", from {y.min():.6g} to {y.max():.6g}" if kind is OwnNumbers else ""
+    assert written.taken == taken + span
     assert type(written.task) is kind
     assert written.task.each_step == each_step
     task, data = load_data(tmp_path / "a.h5", kind.name, ("train", "val", "test"), true_lengths=True)
@@ -73,13 +74,33 @@ def test_options_settle_it(tmp_path, y, options, kind, stored):
     assert type(written.task) is kind
     _, data = load_data(tmp_path / "a.h5", kind.name, ("train",), true_lengths=True)
     assert data.splits["train"].y.shape[1:] == stored
-    assert written.instead == ""
+    assert written.notes == ()
+
+
+def test_integers_and_whole_floats_are_classes_or_numbers_as_one_says(tmp_path):
+    numbers = converted(tmp_path, arrays={"x": X, "y": np.arange(20)}, classes=False)
+    assert numbers.taken == "y (20,) of int64 for a number a sequence, from 0 to 19"
+    whole = {"x": X, "y": 1.0 * BITS[:, 0, 0]}
+    undecided = converted(tmp_path, arrays=whole)
+    assert undecided.taken == "y (20,) of float64 for a number a sequence, from 0 to 1"
+    assert undecided.notes == (
+        "the labels are floats, and all of them whole: taken for numbers; if they are classes, pass --classes",
+    )
+    assert converted(tmp_path, arrays=whole, classes=False).notes == ()
+    classes = converted(tmp_path, arrays=whole, classes=True)
+    assert (classes.taken, classes.notes) == ("y (20,) of float64 for a class a sequence, one of 2", ())
+    tags = converted(tmp_path, arrays={"x": X, "y": 1.0 * BITS[:, :, 0]}, classes=True)
+    assert isinstance(tags.task, OwnTags)
+    one_hot = converted(tmp_path, arrays={"x": X, "y": np.eye(3, dtype=int)[np.arange(20) % 3]})
+    assert one_hot.notes == (
+        "of the labels exactly one holds for every sequence; if they are classes, y.argmax(-1) says which",
+    )
 
 
 def test_a_shape_that_may_be_either_is_told(tmp_path):
     written = converted(tmp_path, arrays={"x": X, "y": BITS[:, :, 0]})
-    assert written.instead == "x has 6 steps; if y has 6 of each sequence, pass --per-sequence"
-    assert converted(tmp_path, arrays={"x": X, "y": BITS[:, :, 0] + 3}).instead == ""
+    assert written.notes == ("x has 6 steps; if y has 6 of each sequence, pass --per-sequence",)
+    assert converted(tmp_path, arrays={"x": X, "y": BITS[:, :, 0] + 3}).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +122,18 @@ def test_a_shape_that_may_be_either_is_told(tmp_path):
         (np.where(BITS[:, 0, 0], "b", "a"), {"task": "own-numbers"},
          "y (20,) of texts may be classes; own-numbers needs numbers"),
         (np.zeros((20, 0)), {}, f"y (20, 0) {FORMS} (20, K)"),
-        (np.full((20, 6), 1e300), {}, "sequence 0, step 0, has no finite label"),
+        (np.full((20, 6), 1e300), {}, "sequence 0, step 0, has the label 1e+300, whose square is beyond float32; scale "
+         "the labels down, to 1e+18 at most"),
+        (np.arange(20) * 1e30, {}, "sequence 1 has the label 1e+30, whose square is beyond float32; scale the labels "
+         "down, to 1e+18 at most"),
+        (np.arange(20), {}, "y (20,) of int64 would be 20 classes of one sequence each: for numbers pass --numbers, "
+         "for classes --classes"),
+        (np.arange(20) % 16, {}, "y (20,) of int64 would be 16 classes in 20 sequences: for numbers pass --numbers, "
+         "for classes --classes"),
+        (np.arange(120).reshape(20, 6), {}, "y (20, 6) of int64 would be 120 classes of one step each: for numbers "
+         "pass --numbers, for classes --classes"),
+        (np.arange(20)[:, None] % 3, {}, "y (20, 1) of int64 holds integers other than 0 and 1: several labels at once "
+         "are 0 or 1 each, several numbers are floats; a class a sequence is y[..., 0]"),
         (np.full((20, 6), 1e300), {"task": "own-tags"},
          "y (20, 6) of float64 must be whole numbers or texts, to be classes"),
         (np.zeros((20, 6), int), {}, "all steps are of the class '0'; there is nothing to learn"),
@@ -158,7 +190,7 @@ def test_labels_of_steps_that_lie_end_to_end(tmp_path):
     for ours, theirs in zip(*digests, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     of_sequences = {"x": X[there], "y": FLOATS[:, 0], "offsets": offsets}
-    assert converted(tmp_path, arrays=of_sequences).taken == "y (20, 3) of float64 for 3 numbers a sequence"
+    assert converted(tmp_path, arrays=of_sequences).taken.startswith("y (20, 3) of float64 for 3 numbers a sequence,")
     with pytest.raises(SkipRNNError, match=re.escape(
         "y (55,) does not go with x (60, 2) and offsets (21,): y is (20,) or (20, K) for labels of sequences, (60,) or "
         "(60, K) for labels of steps; the nearest is (60,)"

@@ -1,7 +1,8 @@
 """What a user's labels are: classes, labels or numbers, of sequences or of their steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import numpy.typing as npt
 
 from pipelines.data.samples import is_number
 from pipelines.errors import SkipRNNError
+from pipelines.tasks.own import LARGEST_TARGET
 
 CLASSES, TAGS, LABELS, NUMBERS = "own-classes", "own-tags", "own-labels", "own-numbers"
 KINDS = (CLASSES, TAGS, LABELS, NUMBERS)
 
 LARGE = 2**53  # whole numbers that floats tell apart
+DISTINCT = 0.75  # of the integers that are labels: where more are different, they may be numbers
 
 Array = npt.NDArray[Any]
 
@@ -26,8 +29,9 @@ class Given:
     each_step: bool
     shown: str  # what to call them, such as "y (40, 12) of int64"
     names: tuple[str, ...] | None = None  # of the K
-    instead: str = ""  # how else they might be meant, and what to say then
-    nearest: str = ""  # what a class a step would look like
+    nearest: str = ""  # what a class would look like
+    instead: str = ""  # what else their shape might mean, and what to say then
+    said: str | None = None  # one of KINDS, where the file itself says what they are
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,24 @@ class Targets:
     each_step: bool
     names: tuple[str, ...]  # of the classes, the labels or the numbers
     taken: str  # what they were taken for, in words
+    note: str = ""  # what else they might be, and how to say so
+
+
+def values_of(rows: list[list[str]], where: Path, names: Sequence[str]) -> Array:
+    """The cells of one column, (M,) texts, or floats that are not all whole numbers; or of several, (M, K) numbers."""
+    whole = all(is_number(cell, int) for row in rows for cell in row)
+    numbers = all(is_number(cell) for row in rows for cell in row)
+    if len(names) == 1:
+        return np.array([float(cell) if numbers and not whole else cell for (cell,) in rows])
+    if not numbers:
+        cells = ((cell, name) for row in rows for cell, name in zip(row, names, strict=True))
+        cell, name = next((cell, name) for cell, name in cells if not is_number(cell))
+        raise SkipRNNError(
+            f"{where}: {cell!r:.40} in the column {name} is not a number; several columns of labels hold 0 and 1 each, "
+            "or numbers"
+        )
+    values = np.array([[float(cell) for cell in row] for row in rows])
+    return values.astype(np.int64) if whole and (abs(values) < LARGE).all() else values
 
 
 def check_shape(
@@ -100,18 +122,20 @@ def recognise(given: Given, task: str | None, name_of: Callable[[int], str], sou
     if task in (LABELS, NUMBERS) and values.dtype.kind == "U" and all(map(is_number, values.flat)):
         values = values.astype(np.float64)
     several = values.ndim == 2
-    kind = task or _kind(values, given, where)
+    kind = task or given.said or _kind(values, given, where)
+    open_ = not (task or given.said)  # whether it might be meant otherwise
     if kind in (CLASSES, TAGS):
         if several or given.each_step != (kind == TAGS):
             raise SkipRNNError(
                 f"{where} is not {_words(kind, kind == TAGS, 1)}, which is what {kind} needs{given.nearest}"
             )
+        if open_:
+            _check_distinct(values, given, source)
         return _classes(values, kind, given, source)
     if values.dtype.kind not in "fiub":
         raise SkipRNNError(f"{where} may be classes; {kind} needs numbers")
-    with np.errstate(over="ignore"):  # to infinity: refused
-        values = values.astype(np.float32)
-    finite = np.isfinite(values).reshape(len(values), -1).all(1)
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    finite = np.isfinite(flat).all(1)
     if not finite.all():
         raise SkipRNNError(f"{source}: {name_of(int(np.flatnonzero(~finite)[0]))} has no finite label")
     count = values.shape[1] if several else 1
@@ -123,9 +147,20 @@ def recognise(given: Given, task: str | None, name_of: Callable[[int], str], sou
         if (values == values[0]).all():
             raise SkipRNNError(f"{source}: all labels are the same everywhere; there is nothing to learn")
         called = given.names or tuple(f"label {k}" for k in range(count))
-        return Targets(kind, values.astype(np.uint8), given.each_step, called, taken)
+        return Targets(kind, values.astype(np.uint8), given.each_step, called, taken, _one_hot(values, given, open_))
+    if (beyond := abs(flat) > LARGEST_TARGET).any():
+        item, column = (int(place) for place in np.argwhere(beyond)[0])
+        raise SkipRNNError(
+            f"{source}: {name_of(item)} has the label {flat[item, column]:.6g}, whose square is beyond float32; scale "
+            f"the labels down, to {LARGEST_TARGET:g} at most"
+        )
     called = given.names or (("value",) if count == 1 else tuple(f"value {k}" for k in range(count)))
-    return Targets(kind, values[:, 0] if several and count == 1 else values, given.each_step, called, taken)
+    taken = f"{taken}, from {flat.min():.6g} to {flat.max():.6g}"
+    note = ""
+    if open_ and not several and (flat == np.round(flat)).all():
+        note = "the labels are floats, and all of them whole: taken for numbers; if they are classes, pass --classes"
+    y = values.astype(np.float32)
+    return Targets(kind, y[:, 0] if several and count == 1 else y, given.each_step, called, taken, note)
 
 
 def _kind(values: Array, given: Given, where: str) -> str:
@@ -145,6 +180,26 @@ def _kind(values: Array, given: Given, where: str) -> str:
     raise SkipRNNError(
         f"{where} holds {what}: several labels at once are 0 or 1 each, several numbers are floats{given.nearest}"
     )
+
+
+def _check_distinct(values: Array, given: Given, source: object) -> None:
+    """Refuse integers nearly all of which are different, unless the user says what they are."""
+    if values.dtype.kind not in "iu" and not (values.dtype.kind in "UO" and all(is_number(v, int) for v in values)):
+        return
+    count, what = len(np.unique(values.astype(str))), "step" if given.each_step else "sequence"
+    if count > DISTINCT * len(values):
+        of = f"of one {what} each" if count == len(values) else f"in {len(values)} {what}s"
+        raise SkipRNNError(
+            f"{source}: {given.shown} would be {count} classes {of}: for numbers pass --numbers, for classes --classes"
+        )
+
+
+def _one_hot(values: Array, given: Given, open_: bool) -> str:
+    """A note on labels of which always one holds."""
+    if open_ and values.shape[1] > 1 and (values.sum(1) == 1).all():
+        each = "step" if given.each_step else "sequence"
+        return f"of the labels exactly one holds for every {each}; if they are classes, y.argmax(-1) says which"
+    return ""
 
 
 def is_binary(values: Array) -> bool:
