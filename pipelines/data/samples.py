@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ class Source:
     """Of a video: how many frames went through the network, and how many there are."""
     every: Callable[[], Floats] | None = None
     """Of a video: all samples at once, (T, D), computed anew."""
+    target: Tensor | None = None
+    """What the model should say, as a data file has it: a sequence's y."""
 
 
 @contextmanager
@@ -99,8 +101,13 @@ class _Lazily(Sequence[Source]):
         return self._make(range(self._count)[index])
 
 
-def sequence_sources(sequences: Split, name: str, index: int | None = None) -> Sequence[Source]:
-    """The sequences of a split, each to its end; of a split that holds one sequence only, its number may be given."""
+def sequence_sources(
+    sequences: Split, name: str, index: int | None = None, *, labelled: bool = True
+) -> Sequence[Source]:
+    """The sequences of a split, each to its end, with its y unless that says nothing.
+
+    Of a split that holds one sequence only, its number may be given.
+    """
     lengths, several = sequences.lengths, len(sequences) > 1 or index is not None
 
     def source(row: int) -> Source:
@@ -112,7 +119,8 @@ def sequence_sources(sequences: Split, name: str, index: int | None = None) -> S
             return x[0][t].numpy()
 
         length = sequences.steps if lengths is None else int(lengths[row])
-        return _array_source(sample, length, f"{name}[{index or row}]" if several else name)
+        found = _array_source(sample, length, f"{name}[{index or row}]" if several else name)
+        return replace(found, target=sequences.y[row].cpu()) if labelled else found
 
     return _Lazily(len(sequences), source)
 

@@ -59,5 +59,8 @@ class Adding(RegressionTask, SyntheticTask):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         return {"sum": float(prediction[0])}
 
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        return {"sum": float(target)}
+
     def signal(self, x: Tensor) -> Tensor:
         return x[:, 1]

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.data.doors import parse_json
 from pipelines.data.fields import check_fields
-from pipelines.data.samples import Source, open_sources
+from pipelines.data.samples import ARRAYS, Source, open_sources
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
 
@@ -26,12 +26,32 @@ FORMATS = (".png", ".pdf", ".svg")  # of figures
 PAGE = ".html"
 FINITE = 3e38  # float32's largest number is a little more
 LONGEST = 2**31  # steps of a sequence that is drawn
+TABLES = (".csv", ".tsv", ".txt", ".dat")  # of files with a sample a row
+LIKELIEST = 5  # classes of an answer, by name
+SHOWN, SEEN = 3, 5e-4  # classes that are said in words, and how likely they must be
 
 
 def check_classes(names: Sequence[str]) -> None:
     """Refuse what are not the names of two different classes or more."""
     if len(set(names)) < max(len(names), 2):
         raise SkipRNNError("classes must be two different names or more")
+
+
+def in_words(answer: dict[str, Any]) -> str:
+    """What an answer or a truth says, on one line: a class with its probability and the next ones, or else by name."""
+    if "likeliest" in answer:
+        first, *others = [f"{name} ({p:.1%})" for name, p in answer["likeliest"].items() if p >= SEEN][:SHOWN]
+        return f"class {first}" + (f", then {', '.join(others)}" if others else "")
+    return ", ".join(f"{name} {text}" for name, value in answer.items() if (text := value_in_words(value)) is not None)
+
+
+def value_in_words(value: Any) -> str | None:
+    """A number or text, or a list of texts; None of all else."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return " + ".join(value) or "none"
+    if isinstance(value, list | dict):
+        return None
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 @dataclass
@@ -81,6 +101,8 @@ class Task(ABC):
     """What ``signal`` shows, with its unit."""
     as_json: ClassVar[tuple[str, ...]] = ()
     """Fields that are tuples, stored as JSON: HDF5's attributes would not hold them."""
+    file_endings: ClassVar[tuple[str, ...]] = (*TABLES, *ARRAYS)
+    """Of the files in a folder that hold sequences."""
     reads_text: ClassVar[bool] = False
     """Whether a sequence is a text, not rows of numbers."""
     shows_videos: ClassVar[bool] = False
@@ -208,6 +230,14 @@ class Task(ABC):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         """What a prediction says, by name: (output_size,) -> numbers, strings and lists of them."""
 
+    @abstractmethod
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        """What one target says, by the names that ``answer`` has: (*target_shape) -> numbers, strings and lists."""
+
+    def labelled(self, label: str) -> dict[str, Any] | None:
+        """What a label that stands beside a file says, as ``truth`` does; None where it says nothing."""
+        return None
+
     def open(self, path: Path, reading: Reading) -> AbstractContextManager[Sequence[Source]]:
         """The sequences of a user's file.
 
@@ -282,11 +312,20 @@ class ClassificationTask(Task):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         probabilities = prediction.softmax(0)
         best = int(probabilities.argmax())
+        values, order = probabilities.sort(descending=True, stable=True)
+        first = zip(order.tolist()[:LIKELIEST], values.tolist(), strict=False)
         return {
             "class": self.classes[best],
             "probability": float(probabilities[best]),
             "probabilities": probabilities.tolist(),
+            "likeliest": {str(self.classes[number]): value for number, value in first},
         }
+
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        return {"class": self.classes[int(target)]}
+
+    def labelled(self, label: str) -> dict[str, Any] | None:
+        return next(({"class": name} for name in self.classes if str(name) == label), None)
 
     def scores(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         return (prediction.argmax(1) == target).to(prediction.dtype)

@@ -57,6 +57,7 @@ class Imdb(ClassificationTask):
     signal_name = "word"
     meaning = ("length", "vocabulary_sha256", "tokenizer")
     reads_text = True
+    file_endings = (".txt", *ARRAYS)
     usage_formats = (*FORMATS, PAGE)
 
     def __post_init__(self) -> None:
@@ -131,7 +132,7 @@ class Imdb(ClassificationTask):
         x = torch.tensor([[numbers.get(word, UNKNOWN) for word in words]], dtype=torch.int32)
         if not reading.true_lengths:
             x = pad(x, (self.length - len(words), 0), value=PADDING)
-        return sequence_sources(Sequences(x, torch.zeros(1)), name)[0]
+        return sequence_sources(Sequences(x, torch.zeros(1)), name, labelled=False)[0]
 
     def draw_usage(self, usage: Usage) -> "Figure":
         from pipelines.tasks.drawing import texts

@@ -189,6 +189,9 @@ class OwnLabels(_Own):
         said = [name for name, output in zip(self.labels, prediction.tolist(), strict=True) if output > 0]
         return {"labels": said, "probabilities": dict(zip(self.labels, probabilities, strict=True))}
 
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        return {"labels": [name for name, holds in zip(self.labels, target.tolist(), strict=True) if holds]}
+
     def draw_usage(self, usage: Usage) -> "Figure":
         if not self.each_step:
             return super().draw_usage(usage)
@@ -260,6 +263,9 @@ class OwnNumbers(RegressionTask, _Own):
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         return dict(zip(self.names, self._values(prediction).tolist(), strict=True))
+
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        return dict(zip(self.names, target.reshape(-1).tolist(), strict=True))
 
     def draw_usage(self, usage: Usage) -> "Figure":
         if not self.each_step:

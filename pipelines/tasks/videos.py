@@ -57,6 +57,7 @@ class Videos(ClassificationTask):
     signal_name = "change of features since the frame before"
     as_json = ("classes",)
     shows_videos = True
+    file_endings = tuple(sorted(SUFFIXES))
     usage_examples = 3
     meaning: ClassVar[tuple[str, ...]] = ("features", "classes", "fps", "network", "weights_sha256", "resize")
 

@@ -278,7 +278,7 @@ def test_errors_have_one_message_and_no_traceback(skiprnn, adding_file, make_run
         (("predict", run, "missing.csv"), "no file missing.csv to predict on"),
         (("predict", run, "blocked"), "blocked holds no rows of numbers"),
         (("predict", run, "damaged.h5"), "cannot read damaged.h5"),
-        (("predict", run, "pickle"), "cannot read pickle: it is a folder"),
+        (("predict", run, "pickle"), "pickle holds no file to predict on, whose name would end in .csv, .tsv, "),
         (("predict", run, "-", "--index", 1), "standard input holds one sequence; drop --dataset and --index"),
         (("predict", run, "-"), "standard input holds no rows of numbers"),
         (("export", run, "--out", "model.pt"), "its name must end in .onnx"),
