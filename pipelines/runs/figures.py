@@ -1,4 +1,4 @@
-"""``plot-usage`` and ``plot-curves``: which samples a model used, and how it got there."""
+"""Figures of runs: which samples a model used, how it got there, and which classes it takes for which."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,21 +6,24 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pipelines.data.files import atomic_path, write_text
+from pipelines.data.files import atomic_path, check_writable, write_text
 from pipelines.data.sequences import Sequences
 from pipelines.errors import SkipRNNError
+from pipelines.runs.classes import OfClass
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, load_words, read_metrics
 from pipelines.runs.load import TrainedRun, load_run
 from pipelines.runs.model import autocast
 from pipelines.seeds import derive_seed
 from pipelines.tasks import TASKS
-from pipelines.tasks.base import FORMATS, PAGE, Usage
+from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Usage
 
 AT_ONCE = 256  # sequences
+NUMBERED = 20  # classes whose confusions are written as numbers, too
 OF_ONE_CURVE = ("seed", "device", "preset")  # runs that differ in nothing else are drawn as one curve
 
 
@@ -125,6 +128,53 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
         axis.set_xlabel("training step")
         axis.grid(alpha=0.3)
     figure.legend(*metric_axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    return save(figure, out, overwrite=overwrite)
+
+
+def check_confusion(run: Path, out: Path, *, overwrite: bool) -> None:
+    """Refuse, before a run is evaluated, what ``plot_confusion`` could not draw.
+
+    Raises:
+        SkipRNNError: the run's task has no classes, or ``out`` cannot be written.
+    """
+    check_format(out, FORMATS)
+    check_writable(out, overwrite=overwrite)
+    task = load_config(run).task
+    if not issubclass(TASKS[task], ClassificationTask):
+        raise SkipRNNError(f"{run} is of the task {task}, which has no single class to confuse; drop --confusion")
+
+
+def plot_confusion(found: list[OfClass], out: Path, title: str, *, overwrite: bool = False) -> Path:
+    """Draw which classes are taken for which, a row a class and a column what was said, as shares of the row.
+
+    Args:
+        found: the results of each class.
+        out: a path ending in .png, .pdf or .svg.
+        title: of the figure.
+        overwrite: replace ``out`` if it exists.
+
+    Raises:
+        SkipRNNError: ``out`` cannot be written.
+    """
+    names, count = [of.name for of in found], len(found)
+    counts = torch.tensor([[of.said.get(name, 0) for name in names] for of in found], dtype=torch.float64)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    inches = min(max(3.2, 0.55 * count), 15.0)  # of the matrix
+    size = min(9.0, 72 * 0.8 * inches / count)  # points of names, which must not overlap
+    figure = Figure(figsize=(inches + 2.4, inches + 1.8), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares.numpy(), cmap="Greys", norm=PowerNorm(0.5, 0, 1))  # so that few are seen
+    if count <= NUMBERED:
+        for row, column in counts.nonzero().tolist():
+            color = "white" if shares[row, column] > 0.3 else "black"
+            axis.text(column, row, f"{int(counts[row, column]):,}", ha="center", va="center", color=color, fontsize=8)
+    axis.set_xticks(range(count), names, rotation=0 if count <= 3 else 90, fontsize=size)
+    axis.set_yticks(range(count), names, fontsize=size)
+    axis.tick_params(length=0)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    axis.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the true class")
     return save(figure, out, overwrite=overwrite)
 
 

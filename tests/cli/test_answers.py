@@ -96,3 +96,36 @@ def test_a_file_that_cannot_be_read_leaves_the_others_theirs(skiprnn, own, tmp_p
     ]
     done = skiprnn("predict", own / "run", "-", "bad.csv")
     assert (done.exit_code, "standard input stands alone" in done.stderr) == (2, True)
+
+
+def test_classes_are_evaluated_one_by_one(skiprnn, own, tmp_path):
+    done = skiprnn("evaluate", own / "run", "--confusion", "confusion.png")
+    assert done.exit_code == 0, done.output
+    _, table = done.stdout.split("\n\n")
+    head, *rows, wrote = table.splitlines()
+    assert head.split() == ["class", "precision", "recall", "support", "used", "samples"]
+    assert [row.split()[0] for row in rows] == list(NAMES)
+    assert wrote == "wrote confusion.png"
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads(skiprnn("evaluate", own / "run", "--json").stdout)
+    assert [of["name"] for of in report["by_class"]] == list(NAMES)
+    assert sum(of["support"] for of in report["by_class"]) == report["sequences"]
+    right = sum(of["said"].get(of["name"], 0) for of in report["by_class"])
+    assert right / report["sequences"] == pytest.approx(report["metric"])
+    used = sum(of["used_mean"] * of["support"] for of in report["by_class"])
+    assert used / report["sequences"] == pytest.approx(report["used_mean"])
+    done = skiprnn("evaluate", own / "run", "--confusion", "confusion.png")
+    assert (done.exit_code, "confusion.png exists already" in done.stderr, done.stdout) == (1, True, "")
+
+
+def test_many_classes_are_listed_when_asked_for(skiprnn, own, monkeypatch):
+    monkeypatch.setattr("skiprnn_cli.evaluate.FEW", 2)
+    assert "precision" not in skiprnn("evaluate", own / "run").stdout
+    assert "precision" in skiprnn("evaluate", own / "run", "--per-class").stdout
+
+
+def test_that_skipping_is_not_faster_is_said_with_the_reason(skiprnn, own, monkeypatch):
+    monkeypatch.setattr("pipelines.runs.evaluation._seconds", lambda model, batch, config: 1e-9)
+    done = skiprnn("evaluate", own / "run", "--no-per-class")
+    assert "\nnot faster        skipping saves no time in a batch: " in done.stdout
+    assert "\nnot faster alone  a stream saves no time: " in done.stdout
