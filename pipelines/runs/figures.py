@@ -119,7 +119,7 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
     for label, group in groups.items():
         _draw_curve(metric_axis, group, "metric", label)
         _draw_curve(used_axis, group, "used_mean", label)
-    metric_axis.set_ylabel(f"validation {task.metric_name}")
+    metric_axis.set_ylabel(f"val {task.metric_name}")
     if not task.higher_is_better:
         metric_axis.set_yscale("log")
     used_axis.set_ylabel("used samples per sequence")

@@ -71,6 +71,7 @@ def test_from_data_to_figure(skiprnn, tmp_path, task, cell):
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith(f"{task}-skip-{cell}-lam1e-05-seed0-")
     assert "step 6/8" in done.stderr
+    assert f"  val {'MSE' if task == 'adding' else 'accuracy'} " in done.stderr
 
     done = skiprnn("evaluate")
     assert done.exit_code == 0, done.output

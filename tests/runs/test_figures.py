@@ -69,7 +69,7 @@ def test_curves_join_seeds(make_run, tmp_path, drawn):
     assert len(metric.collections) == 2
     values = [[r["val"]["used_mean"] for r in figures.read_metrics(run)] for run in runs[:3]]
     assert used.lines[0].get_ydata().tolist() == pytest.approx(np.mean(values, 0).tolist())
-    assert metric.get_ylabel() == "validation MSE"
+    assert metric.get_ylabel() == "val MSE"
 
 
 def test_curves_tell_configurations_apart(make_run, tmp_path, drawn):
