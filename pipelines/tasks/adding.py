@@ -28,6 +28,8 @@ class Adding(RegressionTask, SyntheticTask):
     output_size = 1
     solved_at = 1 / 600  # 1/100 of the variance of the target, 1/6
     signal_name = "marker"
+    feature_names = ("value", "marker")
+    drawn_feature = 1
 
     def __post_init__(self) -> None:
         if not 10 <= self.length < LONGEST:

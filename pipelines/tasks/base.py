@@ -28,6 +28,7 @@ FINITE = 3e38  # float32's largest number is a little more
 LONGEST = 2**31  # steps of a sequence that is drawn
 TABLES = (".csv", ".tsv", ".txt", ".dat")  # of files with a sample a row
 LIKELIEST = 5  # classes of an answer, by name
+SHORT = 24  # characters of a name in a title
 SHOWN, SEEN = 3, 5e-4  # classes that are said in words, and how likely they must be
 
 
@@ -42,16 +43,30 @@ def in_words(answer: dict[str, Any]) -> str:
     if "likeliest" in answer:
         first, *others = [f"{name} ({p:.1%})" for name, p in answer["likeliest"].items() if p >= SEEN][:SHOWN]
         return f"class {first}" + (f", then {', '.join(others)}" if others else "")
-    return ", ".join(f"{name} {text}" for name, value in answer.items() if (text := value_in_words(value)) is not None)
+    return _by_name(answer, 6)
 
 
-def value_in_words(value: Any) -> str | None:
+def in_short(answer: dict[str, Any]) -> str:
+    """An answer or a truth for a title: a class without its name, and with its probability if there is one."""
+    if "class" in answer:
+        name = str(answer["class"])
+        name = name if len(name) <= SHORT else name[: SHORT - 1] + "…"
+        return f"{name} ({answer['probability']:.0%})" if "probability" in answer else name
+    return _by_name(answer, 3)
+
+
+def _by_name(answer: dict[str, Any], digits: int) -> str:
+    texts = ((name, value_in_words(value, digits)) for name, value in answer.items())
+    return ", ".join(f"{name} {text}" for name, text in texts if text is not None)
+
+
+def value_in_words(value: Any, digits: int = 6) -> str | None:
     """A number or text, or a list of texts; None of all else."""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return " + ".join(value) or "none"
     if isinstance(value, list | dict):
         return None
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 @dataclass
@@ -84,6 +99,9 @@ class Usage:
     split: str  # its name
     words: Callable[[], list[str]]  # the run's vocabulary
     videos: Path | None  # where the user says that they are
+    signal: Callable[[Tensor], Tensor]  # what is drawn over time: (T, D) -> (T,)
+    signal_name: str  # with its unit
+    said: list[str]  # of each of those shown, what the model says and what is true
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,10 @@ class Task(ABC):
     """The metric that counts as a solution, or that it must exceed; None where the paper has no such rule."""
     signal_name: ClassVar[str]
     """What ``signal`` shows, with its unit."""
+    feature_names: ClassVar[tuple[str, ...]] = ()
+    """What the features of a step are, where the data file has no names for them."""
+    drawn_feature: ClassVar[int | None] = None
+    """The feature that ``signal`` shows; None where it is none of them, and none is to be chosen."""
     as_json: ClassVar[tuple[str, ...]] = ()
     """Fields that are tuples, stored as JSON: HDF5's attributes would not hold them."""
     file_endings: ClassVar[tuple[str, ...]] = (*TABLES, *ARRAYS)
@@ -250,6 +272,15 @@ class Task(ABC):
         """A text as a sequence, of a task that ``reads_text``."""
         raise NotImplementedError
 
+    def verdict(self, output: Tensor, target: Tensor, end: int) -> str:
+        """What a prediction says and what is true, for a title; with ``each_step`` of the first ``end`` steps."""
+        if self.each_step:
+            return ""  # the figure has a timeline of both
+        truth = self.truth(target)
+        true = in_short(truth)
+        true = true if len(truth) > 1 else true.removeprefix(f"{next(iter(truth))} ")  # it was named already
+        return f"{in_short(self.answer(output))}, true {true}"
+
     @abstractmethod
     def signal(self, x: Tensor) -> Tensor:
         """What the usage figure draws over time: (T, D) -> (T,)."""
@@ -262,7 +293,7 @@ class Task(ABC):
         """The usage figure."""
         from pipelines.tasks.drawing import signals
 
-        return signals(usage, self.signal, self.signal_name)
+        return signals(usage)
 
     def usage_page(self, usage: Usage) -> str:
         """The same as a page of HTML, of a task whose ``usage_formats`` have that."""

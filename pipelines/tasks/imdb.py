@@ -146,15 +146,15 @@ class Imdb(ClassificationTask):
 
     def _texts(self, usage: Usage) -> list["Text"]:
         words, found = usage.words(), []
-        columns = (usage.sequences.x.tolist(), usage.sequences.y.tolist(), usage.used.tolist())
-        for x, y, gate in zip(*columns, strict=True):
+        columns = (usage.rows, usage.said, usage.sequences.x.tolist(), usage.used.tolist())
+        for row, said, x, gate in zip(*columns, strict=True):
             pairs = [
                 (words[number] if number != UNKNOWN else "⟨?⟩", on)
                 for number, on in zip(x, gate, strict=True)
                 if number != PADDING
             ]
             padding = [on for number, on in zip(x, gate, strict=True) if number == PADDING]
-            heading = f"{self.classes[y]} review: {sum(on for _, on in pairs)} of {len(pairs)} words used"
+            heading = f"{row}: {said}: {sum(on for _, on in pairs)} of {len(pairs)} words used"
             if any(padding):
                 heading += f", and {sum(padding)} of {len(padding)} of padding"
             found.append((heading, pairs))

@@ -56,6 +56,7 @@ class _Own(Task):
 
     as_json: ClassVar[tuple[str, ...]] = ("mean", "std")
     signal_name = "feature 0"
+    drawn_feature = 0
 
     def __post_init__(self) -> None:
         if not all(abs(number) < FINITE for number in (*self.mean, *self.std)):
@@ -122,9 +123,11 @@ class OwnTags(OwnClasses):
         from pipelines.tasks.timelines import bands
 
         said = usage.outputs.argmax(2)
-        return bands(
-            usage, self.signal, self.signal_name, self.classes, {"label": usage.sequences.y, "predicted": said}
-        )
+        return bands(usage, self.classes, {"label": usage.sequences.y, "predicted": said})
+
+    def verdict(self, output: Tensor, target: Tensor, end: int) -> str:
+        right = (output.argmax(1) == target)[:end].sum()
+        return f"{int(right)} of {end} steps right"
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class OwnLabels(_Own):
             return super().draw_usage(usage)
         from pipelines.tasks.timelines import label_rows
 
-        return label_rows(usage, self.signal, self.signal_name, self.labels, usage.outputs > 0)
+        return label_rows(usage, self.labels, usage.outputs > 0)
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,7 @@ class OwnNumbers(RegressionTask, _Own):
         from pipelines.tasks.timelines import curves
 
         y = usage.sequences.y.cpu().reshape(*usage.outputs.shape)
-        return curves(usage, self.signal, self.signal_name, self.names, y, self._values(usage.outputs))
+        return curves(usage, self.names, y, self._values(usage.outputs))
 
     def _values(self, output: Tensor) -> Tensor:
         mean, std = (constant(values, output.dtype, output.device) for values in (self.target_mean, self.target_std))
