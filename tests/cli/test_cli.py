@@ -239,6 +239,8 @@ USAGE_ERRORS = [
     (("gen-data", "juggling"), "No such command 'juggling'"),
     (("plot-curves",), "Missing argument 'RUNS...'"),
     (("dance",), "No such command 'dance'"),
+    (("plot-usage", "run", "--sequences", "3,x"), "'3,x' is not up to 100 numbers from 0, such as 3,17."),
+    (("plot-usage", "run", "--sequences", "3", "--examples", "2"), "drop --examples"),
 ]
 
 
