@@ -15,7 +15,7 @@ SKIPPING = {
 OWN = ("#4f8a10", "#6b4d8a", "#b35c00", "#8f7d5b")  # of cells that are not the project's
 PLAIN = {"lstm": "#222222", "gru": "#8a8a8a"}
 AT_RANDOM = {"lstm": "#7a5c3e", "gru": "#c9a66b"}
-LIGHTEST, DARKEST = 0.66, 0.22  # lightness of a model without λ, and with λ of 0.1 or more
+FREE, LIGHTEST, DARKEST = 0.76, 0.58, 0.18  # lightness where λ is 0, at most 1e-7, and at least 1e-2
 
 
 def color_of(config: TrainConfig) -> str:
@@ -29,6 +29,7 @@ def shade_of(config: TrainConfig) -> str:
     """The model's colour, the darker the larger its λ is; where λ is found while training, the colour itself."""
     if not config.skip or config.keep is not None or config.target_usage is not None:
         return color_of(config)
-    place = 0.0 if config.lam < 1e-7 else min(1.0, (math.log10(config.lam) + 7) / 6)
+    place = (math.log10(config.lam) + 7) / 5 if config.lam else 0
+    lightness = LIGHTEST + min(max(place, 0), 1) * (DARKEST - LIGHTEST) if config.lam else FREE
     hue, _, saturation = rgb_to_hls(*to_rgb(color_of(config)))
-    return to_hex(hls_to_rgb(hue, LIGHTEST + place * (DARKEST - LIGHTEST), saturation))
+    return to_hex(hls_to_rgb(hue, lightness, saturation))

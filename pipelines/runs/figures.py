@@ -184,7 +184,7 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
     for axis in (metric_axis, used_axis):
         axis.set_xlabel("training step")
         axis.set_xlim(left=0)
-        axis.grid(alpha=0.3)
+        axis.grid(alpha=0.3, which="both")
     figure.legend(*metric_axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return save(figure, out, overwrite=overwrite)
 

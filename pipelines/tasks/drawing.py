@@ -68,7 +68,7 @@ def images(usage: Usage, side: int) -> Figure:
         axis = figure.add_subplot(grid[divmod(index, columns)])
         axis.imshow(pictures[index], interpolation="nearest")
         used = f"{int(usage.used[index].sum())} of {side * side} used"
-        axis.set_title(f"{usage.rows[index]}: {usage.said[index]}\n{used}", fontsize=TITLE, pad=3)
+        axis.set_title(f"#{usage.rows[index]}: {usage.said[index]}\n{used}", fontsize=TITLE, pad=3)
         axis.set_axis_off()
     axis = figure.add_subplot(grid[:, columns:])
     share = axis.imshow(usage.used.float().mean(0).reshape(side, side).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
@@ -151,7 +151,7 @@ def _strip(axis: Axes, used: Tensor) -> None:
 def titles(axis: Axes, usage: Usage, index: int, length: int) -> None:
     """Above a panel: which sequence it is, what the model says of it, the truth, and how many samples were used."""
     said = f": {usage.said[index]}" if usage.said[index] else ""
-    axis.set_title(f"{usage.rows[index]}{said}", fontsize=TITLE, loc="left", pad=3, parse_math=False)
+    axis.set_title(f"#{usage.rows[index]}{said}", fontsize=TITLE, loc="left", pad=3, parse_math=False)
     used = int(usage.used[index, :length].sum())
     axis.set_title(f"{used} of {length} samples used", fontsize=TITLE, loc="right", pad=3)
 

@@ -154,7 +154,7 @@ class Imdb(ClassificationTask):
                 if number != PADDING
             ]
             padding = [on for number, on in zip(x, gate, strict=True) if number == PADDING]
-            heading = f"{row}: {said}: {sum(on for _, on in pairs)} of {len(pairs)} words used"
+            heading = f"#{row}: {said}; {sum(on for _, on in pairs)} of {len(pairs)} words used"
             if any(padding):
                 heading += f", and {sum(padding)} of {len(padding)} of padding"
             found.append((heading, pairs))

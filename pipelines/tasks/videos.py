@@ -132,7 +132,7 @@ class Videos(ClassificationTask):
         for row, gate, said in zip(usage.rows, usage.used, usage.said, strict=True):
             entry = entries[row]
             used = gate[: counts[row]].tolist()
-            heading = f"{row}: {entry.name}: {said}, {sum(used)} of {len(used)} frames used"
+            heading = f"#{row}, {entry.name}: {said}; {sum(used)} of {len(used)} frames used"
             sheets.append(Sheet(root / entry.name, heading, used))
         sampling = Sampling(attributes["fps"], attributes["seconds"])
         return contact_sheets(sheets, sampling, usage.title, USED, SKIPPED)

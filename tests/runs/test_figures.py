@@ -72,7 +72,7 @@ def test_titles_say_the_prediction_and_the_truth(make_run, sine_file, tmp_path, 
         output, y = trained.model(trained.sequences.x[:1]).output[0].detach(), trained.sequences.y[0]
         p = output.softmax(0)
         said = f"sum {output[0]:.3g}, true {y:.3g}" if len(output) == 1 else f"{p.argmax()} ({p.max():.0%}), true {y}"
-        assert drawn().axes[0].get_title(loc="left") == f"0: {said}"
+        assert drawn().axes[0].get_title(loc="left") == f"#0: {said}"
 
 
 def test_sequences_and_features_are_chosen(make_run, tmp_path, drawn, monkeypatch):
@@ -80,7 +80,7 @@ def test_sequences_and_features_are_chosen(make_run, tmp_path, drawn, monkeypatc
     plot_usage(run, tmp_path / "usage.png", chosen=[9, 3], feature="value")
     x = load_run(run).sequences.x
     axes = [axis for axis in drawn().axes if axis.has_data()]
-    assert [axis.get_title(loc="left").split(":")[0] for axis in axes] == ["9", "3"]
+    assert [axis.get_title(loc="left").split(":")[0] for axis in axes] == ["#9", "#3"]
     heights = np.concatenate([line.get_ydata() for line in axes[0].lines])
     assert sorted(heights.tolist()) == sorted(x[9, :, 0].tolist())
     assert drawn().get_supylabel() == "value"
