@@ -8,16 +8,31 @@ import click
 from skiprnn_cli import options
 
 if TYPE_CHECKING:
+    from pipelines.runs.classes import OfClass
     from pipelines.runs.evaluation import RunEvaluation
 
+FEW = 20  # classes that are listed without being asked for
 
-@click.command(epilog="Example: skiprnn evaluate runs/NAME --split val --json")
+
+@click.command(
+    epilog="""\b
+Examples:
+  skiprnn evaluate runs/NAME --split val --json
+  skiprnn evaluate runs/NAME --per-class --confusion confusion.png"""
+)
 @options.run_argument
 @options.split
 @options.checkpoint
 @options.data_of_run
 @options.device
 @options.own_cell
+@click.option(
+    "--per-class/--no-per-class", default=None, help=f"List the classes one by one.  [default: up to {FEW} of them]"
+)
+@click.option(
+    "--confusion", type=options.PATH, help="Draw which classes are taken for which: a .png, .pdf or .svg file."
+)
+@options.overwrite
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     run: Path | None,
@@ -26,6 +41,9 @@ def command(
     data: Path | None,
     device: str | None,
     cell: str | None,
+    per_class: bool | None,
+    confusion: Path | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Evaluate RUN, or the run under runs/ trained last: metric, used samples, cost and time per sequence.
@@ -33,15 +51,29 @@ def command(
     Where labels are several, or of the steps, other metrics follow the first; those of steps are over all steps of
     all sequences.
 
+    Where there are classes a table has the precision, recall and support of each (its sequences, or its steps where
+    each has an answer), and how much is used of what is of it.
+
     Cost counts one multiply-accumulate per number of a weight matrix used, as the paper does, and those of the network
     that looks at video frames, absent ones too. Time is the median of several forward passes of one batch, beside the
     same weights with skipping off (the plain LSTM or GRU, on the compiled engine where that can run; of other cells the
-    gate is kept open); and of single sequences, read by a stream that takes only the samples it uses.
+    gate is kept open); and of single sequences, read by a stream that takes only the samples it uses. Where skipping is
+    not faster the reason is given.
     """
     from pipelines.runs.evaluation import evaluate_run
 
-    report = evaluate_run(options.chosen_run(run, cell), split=split, checkpoint=checkpoint, data=data, device=device)
+    run = options.chosen_run(run, cell)
+    if confusion is not None:
+        from pipelines.runs.figures import check_confusion
+
+        check_confusion(run, confusion, overwrite=overwrite)  # before the work
+    report = evaluate_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
     options.say_reordered(report.columns_reordered)
+    if confusion is not None:
+        from pipelines.runs.figures import plot_confusion
+
+        title = f"{report.model} on {report.task}, {report.sequences:,} {report.split} sequences"
+        plot_confusion(report.by_class, confusion, title, overwrite=overwrite)
     if as_json:
         import json
         from dataclasses import asdict
@@ -49,6 +81,10 @@ def command(
         click.echo(json.dumps(asdict(report)))
     else:
         click.echo(_text(report))
+        if per_class or (per_class is None and 0 < len(report.by_class) <= FEW):
+            click.echo("\n" + _classes(report.by_class))
+    if confusion is not None:
+        click.echo(f"wrote {confusion}", err=as_json)
 
 
 def _text(r: "RunEvaluation") -> str:
@@ -72,5 +108,36 @@ def _text(r: "RunEvaluation") -> str:
             f"{alone:.3f} ms a sequence, one at a time by a stream; the plain cell {plain_alone:.3f} ms: "
             f"the stream is {plain_alone / alone:.2f}x as fast"
         )
+    if r.not_faster is not None:
+        lines["not faster"] = f"skipping saves no time in a batch: {r.not_faster}"
+    if r.alone_not_faster is not None:
+        lines["not faster alone"] = f"a stream saves no time: {r.alone_not_faster}"
     width = max(14, *(len(name) + 2 for name in lines))
     return "\n".join(f"{name:<{width}}{value}" for name, value in lines.items())
+
+
+def _classes(found: "list[OfClass]") -> str:
+    """The classes, one a row."""
+    rows = [["class", "precision", "recall", "support", "used samples"]]
+    for c in found:
+        mean, percent = c.used_mean, c.used_percent
+        used = "—" if percent is None else f"{percent:.1f} %"
+        rows.append(
+            [
+                c.name,
+                _share(c.precision),
+                _share(c.recall),
+                f"{c.support:,}",
+                used if mean is None else f"{mean:.1f} ({used})",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}"
+        + "".join(f"  {text:>{width}}" for text, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )
+
+
+def _share(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}"

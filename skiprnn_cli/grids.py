@@ -148,6 +148,7 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None
     """Say which runs end, and now and then where the others are."""
     from pipelines.grids.sweep import is_finished
     from pipelines.runs.directory import read_metrics
+    from pipelines.tasks import TASKS
 
     done = sum(map(is_finished, runs))
     ended, lock = threading.Event(), threading.Lock()
@@ -160,7 +161,8 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None
             return None
         val = records[-1]["val"]
         shut = ", its gate shut and its metric at chance" if records[-1].get("collapsed") else ""
-        return f"{run.path.name}: step {records[-1]['step']:,}, {val['metric']:.5f}, {val['used_mean']:.1f} used{shut}"
+        metric = f"val {TASKS[run.config.task].metric_name} {val['metric']:.5f}"
+        return f"{run.path.name}: step {records[-1]['step']:,}, {metric}, {val['used_mean']:.1f} used{shut}"
 
     def look() -> None:
         told: dict[Path, str] = {}

@@ -126,7 +126,7 @@ class TrainingDisplay:
             train, val = self.record["train"], self.record["val"]
             shown["train loss"] = f"{train['task_loss']:.5f}"
             shown["val loss"] = f"{val['loss']:.5f}"
-            shown["val metric"] = f"{val['metric']:.5f}"
+            shown[f"val {self.report.metric_name}"] = f"{val['metric']:.5f}"
             shown["used samples"] = f"{val['used_mean']:.1f}"
         return shown
 

@@ -55,6 +55,8 @@ class Source:
     """Of a video: how many frames went through the network, and how many there are."""
     every: Callable[[], Floats] | None = None
     """Of a video: all samples at once, (T, D), computed anew."""
+    target: Tensor | None = None
+    """What the model should say, as a data file has it: a sequence's y."""
 
 
 @contextmanager
@@ -118,9 +120,12 @@ class _Lazily(Sequence[Source]):
 
 
 def sequence_sources(
-    sequences: Split, name: str, index: int | None = None, *, reordered: bool = False
+    sequences: Split, name: str, index: int | None = None, *, labelled: bool = True, reordered: bool = False
 ) -> Sequence[Source]:
-    """The sequences of a split, each to its end; of a split that holds one sequence only, its number may be given."""
+    """The sequences of a split, each to its end, with its y unless that says nothing.
+
+    Of a split that holds one sequence only, its number may be given.
+    """
     lengths, several = sequences.lengths, len(sequences) > 1 or index is not None
 
     def source(row: int) -> Source:
@@ -132,9 +137,8 @@ def sequence_sources(
             return x[0][t].numpy()
 
         length = sequences.steps if lengths is None else int(lengths[row])
-        return replace(
-            _array_source(sample, length, f"{name}[{index or row}]" if several else name), reordered=reordered
-        )
+        found = _array_source(sample, length, f"{name}[{index or row}]" if several else name)
+        return replace(found, target=sequences.y[row].cpu() if labelled else None, reordered=reordered)
 
     return _Lazily(len(sequences), source)
 

@@ -191,7 +191,7 @@ def markdown(lines: list[Line]) -> str:
 
 def latex(lines: list[Line]) -> str:
     """The table in LaTeX, for booktabs."""
-    signs = {"λ": r"$\lambda$", "±": r"$\pm$", "%": r"\%", "_": r"\_", "−": "$-$", "×": r"$\times$"}
+    signs = {"λ": r"$\lambda$", "±": r"$\pm$", "%": r"\%", "_": r"\_", "−": "$-$", "×": r"$\times$", "—": "---"}
 
     def row(texts: Iterable[str]) -> str:
         joined = " & ".join(texts)
@@ -236,8 +236,8 @@ def cells(line: Line) -> list[str]:
         _difference(line.used, paper.get("used"), "{:+.1f}"),
         f"{line.cost:.2e}",
         "" if paper.get("cost") is None else f"{paper['cost']:.2e}",
-        f"{line.training_seconds:,.0f} s" + _times(line.training_vs_plain),
-        f"{line.inference_ms:.3f} ms" + _times(line.inference_vs_plain),
+        _timed(f"{line.training_seconds:,.0f}", "s", line.training_vs_plain),
+        _timed(f"{line.inference_ms:.3f}", "ms", line.inference_vs_plain),
     ]
 
 
@@ -251,5 +251,8 @@ def _difference(ours: float, theirs: float | None, form: str) -> str:
     return "" if theirs is None or math.isnan(ours) else form.format(ours - theirs).replace("-", "−")
 
 
-def _times(ratio: float | None) -> str:
-    return "" if ratio is None else f" ({ratio:.2f}×)"
+def _timed(text: str, unit: str, times: float | None) -> str:
+    """A time and how many times as fast that is; of a time too short for its digits neither says anything."""
+    if float(text.replace(",", "")) == 0:
+        return "—"
+    return f"{text} {unit}" + ("" if times is None else f" ({times:.2f}×)")

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,10 +11,13 @@ from matplotlib.figure import Figure
 from pipelines.data.doors import reading
 from pipelines.errors import SkipRNNError
 from pipelines.grids.results import read_results
+from pipelines.runs.colors import color_of
 from pipelines.runs.config import TrainConfig
-from pipelines.runs.figures import check_format, save
+from pipelines.runs.figures import STYLES, check_format, save
 from pipelines.tasks import TASKS, Task
 from pipelines.tasks.base import FORMATS
+
+MARKERS = ("o", "s", "^", "D")  # of models of one colour, from several folders
 
 Series = dict[str, dict[tuple[float, str], list[tuple[float, float]]]]
 """Used samples and metric of runs, by what a line joins, and by what tells a point from others of its line."""
@@ -37,6 +41,7 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
     names = _names(folders)
     panels: dict[str, Series] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))  # by data file
     tasks: dict[str, Task] = {}
+    colors: dict[str, str] = {}
     for folder, name in names.items():
         prefix = f"{name}: " if len(names) > 1 else ""
         for result in read_results(folder)["runs"]:
@@ -54,6 +59,7 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
                 )
             line, place = _place(config)
             panels[data][prefix + line][place].append((used, metric))
+            colors[prefix + line] = color_of(config)
     kinds = sorted({task.name for task in tasks.values()})
     if not kinds:
         raise SkipRNNError(f"there is no finished run in {', '.join(map(str, folders))}; run the sweep again")
@@ -61,7 +67,7 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
         raise SkipRNNError(f"the runs are of different tasks ({', '.join(kinds)}); plot each task by itself")
     figure = Figure(figsize=(6.4 * len(panels), 4.6), layout="constrained")
     for axis, (data, series) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
-        _draw(axis, series, tasks[data])
+        _draw(axis, series, colors, tasks[data])
         if len(panels) > 1:
             axis.set_title(data, fontsize=10)
     return save(figure, out, overwrite=overwrite)
@@ -87,11 +93,17 @@ def _place(config: TrainConfig) -> tuple[str, tuple[float, str]]:
     return f"{config.cell.upper()}, skipping at random", (config.p_skip, f"{config.p_skip:g}")
 
 
-def _draw(axis: Axes, series: Series, task: Task) -> None:
+def _draw(axis: Axes, series: Series, colors: dict[str, str], task: Task) -> None:
     for name, groups in series.items():
+        same = [other for other in series if colors[other] == colors[name]].index(name)
+        look: dict[str, Any] = {
+            "color": colors[name],
+            "linestyle": STYLES[same % len(STYLES)],
+            "marker": MARKERS[same % len(MARKERS)],
+        }
         ordered = sorted(groups.items())
         used, metric = ([mean(point[i] for point in group) for _, group in ordered] for i in (0, 1))
-        (line,) = axis.plot(used, metric, "o-", label=name, markersize=6, linewidth=1)
+        (line,) = axis.plot(used, metric, label=name, markersize=6, linewidth=1, **look)
         single = [point for _, group in ordered for point in group if len(group) > 1]
         axis.plot([x for x, _ in single], [y for _, y in single], ".", color=line.get_color(), alpha=0.4)
         for (_, label), x, y in zip((key for key, _ in ordered), used, metric, strict=True):

@@ -11,16 +11,19 @@ from torch import Tensor
 
 from pipelines.data.sequences import Sequences, Split
 from pipelines.parallel.team import ALONE, Team
-from pipelines.runs.config import TrainConfig
-from pipelines.runs.load import load_run
+from pipelines.runs.classes import OfClass, by_class
+from pipelines.runs.config import WITH_BASELINES, TrainConfig
+from pipelines.runs.load import TrainedRun, load_run
 from pipelines.runs.model import autocast, stream, without_skipping
 from pipelines.seeds import derive_seed
 from pipelines.tasks import Task
-from skiprnn import used_samples
-from skiprnn.networks import SequenceModel
+from pipelines.tasks.base import ClassificationTask
+from skiprnn import compiled, used_samples
+from skiprnn.networks import ModelOutput, SequenceModel
 
 TIMED_REPEATS = 5
 TIMED_SEQUENCES = 32  # one at a time
+MOST_USED = 80  # percent of the samples, from which on there is little to save
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class RunEvaluation:
     seconds_alone: float | None  # one sequence at a time, reading what it uses; None where it skips at random
     seconds_alone_without_skipping: float
     columns_reordered: bool  # whether those of the data stood in another order than the run reads them in
+    not_faster: str | None  # why skipping saves no time at that batch size, where it does not
+    alone_not_faster: str | None  # the same of one sequence at a time
+    by_class: list[OfClass]  # of tasks with classes
 
 
 def evaluate_run(
@@ -83,13 +89,22 @@ def evaluate_run(
     sequences = trained.sequences
     torch.manual_seed(derive_seed(config.seed, "evaluate"))
     outputs: list[Tensor] = []
-    result = evaluate(model, task, sequences, config, on_output=outputs.append)
+    gates: list[Tensor] = []
+
+    def keep(said: ModelOutput) -> None:
+        outputs.append(said.output.cpu())
+        gates.append(said.update_gate.bool().cpu() if task.each_step else _used(said).cpu())
+
+    result = evaluate(model, task, sequences, config, on_prediction=keep)
+    output, gate = torch.cat(outputs), torch.cat(gates)
     ends = None if sequences.lengths is None else sequences.lengths.cpu()
     batch = sequences.take(slice(config.batch_size))
     steps = sequences.steps if sequences.lengths is None else sequences.lengths.double().mean().item()
     cost = model.cost_per_update() + task.sample_cost
     plain = without_skipping(model).eval()
     alone, plain_alone = _seconds_alone(model, plain, sequences.take(slice(TIMED_SEQUENCES)), config)
+    seconds, plain_seconds = (_seconds(each, batch, config) / len(batch) for each in (model, plain))
+    used_percent = 100 * result.used_mean / steps
     return RunEvaluation(
         run=str(run),
         model=config.model_name,
@@ -100,22 +115,54 @@ def evaluate_run(
         sequences=len(sequences),
         metric_name=task.metric_name,
         metric=result.metric,
-        other_metrics=task.other_metrics(torch.cat(outputs).cpu(), sequences.y.cpu(), ends),
+        other_metrics=task.other_metrics(output, sequences.y.cpu(), ends),
         solved=task.solved(result.metric),
         steps_per_sequence=steps,
         used_mean=result.used_mean,
         used_std=result.used_std,
-        used_percent=100 * result.used_mean / steps,
+        used_percent=used_percent,
         cost=result.used_mean * cost,
         cost_without_skipping=steps * cost,
         device=str(trained.device),
         batch_size=len(batch),
-        seconds_per_sequence=_seconds(model, batch, config) / len(batch),
-        seconds_per_sequence_without_skipping=_seconds(plain, batch, config) / len(batch),
+        seconds_per_sequence=seconds,
+        seconds_per_sequence_without_skipping=plain_seconds,
         seconds_alone=alone,
         seconds_alone_without_skipping=plain_alone,
         columns_reordered=trained.reordered,
+        not_faster=_not_faster(config, used_percent, seconds, plain_seconds, batch.x.is_cuda),
+        alone_not_faster=_alone_not_faster(trained, used_percent, alone, plain_alone),
+        by_class=by_class(task, output, gate, sequences) if isinstance(task, ClassificationTask) else [],
     )
+
+
+def _not_faster(config: TrainConfig, used_percent: float, seconds: float, plain: float, cuda: bool) -> str | None:
+    """Why skipping takes as long as the plain cell or longer; None where it does not, or nothing is skipped."""
+    if seconds < plain or not config.skip:
+        return None
+    if used_percent >= MOST_USED:
+        return f"{used_percent:.0f} % of the samples are used, and deciding costs more than the few others save"
+    if cuda:
+        return (
+            f"with {config.hidden_size} units a step is so short on a GPU that starting it, not computing it, takes "
+            "the time"
+        )
+    if config.cell not in WITH_BASELINES:
+        return f"the cell {config.cell} has no compiled code: it is computed step by step in torch operations"
+    if compiled.LIBRARY is None:
+        return "the compiled code was not built, and torch operations step by step cost more than is saved"
+    return f"with {config.hidden_size} units a step is so cheap that deciding whether to make it costs as much"
+
+
+def _alone_not_faster(trained: TrainedRun, used_percent: float, seconds: float | None, plain: float) -> str | None:
+    if seconds is not None and seconds >= plain and trained.task.each_step:
+        return "there is an answer to each sample used, and each is a call of its own"
+    on_gpu = trained.device.type == "cuda"
+    return None if seconds is None else _not_faster(trained.config, used_percent, seconds, plain, on_gpu)
+
+
+def _used(said: ModelOutput) -> Tensor:
+    return used_samples(said.update_gate, batch_first=True)
 
 
 @torch.inference_mode()
@@ -125,11 +172,11 @@ def evaluate(
     sequences: Split,
     config: TrainConfig,
     team: Team = ALONE,
-    on_output: Callable[[Tensor], object] = lambda output: None,
+    on_prediction: Callable[[ModelOutput], object] = lambda prediction: None,
 ) -> Evaluation:
     """Loss, metric and used samples of a model over sequences on its device, each process doing its part of them.
 
-    ``on_output`` is given what the model says of this process's part, batch by batch.
+    ``on_prediction`` is given what the model says of this process's part, batch by batch.
     """
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     rows, size = team.part(len(sequences)), 4 * config.batch_size
@@ -142,8 +189,8 @@ def evaluate(
                 prediction = model(batch.x, batch.lengths)
             said = (prediction.output, batch.y, batch.lengths)
             loss, scores = task.loss(*said), task.scores(*said)
-            on_output(prediction.output)
-            found.append((loss * len(batch), scores, used_samples(prediction.update_gate, batch_first=True)))
+            on_prediction(prediction)
+            found.append((loss * len(batch), scores, _used(prediction)))
     finally:
         model.train(training)
     if team.size > 1:

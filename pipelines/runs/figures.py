@@ -1,26 +1,34 @@
-"""``plot-usage`` and ``plot-curves``: which samples a model used, and how it got there."""
+"""Figures of runs: which samples a model used, how it got there, and which classes it takes for which."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pipelines.data.files import atomic_path, write_text
+from pipelines.data.doors import parse_json, reading
+from pipelines.data.files import atomic_path, check_writable, write_text
+from pipelines.data.schema import read_attributes
 from pipelines.data.sequences import Sequences
 from pipelines.errors import SkipRNNError
+from pipelines.runs.classes import OfClass
+from pipelines.runs.colors import shade_of
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, load_words, read_metrics
 from pipelines.runs.load import TrainedRun, load_run
 from pipelines.runs.model import autocast
 from pipelines.seeds import derive_seed
-from pipelines.tasks import TASKS
-from pipelines.tasks.base import FORMATS, PAGE, Usage
+from pipelines.tasks import TASKS, Task
+from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Usage
 
 AT_ONCE = 256  # sequences
+NUMBERED = 20  # classes whose confusions are written as numbers, too
+STYLES = ("-", "--", ":", "-.")  # of lines that have one colour
 OF_ONE_CURVE = ("seed", "device", "preset")  # runs that differ in nothing else are drawn as one curve
 
 
@@ -29,6 +37,8 @@ def plot_usage(
     out: Path,
     *,
     examples: int | None = None,
+    chosen: Sequence[int] = (),
+    feature: str | None = None,
     split: str = "test",
     checkpoint: str = "best",
     data: Path | None = None,
@@ -42,6 +52,8 @@ def plot_usage(
         run: the run directory.
         out: a path ending in .png, .pdf or .svg; for IMDB also .html.
         examples: sequences to draw; by default 10, or 3 videos.
+        chosen: the numbers of those to draw, counted from 0, instead.
+        feature: the name or number of that which is drawn over time; by default the task's.
         videos: the folder of the videos, if they are no longer where their features were extracted.
         split, checkpoint, data, device: as for ``evaluation.evaluate_run``.
         overwrite: replace ``out`` if it exists.
@@ -62,18 +74,62 @@ def plot_usage(
     task = trained.task
     if videos is not None and not task.shows_videos:
         raise SkipRNNError(f"{run} was not trained on videos; drop --videos")
-    shown = examples or task.usage_examples
-    rows = task.usage_rows(len(trained.sequences), shown)
+    shown = len(chosen) or examples or task.usage_examples
+    rows = _rows(task, len(trained.sequences), shown, chosen, split)
+    signal, signal_name = _signal(task, data or Path(config.data), feature)
     sequences = trained.sequences.take(rows.to(trained.sequences.device))
     used, outputs = _looked_at(trained, sequences)
     usage = Usage(
         _title(config), trained.sequences, rows.tolist(), sequences, used, outputs, shown,
-        data=data or Path(config.data), split=split, words=lambda: load_words(run), videos=videos,
+        data=data or Path(config.data), split=split, words=lambda: load_words(run), videos=videos, signal=signal,
+        signal_name=signal_name,
+        said=[task.verdict(*each) for each in zip(outputs, sequences.y.cpu(), sequences.ends()[:shown], strict=False)],
     )  # fmt: skip
     if Path(out).suffix.lower() == PAGE:
         write_text(out, task.usage_page(usage), overwrite=overwrite)
         return Path(out)
     return save(task.draw_usage(usage), out, overwrite=overwrite)
+
+
+def _rows(task: Task, count: int, shown: int, chosen: Sequence[int], split: str) -> Tensor:
+    """Which sequences the figure is made of, those to be shown first."""
+    if chosen and max(chosen) >= count:
+        raise SkipRNNError(f"the split {split} has {count:,} sequences, so --sequences go up to {count - 1}")
+    rows = task.usage_rows(count, shown)
+    if not chosen:
+        return rows
+    others = [row for row in rows[shown:].tolist() if row not in chosen]
+    return torch.tensor([*chosen, *others])
+
+
+def _signal(task: Task, data: Path, feature: str | None) -> tuple[Callable[[Tensor], Tensor], str]:
+    """What is drawn over time, (T, D) -> (T,), and its name."""
+    if task.drawn_feature is None:
+        if feature is not None:
+            raise SkipRNNError(f"the figure of {task.name} shows no single feature; drop --feature")
+        return task.signal, task.signal_name
+    names = _feature_names(task, data)
+    if feature is None:
+        index = task.drawn_feature
+    elif feature in names:
+        index = names.index(feature)
+    elif feature.isdecimal() and int(feature) < len(names):
+        index = int(feature)
+    else:
+        listed = ", ".join(names)
+        raise SkipRNNError(f"there is no feature {feature}; name one of {listed:.300}, or its number from 0")
+    return lambda x: x[:, index], names[index]
+
+
+def _feature_names(task: Task, data: Path) -> list[str]:
+    """What the data file calls the features; where it does not say, what the task does."""
+    said, count = read_attributes(data).get("columns"), task.stored_size
+    if isinstance(said, str):
+        with reading(data, "a data file with a JSON list of columns", "generate it again"):
+            columns = [str(name) for name in parse_json(said, list)]
+        if len(columns) == count:
+            return columns
+    return [*task.feature_names] or [f"feature {number}" for number in range(count)]
 
 
 def _looked_at(trained: TrainedRun, sequences: Sequences) -> tuple[Tensor, Tensor]:
@@ -106,12 +162,14 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
     check_format(out, FORMATS)
     runs = list(dict.fromkeys(runs))
     groups: dict[str, list[list[dict[str, Any]]]] = {}
+    colors: dict[str, str] = {}
     labels, tasks = _labels(runs), set()
     for run in runs:
         records = read_metrics(run)
         if not records:
             raise SkipRNNError(f"{run} has no evaluation in its metrics.jsonl yet; train it further")
         groups.setdefault(labels[run], []).append(records)
+        colors.setdefault(labels[run], shade_of(load_config(run)))
         tasks.add(load_config(run).task)
     if len(tasks) > 1:
         raise SkipRNNError(f"the runs are of different tasks ({', '.join(sorted(tasks))}); plot each task by itself")
@@ -120,17 +178,67 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     metric_axis, used_axis = figure.subplots(1, 2)
     for label, group in groups.items():
-        _draw_curve(metric_axis, group, "metric", label)
-        _draw_curve(used_axis, group, "used_mean", label)
-    metric_axis.set_ylabel(f"validation {task.metric_name}")
+        same = [other for other in colors if colors[other] == colors[label]].index(label)
+        look: dict[str, Any] = {"color": colors[label], "linestyle": STYLES[same % len(STYLES)]}
+        _draw_curve(metric_axis, group, "metric", label, look)
+        _draw_curve(used_axis, group, "used_mean", label, look)
+    metric_axis.set_ylabel(f"val {task.metric_name}")
     if not task.higher_is_better:
         metric_axis.set_yscale("log")
     used_axis.set_ylabel("used samples per sequence")
     used_axis.set_ylim(bottom=0)
     for axis in (metric_axis, used_axis):
         axis.set_xlabel("training step")
-        axis.grid(alpha=0.3)
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3, which="both")
     figure.legend(*metric_axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    return save(figure, out, overwrite=overwrite)
+
+
+def check_confusion(run: Path, out: Path, *, overwrite: bool) -> None:
+    """Refuse, before a run is evaluated, what ``plot_confusion`` could not draw.
+
+    Raises:
+        SkipRNNError: the run's task has no classes, or ``out`` cannot be written.
+    """
+    check_format(out, FORMATS)
+    check_writable(out, overwrite=overwrite)
+    task = load_config(run).task
+    if not issubclass(TASKS[task], ClassificationTask):
+        raise SkipRNNError(f"{run} is of the task {task}, which has no single class to confuse; drop --confusion")
+
+
+def plot_confusion(found: list[OfClass], out: Path, title: str, *, overwrite: bool = False) -> Path:
+    """Draw which classes are taken for which, a row a class and a column what was said, as shares of the row.
+
+    Args:
+        found: the results of each class.
+        out: a path ending in .png, .pdf or .svg.
+        title: of the figure.
+        overwrite: replace ``out`` if it exists.
+
+    Raises:
+        SkipRNNError: ``out`` cannot be written.
+    """
+    names, count = [of.name for of in found], len(found)
+    counts = torch.tensor([[of.said.get(name, 0) for name in names] for of in found], dtype=torch.float64)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    inches = min(max(3.2, 0.55 * count), 15.0)  # of the matrix
+    size = min(9.0, 72 * 0.8 * inches / count)  # points of names, which must not overlap
+    figure = Figure(figsize=(inches + 2.4, inches + 1.8), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares.numpy(), cmap="Greys", norm=PowerNorm(0.5, 0, 1))  # so that few are seen
+    if count <= NUMBERED:
+        for row, column in counts.nonzero().tolist():
+            color = "white" if shares[row, column] > 0.3 else "black"
+            axis.text(column, row, f"{int(counts[row, column]):,}", ha="center", va="center", color=color, fontsize=8)
+    axis.set_xticks(range(count), names, rotation=0 if count <= 3 else 90, fontsize=size)
+    axis.set_yticks(range(count), names, fontsize=size)
+    axis.tick_params(length=0)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    axis.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the true class")
     return save(figure, out, overwrite=overwrite)
 
 
@@ -144,13 +252,15 @@ def check_format(out: Path, formats: tuple[str, ...] = (*FORMATS, PAGE)) -> None
         raise SkipRNNError(f"cannot draw {out}: its name must end in {', '.join(formats)}")
 
 
-def _draw_curve(axis: Axes, group: list[list[dict[str, Any]]], key: str, label: str) -> None:
+def _draw_curve(axis: Axes, group: list[list[dict[str, Any]]], key: str, label: str, look: dict[str, Any]) -> None:
     by_step = [{record["step"]: record["val"][key] for record in records} for records in group]
     steps = sorted(set.intersection(*map(set, by_step)))
     if not steps:
         raise SkipRNNError(f"the runs of {label} were never evaluated at the same step; plot them one by one")
     values = torch.tensor([[run[step] for step in steps] for run in by_step], dtype=torch.float64)
-    (line,) = axis.plot(steps, values.mean(0), label=f"{label} ({len(group)} runs)" if len(group) > 1 else label)
+    (line,) = axis.plot(
+        steps, values.mean(0), label=f"{label} ({len(group)} runs)" if len(group) > 1 else label, **look
+    )
     if len(group) > 1:
         axis.fill_between(steps, values.amin(0), values.amax(0), color=line.get_color(), alpha=0.25, linewidth=0)
 

@@ -1,5 +1,7 @@
 """``predict``: what a trained run says of one sequence, reading only the samples it uses."""
 
+import csv
+import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,17 +12,27 @@ from typing import Any
 
 import torch
 
-from pipelines.data.samples import Source, csv_source, sequence_sources
+from pipelines.data.doors import read_text, reading
+from pipelines.data.samples import Source, csv_source, separator_of, sequence_sources
 from pipelines.data.schema import FEATURES, schema_of
 from pipelines.data.sequences import SPLITS
 from pipelines.errors import SkipRNNError
 from pipelines.runs.directory import load_words
 from pipelines.runs.load import TrainedModel, load_model
 from pipelines.runs.model import stream, without_skipping
+from pipelines.sources.own.folder import TABLE
 from pipelines.tasks import load_data
 from pipelines.tasks.base import Reading
 from skiprnn import Stream
 from skiprnn.gate import NEVER
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file to predict on."""
+
+    path: Path
+    label: str | None = None  # that the folder it was found in has for it
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Answer:
     step: int  # the sample's number in its sequence
     until: int | None  # that of the next sample that will be used, if the sequence is as long; None: none will
     answer: dict[str, Any]
+    truth: dict[str, Any] | None  # what it should be, where that is known
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class Prediction:
 
     sequence: str  # where it came from
     answer: dict[str, Any]
+    truth: dict[str, Any] | None  # what it should be, where that is known
     used: int  # samples read
     given: int
     seconds: float  # reading included
@@ -87,8 +101,39 @@ class Predictor:
             Path(run), cache(lambda: load_words(run)), self._model.config.true_lengths, self._model.device, weights
         )
 
+    def inputs(self, paths: Iterable[Path]) -> list[Input]:
+        """The files themselves, and of folders those in and below them whose names end as what the task takes does.
+
+        The label of a file in a folder is that of the folder's ``labels.csv``, or else the name of the folder it lies
+        in, where that is a class.
+
+        Raises:
+            SkipRNNError: a folder holds no such file, or its table cannot be read.
+        """
+        found: list[Input] = []
+        for path in map(Path, paths):
+            found += self._in_folder(path) if path.is_dir() else [Input(path)]
+        return found
+
+    def _in_folder(self, folder: Path) -> list[Input]:
+        endings, labels = self._model.task.file_endings, _labels_of(folder / TABLE)
+        files = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in endings and path.name != TABLE and not path.name.startswith(".")
+        )
+        if not files:
+            raise SkipRNNError(f"{folder} holds no file to predict on, whose name would end in {', '.join(endings)}")
+        return [Input(path, labels.get(path.relative_to(folder).as_posix(), path.parent.name)) for path in files]
+
     def file(
-        self, path: Path, *, dataset: str | None = None, index: int | None = None, header: bool | None = None
+        self,
+        path: Path,
+        *,
+        dataset: str | None = None,
+        index: int | None = None,
+        header: bool | None = None,
+        label: str | None = None,
     ) -> Iterator[Answer | Prediction]:
         """Predict on the sequences of a file, or on one of them, counted from 0.
 
@@ -100,10 +145,11 @@ class Predictor:
             dataset: which array of an .npz or HDF5 file; in a data file, by default ``test/x``.
             index: which of several sequences.
             header: whether a CSV file begins with one; None follows the rule of ``samples.csv_source``.
+            label: what it is, if that is known; one that says nothing to the task is passed over.
         """
         with self._open(Path(path), dataset, index, header) as sources:
             for source in sources:
-                yield from self._predict(source)
+                yield from self._predict(source, label)
 
     @contextmanager
     def _open(
@@ -125,6 +171,11 @@ class Predictor:
             yield sequence_sources(data.splits[split], name, index, reordered=data.reordered)
 
     @property
+    def each_step(self) -> bool:
+        """Whether each sample used has an answer."""
+        return self._model.task.each_step
+
+    @property
     def reads_text(self) -> bool:
         """Whether a sequence is a text, not rows of numbers."""
         return self._model.task.reads_text
@@ -138,28 +189,29 @@ class Predictor:
         task = self._model.task
         yield from self._follow(csv_source(lines, task.stored_size, name, header, task.columns))
 
-    def _follow(self, source: Source) -> Iterator[Answer | Prediction]:
+    def _follow(self, source: Source, label: str | None = None) -> Iterator[Answer | Prediction]:
         start = time.perf_counter()
         self._stream.reset()
         for step, output in self._stream.pull(source.read):
             skipped = self._stream.skip_next
             until = None if skipped == NEVER else step + 1 + skipped
-            yield Answer(source.name, step, until, self._model.task.answer(output))
-        yield self._prediction(source, start)
+            truth = self._truth(source, label, step) if self.each_step else None
+            yield Answer(source.name, step, until, self._model.task.answer(output), truth)
+        yield self._prediction(source, start, label)
 
-    def _predict(self, source: Source) -> Iterator[Answer | Prediction]:
-        if self._model.task.each_step and not self._compare:
-            yield from self._follow(source)
+    def _predict(self, source: Source, label: str | None) -> Iterator[Answer | Prediction]:
+        if self.each_step and not self._compare:
+            yield from self._follow(source, label)
         else:
-            yield self._predict_whole(source)
+            yield self._predict_whole(source, label)
 
-    def _predict_whole(self, source: Source) -> Prediction:
+    def _predict_whole(self, source: Source, label: str | None = None) -> Prediction:
         if self._compare and source.every is None:
             raise SkipRNNError("only a video can be compared with every frame used; drop --compare")
         start = time.perf_counter()
         self._stream.reset()
         self._stream.run(source.read)
-        said = self._prediction(source, start)
+        said = self._prediction(source, start, label)
         if source.frames is None:
             return said
         frames_used, frames = source.frames()
@@ -174,14 +226,37 @@ class Predictor:
             answer = self._model.task.answer(plain(samples[None]).output[0].cpu())
         return {"answer_with_every_frame": answer, "seconds_with_every_frame": time.perf_counter() - start}
 
-    def _prediction(self, source: Source, start: float) -> Prediction:
+    def _prediction(self, source: Source, start: float, label: str | None) -> Prediction:
         answer = self._model.task.answer(self._stream.prediction)
         seconds = time.perf_counter() - start  # of a video, whose other frames are decoded to be counted
         given = source.count()
         seconds = time.perf_counter() - start if source.frames is None else seconds
+        truth = self._truth(source, label, given - 1)
         return Prediction(
-            source.name, answer, self._stream.used, given, seconds, source.numeric_header, source.reordered
+            source.name, answer, truth, self._stream.used, given, seconds, source.numeric_header, source.reordered
         )
+
+    def _truth(self, source: Source, label: str | None, step: int) -> dict[str, Any] | None:
+        """What the model should say of a sequence, or of one of its steps."""
+        task, target = self._model.task, source.target
+        if target is None:
+            return None if label is None or self.each_step else task.labelled(label)
+        if not self.each_step:
+            return task.truth(target)
+        return task.truth(target[step]) if step >= 0 else None
+
+
+def _labels_of(table: Path) -> dict[str, str]:
+    """The column label of a folder's table, by the column file; of a folder without one there are none."""
+    if not table.is_file():
+        return {}
+    remedy = "it needs the columns file and label; mend it, or move it away"
+    text = read_text(table, "a table", remedy)
+    text = text.removeprefix("\ufeff")
+    with reading(table, "a table", remedy):
+        separator = separator_of(text.partition("\n")[0]) or ","
+        records = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
+    return {Path(r["file"]).as_posix(): r["label"] for r in records if r.get("file") and r.get("label")}
 
 
 def _chosen(sources: Sequence[Source], index: int | None, path: Path) -> Sequence[Source]:

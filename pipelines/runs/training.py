@@ -42,6 +42,7 @@ class Report:
     seconds: float
     record: dict[str, Any] | None = None
     warning: str | None = None  # that the gate has shut
+    metric_name: str = "metric"
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def train(
                 names = ("best", "last") if is_best else ("last",)  # last is what a resumed run believes: write it last
                 if team.is_first:
                     save_checkpoint(run, names, _checkpoint(progress, config, model, optimizer))
-            on_progress(Report(progress.step, last_step, time.monotonic() - started, record, warning))
+            on_progress(Report(progress.step, last_step, time.monotonic() - started, record, warning, task.metric_name))
             if stopping and progress.step < last_step:
                 reason = "interrupted"
         if log is not None:

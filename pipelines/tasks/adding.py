@@ -29,6 +29,8 @@ class Adding(RegressionTask, SyntheticTask):
     output_names = ("sum",)
     solved_at = 1 / 600  # 1/100 of the variance of the target, 1/6
     signal_name = "marker"
+    feature_names = ("value", "marker")
+    drawn_feature = 1
 
     def __post_init__(self) -> None:
         if not 10 <= self.length < LONGEST:
@@ -59,6 +61,9 @@ class Adding(RegressionTask, SyntheticTask):
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         return {"sum": float(prediction[0])}
+
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        return {"sum": float(target)}
 
     def signal(self, x: Tensor) -> Tensor:
         return x[:, 1]

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.data.doors import parse_json
 from pipelines.data.fields import check_fields
-from pipelines.data.samples import Source, open_sources
+from pipelines.data.samples import ARRAYS, Source, open_sources
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
 
@@ -26,12 +26,47 @@ FORMATS = (".png", ".pdf", ".svg")  # of figures
 PAGE = ".html"
 FINITE = 3e38  # float32's largest number is a little more
 LONGEST = 2**31  # steps of a sequence that is drawn
+TABLES = (".csv", ".tsv", ".txt", ".dat")  # of files with a sample a row
+LIKELIEST = 5  # classes of an answer, by name
+SHORT = 24  # characters of a name in a title
+SHOWN, SEEN = 3, 5e-4  # classes that are said in words, and how likely they must be
 
 
 def check_classes(names: Sequence[str]) -> None:
     """Refuse what are not the names of two different classes or more."""
     if len(set(names)) < max(len(names), 2):
         raise SkipRNNError("classes must be two different names or more")
+
+
+def in_words(answer: dict[str, Any]) -> str:
+    """What an answer or a truth says, on one line: a class with its probability and the next ones, or else by name."""
+    if "likeliest" in answer:
+        first, *others = [f"{name} ({p:.1%})" for name, p in answer["likeliest"].items() if p >= SEEN][:SHOWN]
+        return f"class {first}" + (f", then {', '.join(others)}" if others else "")
+    return _by_name(answer, 6)
+
+
+def in_short(answer: dict[str, Any]) -> str:
+    """An answer or a truth for a title: a class without its name, and with its probability if there is one."""
+    if "class" in answer:
+        name = str(answer["class"])
+        name = name if len(name) <= SHORT else name[: SHORT - 1] + "…"
+        return f"{name} ({answer['probability']:.0%})" if "probability" in answer else name
+    return _by_name(answer, 3)
+
+
+def _by_name(answer: dict[str, Any], digits: int) -> str:
+    texts = ((name, value_in_words(value, digits)) for name, value in answer.items())
+    return ", ".join(f"{name} {text}" for name, text in texts if text is not None)
+
+
+def value_in_words(value: Any, digits: int = 6) -> str | None:
+    """A number or text, or a list of texts; None of all else."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return " + ".join(value) or "none"
+    if isinstance(value, list | dict):
+        return None
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 @dataclass
@@ -64,6 +99,9 @@ class Usage:
     split: str  # its name
     words: Callable[[], list[str]]  # the run's vocabulary
     videos: Path | None  # where the user says that they are
+    signal: Callable[[Tensor], Tensor]  # what is drawn over time: (T, D) -> (T,)
+    signal_name: str  # with its unit
+    said: list[str]  # of each of those shown, what the model says and what is true
 
 
 @dataclass(frozen=True)
@@ -81,8 +119,14 @@ class Task(ABC):
     """What an answer is: one of several classes, any of several labels, or numbers."""
     signal_name: ClassVar[str]
     """What ``signal`` shows, with its unit."""
+    feature_names: ClassVar[tuple[str, ...]] = ()
+    """What the features of a step are, where the data file has no names for them."""
+    drawn_feature: ClassVar[int | None] = None
+    """The feature that ``signal`` shows; None where it is none of them, and none is to be chosen."""
     as_json: ClassVar[tuple[str, ...]] = ()
     """Fields that are tuples, stored as JSON: HDF5's attributes would not hold them."""
+    file_endings: ClassVar[tuple[str, ...]] = (*TABLES, *ARRAYS)
+    """Of the files in a folder that hold sequences."""
     reads_text: ClassVar[bool] = False
     """Whether a sequence is a text, not rows of numbers."""
     shows_videos: ClassVar[bool] = False
@@ -229,6 +273,14 @@ class Task(ABC):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         """What a prediction says, by name: (output_size,) -> numbers, strings and lists of them."""
 
+    @abstractmethod
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        """What one target says, by the names that ``answer`` has: (*target_shape) -> numbers, strings and lists."""
+
+    def labelled(self, label: str) -> dict[str, Any] | None:
+        """What a label that stands beside a file says, as ``truth`` does; None where it says nothing."""
+        return None
+
     def open(self, path: Path, reading: Reading) -> AbstractContextManager[Sequence[Source]]:
         """The sequences of a user's file.
 
@@ -245,6 +297,15 @@ class Task(ABC):
         """Refuse another vocabulary of a run than it was trained with, of a task that ``reads_text``."""
         raise NotImplementedError
 
+    def verdict(self, output: Tensor, target: Tensor, end: int) -> str:
+        """What a prediction says and what is true, for a title; with ``each_step`` of the first ``end`` steps."""
+        if self.each_step:
+            return ""  # the figure has a timeline of both
+        truth = self.truth(target)
+        true = in_short(truth)
+        true = true if len(truth) > 1 else true.removeprefix(f"{next(iter(truth))} ")  # it was named already
+        return f"{in_short(self.answer(output))}, true {true}"
+
     @abstractmethod
     def signal(self, x: Tensor) -> Tensor:
         """What the usage figure draws over time: (T, D) -> (T,)."""
@@ -257,7 +318,7 @@ class Task(ABC):
         """The usage figure."""
         from pipelines.tasks.drawing import signals
 
-        return signals(usage, self.signal, self.signal_name)
+        return signals(usage)
 
     def usage_page(self, usage: Usage) -> str:
         """The same as a page of HTML, of a task whose ``usage_formats`` have that."""
@@ -315,11 +376,20 @@ class ClassificationTask(Task):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         probabilities = prediction.softmax(0)
         best = int(probabilities.argmax())
+        values, order = probabilities.sort(descending=True, stable=True)
+        first = zip(order.tolist()[:LIKELIEST], values.tolist(), strict=False)
         return {
             "class": self.classes[best],
             "probability": float(probabilities[best]),
             "probabilities": probabilities.tolist(),
+            "likeliest": {str(self.classes[number]): value for number, value in first},
         }
+
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        return {"class": self.classes[int(target)]}
+
+    def labelled(self, label: str) -> dict[str, Any] | None:
+        return next(({"class": name} for name in self.classes if str(name) == label), None)
 
     def scores(self, prediction: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         return (prediction.argmax(1) == target).to(prediction.dtype)

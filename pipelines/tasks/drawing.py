@@ -1,8 +1,9 @@
 """Usage figures: which samples of some sequences a model used, red, and which it skipped, blue."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pipelines.tasks.base import Usage
@@ -19,10 +21,15 @@ from pipelines.tasks.base import Usage
 USED, SKIPPED = "#d62728", "#1f77b4"
 INK, PAPER = (USED, SKIPPED), ("#fbd5d1", "#d6e6f4")  # of used and of skipped pixels
 LINE = 110  # characters
+DOTS = 400  # samples that a panel has room for
+FAINTEST = 0.35  # of red in a strip's piece of which few samples were used
+STRIP = 0.09  # of a panel's height
+GROUND = "#444444"  # of the line above a strip
+TITLE = 8  # points
 
 
-def signals(usage: Usage, signal: Callable[[Tensor], Tensor], name: str) -> Figure:
-    """A dot a sample over time; ``signal`` says how high, (T, D) -> (T,)."""
+def signals(usage: Usage) -> Figure:
+    """The samples of each sequence over time."""
     lengths = usage.sequences.ends()[: usage.shown]
     count = len(lengths)
     columns = 1 if count <= 3 else 2
@@ -35,13 +42,14 @@ def signals(usage: Usage, signal: Callable[[Tensor], Tensor], name: str) -> Figu
             continue
         length = lengths[index]
         gate = usage.used[index, :length]
-        dots(axis, signal(usage.sequences.x[index, :length].cpu()), gate)
-        axis.set_title(f"{int(gate.sum())} of {length} samples used", fontsize=8, loc="right", pad=3)
+        samples(axis, usage.signal(usage.sequences.x[index, :length].cpu()), gate)
+        titles(axis, usage, index, length)
         if index + columns >= count:
             axis.set_xlabel("time step")
             axis.tick_params(labelbottom=True)
-    figure.supylabel(name, fontsize=10)
-    legend(figure, usage_handles(), usage.title)
+    time_axis(axes[0, 0], max(lengths))
+    figure.supylabel(usage.signal_name, fontsize=10)
+    legend(figure, usage_handles(lengths), usage.title)
     return figure
 
 
@@ -50,7 +58,7 @@ def images(usage: Usage, side: int) -> Figure:
     count = min(usage.shown, len(usage.used))
     columns = min(count, 5)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(1.7 * columns + 3.4, max(1.9 * rows, 3.2) + 0.6), layout="constrained")
+    figure = Figure(figsize=(1.7 * columns + 3.4, max(2.05 * rows, 3.2) + 0.6), layout="constrained")
     grid = figure.add_gridspec(rows, columns + 2)
     ink = usage.sequences.x.cpu().float().reshape(-1, side, side, 1).numpy() / 255
     gates = usage.used.reshape(-1, side, side, 1).numpy()
@@ -59,7 +67,8 @@ def images(usage: Usage, side: int) -> Figure:
     for index in range(count):
         axis = figure.add_subplot(grid[divmod(index, columns)])
         axis.imshow(pictures[index], interpolation="nearest")
-        axis.set_title(f"{int(usage.used[index].sum())} of {side * side} used", fontsize=8, pad=3)
+        used = f"{int(usage.used[index].sum())} of {side * side} used"
+        axis.set_title(f"#{usage.rows[index]}: {usage.said[index]}\n{used}", fontsize=TITLE, pad=3)
         axis.set_axis_off()
     axis = figure.add_subplot(grid[:, columns:])
     share = axis.imshow(usage.used.float().mean(0).reshape(side, side).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
@@ -114,22 +123,59 @@ def page(found: list[Text], title: str) -> str:
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def dots(axis: Axes, signal: Tensor, used: Tensor) -> None:
-    """Draw samples (T,) over time."""
-    step = torch.arange(1, len(signal) + 1)
-    axis.plot(step[~used], signal[~used], ".", color=SKIPPED, markersize=4)
-    axis.plot(step[used], signal[used], ".", color=USED, markersize=6)
-    axis.margins(x=0.02, y=0.15)
+def samples(axis: Axes, signal: Tensor, used: Tensor) -> None:
+    """Draw samples (T,) over time: a dot each or, where they are many, a line and under it a strip of what was used."""
+    if len(signal) > DOTS:
+        axis.plot(range(1, len(signal) + 1), signal, color=GROUND, linewidth=0.7)
+        axis.margins(y=0.25)
+        _strip(axis, used)
+    else:
+        step = torch.arange(1, len(signal) + 1)
+        axis.plot(step[~used], signal[~used], ".", color=SKIPPED, markersize=4)
+        axis.plot(step[used], signal[used], ".", color=USED, markersize=6)
+        axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
 
 
-def usage_handles() -> list[Any]:
-    """What a legend says of ``dots``."""
-    return [
-        Line2D([], [], linestyle="", marker=".", color=USED, markersize=8, label="used"),
-        Line2D([], [], linestyle="", marker=".", color=SKIPPED, markersize=6, label="skipped"),
-    ]
+def _strip(axis: Axes, used: Tensor) -> None:
+    """Pieces of equal length: blue where no sample was used, and the redder the more were."""
+    edges = np.linspace(0, len(used), DOTS + 1).round().astype(int)
+    shares = np.array([used[a:b].float().mean().item() for a, b in pairwise(edges)])
+    red = np.where(shares > 0, FAINTEST + (1 - FAINTEST) * shares, 0)[:, None]
+    colors = red * to_rgb(USED) + (1 - red) * to_rgb(SKIPPED)
+    pieces = [(start + 0.5, end - start) for start, end in pairwise(edges)]
+    axis.broken_barh(pieces, (0, STRIP), facecolors=colors, linewidth=0, transform=axis.get_xaxis_transform())
+
+
+def titles(axis: Axes, usage: Usage, index: int, length: int) -> None:
+    """Above a panel: which sequence it is, what the model says of it, the truth, and how many samples were used."""
+    said = f": {usage.said[index]}" if usage.said[index] else ""
+    axis.set_title(f"#{usage.rows[index]}{said}", fontsize=TITLE, loc="left", pad=3, parse_math=False)
+    used = int(usage.used[index, :length].sum())
+    axis.set_title(f"{used} of {length} samples used", fontsize=TITLE, loc="right", pad=3)
+
+
+def time_axis(axis: Axes, length: int) -> None:
+    """Steps from 1 to ``length``, 1 being marked."""
+    room = 0.5 + 0.01 * length
+    axis.set_xlim(1 - room, length + room)
+    found = MaxNLocator(7, integer=True, steps=[1, 2, 2.5, 5, 10]).tick_values(1, length)
+    spacing = found[1] - found[0]
+    axis.set_xticks([1, *(t for t in found if 1 + spacing / 2 < t <= length)])
+
+
+def usage_handles(lengths: Sequence[int]) -> list[Any]:
+    """What a legend says of ``samples``, of sequences of these lengths."""
+    handles: list[Any] = []
+    if min(lengths) <= DOTS:
+        handles += [
+            Line2D([], [], linestyle="", marker=".", color=USED, markersize=8, label="used"),
+            Line2D([], [], linestyle="", marker=".", color=SKIPPED, markersize=6, label="skipped"),
+        ]
+    if max(lengths) > DOTS:
+        handles += [Patch(color=USED, label="strip: used"), Patch(color=SKIPPED, label="strip: skipped")]
+    return handles
 
 
 def legend(figure: Figure, handles: list[Any], title: str) -> None:

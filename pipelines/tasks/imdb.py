@@ -45,6 +45,7 @@ class Imdb(ClassificationTask):
     signal_name = "word"
     meaning = ("length", "vocabulary_sha256", "tokenizer")
     reads_text = True
+    file_endings = (".txt", *ARRAYS)
     usage_formats = (*FORMATS, PAGE)
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ class Imdb(ClassificationTask):
         x = numbers_of_text(text, reading.kept["numbers"], self.length, pads=not reading.true_lengths)
         if not len(x):
             raise SkipRNNError(f"{name} holds no words")
-        return sequence_sources(Sequences(x[None], torch.zeros(1)), name)[0]
+        return sequence_sources(Sequences(x[None], torch.zeros(1)), name, labelled=False)[0]
 
     def check_words(self, words: list[str], run: Path) -> None:
         if digest_of_words(words) != self.vocabulary_sha256:
@@ -127,15 +128,15 @@ class Imdb(ClassificationTask):
 
     def _texts(self, usage: Usage) -> list["Text"]:
         words, found = usage.words(), []
-        columns = (usage.sequences.x.tolist(), usage.sequences.y.tolist(), usage.used.tolist())
-        for x, y, gate in zip(*columns, strict=True):
+        columns = (usage.rows, usage.said, usage.sequences.x.tolist(), usage.used.tolist())
+        for row, said, x, gate in zip(*columns, strict=True):
             pairs = [
                 (words[number] if number != UNKNOWN else "⟨?⟩", on)
                 for number, on in zip(x, gate, strict=True)
                 if number != PADDING
             ]
             padding = [on for number, on in zip(x, gate, strict=True) if number == PADDING]
-            heading = f"{self.classes[y]} review: {sum(on for _, on in pairs)} of {len(pairs)} words used"
+            heading = f"#{row}: {said}; {sum(on for _, on in pairs)} of {len(pairs)} words used"
             if any(padding):
                 heading += f", and {sum(padding)} of {len(padding)} of padding"
             found.append((heading, pairs))

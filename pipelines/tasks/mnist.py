@@ -35,6 +35,7 @@ class Mnist(ClassificationTask):
     input_size = 1
     signal_name = "pixel"
     meaning = ("digits",)
+    file_endings = (*IMAGES, *ClassificationTask.file_endings)
 
     def __post_init__(self) -> None:
         different = set(self.digits)

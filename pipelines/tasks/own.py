@@ -53,6 +53,7 @@ class _Own(Task):
 
     as_json: ClassVar[tuple[str, ...]] = ("mean", "std", "columns")
     signal_name = "feature 0"
+    drawn_feature = 0
 
     def __post_init__(self) -> None:
         if not all(abs(number) < FINITE for number in (*self.mean, *self.std)):
@@ -129,9 +130,11 @@ class OwnTags(OwnClasses):
         from pipelines.tasks.timelines import bands
 
         said = usage.outputs.argmax(2)
-        return bands(
-            usage, self.signal, self.signal_name, self.classes, {"label": usage.sequences.y, "predicted": said}
-        )
+        return bands(usage, self.classes, {"label": usage.sequences.y, "predicted": said})
+
+    def verdict(self, output: Tensor, target: Tensor, end: int) -> str:
+        right = (output.argmax(1) == target)[:end].sum()
+        return f"{int(right)} of {end} steps right"
 
 
 @dataclass(frozen=True)
@@ -204,12 +207,15 @@ class OwnLabels(_Own):
         said = [name for name, output in zip(self.labels, prediction.tolist(), strict=True) if output > 0]
         return {"labels": said, "probabilities": dict(zip(self.labels, probabilities, strict=True))}
 
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        return {"labels": [name for name, holds in zip(self.labels, target.tolist(), strict=True) if holds]}
+
     def draw_usage(self, usage: Usage) -> "Figure":
         if not self.each_step:
             return super().draw_usage(usage)
         from pipelines.tasks.timelines import label_rows
 
-        return label_rows(usage, self.signal, self.signal_name, self.labels, usage.outputs > 0)
+        return label_rows(usage, self.labels, usage.outputs > 0)
 
 
 @dataclass(frozen=True)
@@ -288,13 +294,16 @@ class OwnNumbers(RegressionTask, _Own):
     def answer(self, prediction: Tensor) -> dict[str, Any]:
         return dict(zip(self.names, self._values(prediction).tolist(), strict=True))
 
+    def truth(self, target: Tensor) -> dict[str, Any]:
+        return dict(zip(self.names, target.reshape(-1).tolist(), strict=True))
+
     def draw_usage(self, usage: Usage) -> "Figure":
         if not self.each_step:
             return super().draw_usage(usage)
         from pipelines.tasks.timelines import curves
 
         y = usage.sequences.y.cpu().reshape(*usage.outputs.shape)
-        return curves(usage, self.signal, self.signal_name, self.names, y, self._values(usage.outputs))
+        return curves(usage, self.names, y, self._values(usage.outputs))
 
     def _values(self, output: Tensor) -> Tensor:
         mean, std = (constant(values, output.dtype, output.device) for values in (self.target_mean, self.target_std))

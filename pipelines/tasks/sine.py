@@ -29,6 +29,8 @@ class Sine(ClassificationTask, SyntheticTask):
     classes = (0, 1)
     solved_at = 0.99
     signal_name = "amplitude"
+    feature_names = ("amplitude",)
+    drawn_feature = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.sampling_period <= self.duration < LONGEST * self.sampling_period:

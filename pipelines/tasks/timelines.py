@@ -1,7 +1,7 @@
 """Usage figures of tasks with an answer to each step: used and skipped samples, and what is and was said over time."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import matplotlib
 import numpy as np
@@ -13,21 +13,17 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from pipelines.tasks.base import Usage
-from pipelines.tasks.drawing import dots, legend, usage_handles
-
-Signal = Callable[[Tensor], Tensor]
+from pipelines.tasks.drawing import legend, samples, time_axis, titles, usage_handles
 
 NAMED = 20  # classes or labels that are told apart by name
 TRUE, SAID = "#555555", "#2ca02c"  # of labels and predictions that have two colours
 
 
-def bands(
-    usage: Usage, signal: Signal, name: str, classes: Sequence[str | int], rows: dict[str, Tensor]
-) -> Figure:  # fmt: skip
+def bands(usage: Usage, classes: Sequence[str | int], rows: dict[str, Tensor]) -> Figure:
     """Under each sequence a band for each of ``rows``, (N, T) numbers of classes, coloured by class."""
     colors = _colors(len(classes))
     figure = Figure()
-    for index, end, axis in _panels(figure, usage, signal, name, 0.22 * len(rows)):
+    for index, end, axis in _panels(figure, usage, 0.22 * len(rows)):
         values = np.stack([row[index, :end].cpu().numpy() for row in rows.values()])
         axis.imshow(
             values, ListedColormap(colors), aspect="auto", interpolation="nearest", vmin=-0.5, vmax=len(classes) - 0.5,
@@ -35,14 +31,14 @@ def bands(
         )  # fmt: skip
         _name_rows(axis, list(rows))
     shown = [Patch(color=color, label=str(c)) for c, color in zip(classes, colors[:NAMED], strict=False)]
-    legend(figure, [*usage_handles(), *shown], usage.title)
+    legend(figure, [*usage_handles(usage.sequences.ends()[: usage.shown]), *shown], usage.title)
     return figure
 
 
-def label_rows(usage: Usage, signal: Signal, name: str, labels: Sequence[str], said: Tensor) -> Figure:
+def label_rows(usage: Usage, labels: Sequence[str], said: Tensor) -> Figure:
     """Under each sequence a row a label: above where it holds, below where it is ``said``, (N, T, K) bool."""
     figure, shown = Figure(), labels[:NAMED]
-    for index, end, axis in _panels(figure, usage, signal, name, 0.3 * len(shown)):
+    for index, end, axis in _panels(figure, usage, 0.3 * len(shown)):
         pairs = ((usage.sequences.y, -0.35, TRUE), (said, 0.05, SAID))
         for row in range(len(shown)):
             for values, top, color in pairs:
@@ -50,15 +46,15 @@ def label_rows(usage: Usage, signal: Signal, name: str, labels: Sequence[str], s
         axis.set_ylim(len(shown) - 0.5, -0.5)
         _name_rows(axis, shown)
     keys = [Patch(color=TRUE, label="label"), Patch(color=SAID, label="predicted")]
-    legend(figure, [*usage_handles(), *keys], usage.title)
+    legend(figure, [*usage_handles(usage.sequences.ends()[: usage.shown]), *keys], usage.title)
     return figure
 
 
-def curves(usage: Usage, signal: Signal, name: str, names: Sequence[str], y: Tensor, said: Tensor) -> Figure:
+def curves(usage: Usage, names: Sequence[str], y: Tensor, said: Tensor) -> Figure:
     """Under each sequence the numbers, y (N, T, K), dashed, and those that are ``said``, which stand until the next."""
     colors = _colors(len(names))
     figure = Figure()
-    for index, end, axis in _panels(figure, usage, signal, name, 1.1):
+    for index, end, axis in _panels(figure, usage, 1.1):
         step = range(1, end + 1)
         for k, color in enumerate(colors[:NAMED]):
             axis.plot(step, y[index, :end, k], "--", color=color, linewidth=1, alpha=0.8)
@@ -66,13 +62,11 @@ def curves(usage: Usage, signal: Signal, name: str, names: Sequence[str], y: Ten
     axis = figure.axes[1]
     keys = [axis.plot([], [], color=color, label=n)[0] for n, color in zip(names, colors[:NAMED], strict=False)]
     lines = [axis.plot([], [], s, color="black", label=n)[0] for s, n in (("--", "true"), ("-", "predicted"))]
-    legend(figure, [*usage_handles(), *keys, *lines], usage.title)
+    legend(figure, [*usage_handles(usage.sequences.ends()[: usage.shown]), *keys, *lines], usage.title)
     return figure
 
 
-def _panels(
-    figure: Figure, usage: Usage, signal: Signal, name: str, height: float
-) -> Iterator[tuple[int, int, Axes]]:  # fmt: skip
+def _panels(figure: Figure, usage: Usage, height: float) -> Iterator[tuple[int, int, Axes]]:
     """Draw the samples of each sequence, and hand out an axis under it, inches high: its number, steps and axis."""
     lengths = usage.sequences.ends()[: usage.shown]
     columns = 1 if len(lengths) <= 3 else 2
@@ -90,15 +84,16 @@ def _panels(
             continue
         end = lengths[index]
         gate = usage.used[index, :end]
-        dots(above, signal(usage.sequences.x[index, :end].cpu()), gate)
-        above.set_title(f"{int(gate.sum())} of {end} samples used", fontsize=8, loc="right", pad=3)
-        above.set_ylabel(name, fontsize=8)
+        samples(above, usage.signal(usage.sequences.x[index, :end].cpu()), gate)
+        titles(above, usage, index, end)
+        above.set_ylabel(usage.signal_name, fontsize=8)
         below.spines[["top", "right"]].set_visible(False)
         below.tick_params(labelsize=8)
         if index + columns >= len(lengths):
             below.set_xlabel("time step")
             below.tick_params(labelbottom=True)
         yield index, end, below
+    time_axis(grid[0, 0], max(lengths))
 
 
 def _name_rows(axis: Axes, names: Sequence[str]) -> None:

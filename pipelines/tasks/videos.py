@@ -51,6 +51,7 @@ class Videos(ClassificationTask):
     signal_name = "change of features since the frame before"
     as_json = ("classes",)
     shows_videos = True
+    file_endings = tuple(sorted(SUFFIXES))
     usage_examples = 3
     meaning: ClassVar[tuple[str, ...]] = ("features", "classes", "fps", "network", "weights_sha256", "resize")
 
@@ -122,12 +123,10 @@ class Videos(ClassificationTask):
         entries = [entry for entry in read_entries(usage.data) if entry.split == usage.split]
         assert isinstance(usage.whole, FlatSequences)
         counts, sheets = usage.whole.counts.tolist(), []
-        for row, gate, output in zip(usage.rows, usage.used, usage.outputs, strict=True):
-            entry, said = entries[row], self.answer(output)
+        for row, gate, said in zip(usage.rows, usage.used, usage.said, strict=True):
+            entry = entries[row]
             used = gate[: counts[row]].tolist()
-            heading = (
-                f"{entry.name}: {said['class']} ({said['probability']:.0%}), {sum(used)} of {len(used)} frames used"
-            )
+            heading = f"#{row}, {entry.name}: {said}; {sum(used)} of {len(used)} frames used"
             sheets.append(Sheet(root / entry.name, heading, used))
         sampling = Sampling(attributes["fps"], attributes["seconds"])
         return contact_sheets(sheets, sampling, usage.title, USED, SKIPPED)

@@ -72,6 +72,7 @@ def test_from_data_to_figure(skiprnn, tmp_path, task, cell):
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith(f"{task}-skip-{cell}-lam1e-05-seed0-")
     assert "step 6/8" in done.stderr
+    assert f"  val {'MSE' if task == 'adding' else 'accuracy'} " in done.stderr
 
     done = skiprnn("evaluate")
     assert done.exit_code == 0, done.output
@@ -239,6 +240,8 @@ USAGE_ERRORS = [
     (("gen-data", "juggling"), "No such command 'juggling'"),
     (("plot-curves",), "Missing argument 'RUNS...'"),
     (("dance",), "No such command 'dance'"),
+    (("plot-usage", "run", "--sequences", "3,x"), "'3,x' is not up to 100 numbers from 0, such as 3,17."),
+    (("plot-usage", "run", "--sequences", "3", "--examples", "2"), "drop --examples"),
 ]
 
 
@@ -279,7 +282,7 @@ def test_errors_have_one_message_and_no_traceback(skiprnn, adding_file, make_run
         (("predict", run, "missing.csv"), "no file missing.csv to predict on"),
         (("predict", run, "blocked"), "blocked holds no rows of numbers"),
         (("predict", run, "damaged.h5"), "cannot read damaged.h5"),
-        (("predict", run, "pickle"), "cannot read pickle: it is a folder"),
+        (("predict", run, "pickle"), "pickle holds no file to predict on, whose name would end in .csv, .tsv, "),
         (("predict", run, "-", "--index", 1), "standard input holds one sequence; drop --dataset and --index"),
         (("predict", run, "-"), "standard input holds no rows of numbers"),
         (("export", run, "--out", "model.pt"), "its name must end in .onnx"),

@@ -334,6 +334,14 @@ def test_training_is_compared_by_the_step(results):
     assert [line.training_vs_plain for line in lines_of(evaluated)] == [1, 4]
 
 
+def test_a_time_too_short_for_its_digits_is_not_said(results):
+    plain, skip = lines_of(results[1])
+    rows = cells(replace(plain, training_seconds=0.4, training_vs_plain=8.31, inference_ms=0.0004))
+    assert rows[-2:] == ["—", "—"]
+    assert cells(replace(plain, training_seconds=0.6, training_vs_plain=8.31))[-2] == "1 s (8.31×)"
+    assert "—" not in latex([replace(skip, training_seconds=0.0)])
+
+
 def test_tables_are_well_formed(results):
     lines = lines_of(results[1])
     rows = markdown(lines).splitlines()

@@ -10,6 +10,7 @@ from pipelines.grids import tradeoff
 from pipelines.grids.results import write_results
 from pipelines.grids.sweep import evaluate_all, in_turn, plan, train_all
 from pipelines.grids.tradeoff import plot_tradeoff
+from pipelines.runs.colors import PLAIN, SKIPPING
 from pipelines.runs.config import configure
 
 
@@ -54,6 +55,8 @@ def test_points_are_the_runs_and_lines_the_tasks(swept, tmp_path, drawn):
     assert {"LSTM", "LSTM, skipping at random", "solved: 0.00167", "fewest that suffice: 4.5"} <= lines.keys()
     assert lines["fewest that suffice: 4.5"].get_xdata() == [4.5, 4.5]  # of 12 steps: 1, and 3.5 of the last 6
     assert axis.get_yscale() == "log"
+    assert {lines[name].get_color() for name in ("Skip LSTM", "LSTM")} == {SKIPPING["lstm"], PLAIN["lstm"]}
+    assert axis.get_xlim()[0] == 0
 
 
 def test_several_folders_are_told_apart(swept, tmp_path, drawn):
@@ -61,6 +64,8 @@ def test_several_folders_are_told_apart(swept, tmp_path, drawn):
     other.mkdir(parents=True)
     (other / "results.json").write_bytes((swept / "results.json").read_bytes())
     plot_tradeoff([swept, other, tmp_path / "other" / ".." / "swept"], tmp_path / "tradeoff.svg")
+    both = [line for line in drawn().axes[0].lines if line.get_label().endswith(": Skip LSTM")]
+    assert [(line.get_color(), line.get_marker()) for line in both] == [(SKIPPING["lstm"], m) for m in "os"]
     labels = {line.get_label() for line in drawn().axes[0].lines}
     assert {f"{tmp_path.name}/swept: Skip LSTM", "other/swept: Skip LSTM"} <= labels
     content = json.loads((other / "results.json").read_text())

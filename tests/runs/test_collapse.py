@@ -305,7 +305,7 @@ def test_a_grid_says_that_a_gate_is_shut(config, tmp_path, shut, monkeypatch, ca
     (run,) = plan(tmp_path, [replace(config, on_collapse="stop", **STEPS)])
     with grids._watching([run]) as on_finished:
         on_finished(run, train_one(run))
-    assert "1.0 used, its gate shut and its metric at chance" in capsys.readouterr().err
+    assert ", val MSE 10.00000, 1.0 used, its gate shut and its metric at chance" in capsys.readouterr().err
 
 
 def command(*arguments):

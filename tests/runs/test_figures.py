@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 
 from pipelines.errors import SkipRNNError
 from pipelines.runs import figures
+from pipelines.runs.colors import PLAIN
 from pipelines.runs.figures import plot_curves, plot_usage
 from pipelines.runs.load import load_run
-from pipelines.tasks.drawing import SKIPPED, USED
+from pipelines.tasks import Adding, Mnist, OwnClasses
+from pipelines.tasks.drawing import SKIPPED, USED, samples, usage_handles
 
 
 def pixels_of(path, color):
@@ -51,6 +53,8 @@ def test_dots_are_the_gate(make_run, tmp_path, drawn):
         assert skipped_dots.get_xdata().tolist() == [t + 1 for t in range(12) if not used[t]]
         assert used_dots.get_ydata().tolist() == x[used, 1].tolist()
         assert f"{int(used.sum())} of 12" in axis.get_title(loc="right")
+        assert axis.get_xlim()[0] > 0
+        assert axis.get_xticks()[0] == 1
     assert pixels_of(path, USED) > 100
     assert pixels_of(path, SKIPPED) > 100
 
@@ -61,6 +65,73 @@ def test_sine_shows_the_amplitude(make_run, sine_file, tmp_path, drawn):
     assert drawn().get_supylabel() == "amplitude"
 
 
+def test_titles_say_the_prediction_and_the_truth(make_run, sine_file, tmp_path, drawn):
+    for run, split in ((make_run("adding"), "val"), (make_run("sine", task="sine", data=str(sine_file)), "test")):
+        plot_usage(run, tmp_path / "usage.png", examples=1, split=split, overwrite=True)
+        trained = load_run(run, split=split)
+        output, y = trained.model(trained.sequences.x[:1]).output[0].detach(), trained.sequences.y[0]
+        p = output.softmax(0)
+        said = f"sum {output[0]:.3g}, true {y:.3g}" if len(output) == 1 else f"{p.argmax()} ({p.max():.0%}), true {y}"
+        assert drawn().axes[0].get_title(loc="left") == f"#0: {said}"
+
+
+def test_sequences_and_features_are_chosen(make_run, tmp_path, drawn, monkeypatch):
+    run = make_run()
+    plot_usage(run, tmp_path / "usage.png", chosen=[9, 3], feature="value")
+    x = load_run(run).sequences.x
+    axes = [axis for axis in drawn().axes if axis.has_data()]
+    assert [axis.get_title(loc="left").split(":")[0] for axis in axes] == ["#9", "#3"]
+    heights = np.concatenate([line.get_ydata() for line in axes[0].lines])
+    assert sorted(heights.tolist()) == sorted(x[9, :, 0].tolist())
+    assert drawn().get_supylabel() == "value"
+    with pytest.raises(SkipRNNError, match="the split test has 16 sequences, so --sequences go up to 15"):
+        plot_usage(run, tmp_path / "no.png", chosen=[3, 16])
+    monkeypatch.setattr(figures, "read_attributes", lambda path: {})
+    assert figures._signal(Adding(), "data.h5", "0")[1] == "value"
+    for wrong in ("2", "speed"):
+        with pytest.raises(
+            SkipRNNError, match=f"there is no feature {wrong}; name one of value, marker, or its number"
+        ):
+            figures._signal(Adding(), "data.h5", wrong)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        ({}, ["feature 0", "feature 1"]),
+        ({"columns": '["speed", "turn"]'}, ["speed", "turn"]),
+        ({"columns": '["speed"]'}, ["feature 0", "feature 1"]),
+    ],
+)
+def test_features_go_by_the_names_that_the_data_file_has(monkeypatch, columns, names):
+    monkeypatch.setattr(figures, "read_attributes", lambda path: columns)
+    task = OwnClasses(features=2, mean=(0.0, 0.0), std=(1.0, 1.0))
+    assert figures._signal(task, "data.h5", None)[1] == names[0]
+    signal, name = figures._signal(task, "data.h5", names[1])
+    assert (name, signal(torch.tensor([[1.0, 2.0]])).tolist()) == (names[1], [2.0])
+
+
+def test_what_shows_no_feature_lets_none_be_chosen():
+    with pytest.raises(SkipRNNError, match="the figure of mnist shows no single feature; drop --feature"):
+        figures._signal(Mnist(), "data.h5", "0")
+
+
+def test_long_sequences_are_strips():
+    used = torch.zeros(4000, dtype=torch.bool)
+    used[:1000], used[2000] = True, True
+    axis = Figure().subplots()
+    samples(axis, torch.rand(4000), used)
+    (line,), (strip,) = axis.lines, axis.collections
+    assert len(line.get_xdata()) == 4000
+    colors = strip.get_facecolors()[:, :3]
+    assert len(colors) == 400
+    assert np.allclose(colors[:100], to_rgb(USED))
+    assert np.allclose(np.delete(colors[100:], 100, 0), to_rgb(SKIPPED))
+    assert colors[200][0] > to_rgb(SKIPPED)[0] + 0.2  # a single used sample is seen
+    assert [handle.get_label() for handle in usage_handles([4000])] == ["strip: used", "strip: skipped"]
+    assert len(usage_handles([12, 4000])) == 4
+
+
 def test_curves_join_seeds(make_run, tmp_path, drawn):
     runs = [make_run(f"{lam}-{seed}", lam=lam, seed=seed) for lam in (0.0, 0.1) for seed in (0, 1, 2)]
     plot_curves(runs, tmp_path / "curves.png")
@@ -69,13 +140,17 @@ def test_curves_join_seeds(make_run, tmp_path, drawn):
     assert len(metric.collections) == 2
     values = [[r["val"]["used_mean"] for r in figures.read_metrics(run)] for run in runs[:3]]
     assert used.lines[0].get_ydata().tolist() == pytest.approx(np.mean(values, 0).tolist())
-    assert metric.get_ylabel() == "validation MSE"
+    assert metric.get_ylabel() == "val MSE"
+    assert metric.get_xlim()[0] == used.get_xlim()[0] == used.get_ylim()[0] == 0
 
 
 def test_curves_tell_configurations_apart(make_run, tmp_path, drawn):
     runs = [make_run("a"), make_run("b", hidden_size=7), make_run("c", skip=False, lam=0.0)]
     plot_curves(runs, tmp_path / "curves.png")
-    labels = [line.get_label() for line in drawn().axes[0].lines]
+    lines = drawn().axes[0].lines
+    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color() == PLAIN["lstm"]
+    assert [line.get_linestyle() for line in lines] == ["-", "--", "-"]
+    labels = [line.get_label() for line in lines]
     assert labels == ["Skip LSTM, λ=0.001, hidden_size=6", "Skip LSTM, λ=0.001, hidden_size=7", "LSTM"]
 
 
