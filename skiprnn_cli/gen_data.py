@@ -9,12 +9,14 @@ import click
 
 from pipelines.runs.config import DATA, DEFAULT_SIZES, OWN_TASKS
 from skiprnn_cli import options
+from skiprnn_cli.groups import Group
+from skiprnn_cli.messages import note
 
 if TYPE_CHECKING:
     from pipelines.tasks import SyntheticTask
 
 
-@click.group("gen-data", epilog="Example: skiprnn gen-data adding --length 100 --out data/adding-100.h5")
+@click.group("gen-data", cls=Group, epilog="Example: skiprnn gen-data adding --length 100 --out data/adding-100.h5")
 def command() -> None:
     """Make a data file: generate a synthetic data set, or convert a public one or your own.
 
@@ -104,7 +106,7 @@ def mnist(digits: str, source: Path | None, seed: int, out: Path | None, overwri
             task, path, source=source, cache=DATA / "originals", seed=seed, overwrite=overwrite, on_progress=advance
         )
     if done.others:
-        click.echo(f"warning: not the files of MNIST as published: {', '.join(done.others)}", err=True)
+        note(f"warning: not the files of MNIST as published: {', '.join(done.others)}")
     click.echo(f"wrote {path}: {_counts(done.sizes)} sequences, seed {seed}")
 
 
@@ -222,7 +224,7 @@ def import_own(source: Path, path: Path, **settings: Any) -> None:
     )
     click.echo(f"took {written.taken}")
     if written.instead:
-        click.echo(f"note: {written.instead}", err=True)
+        note(f"note: {written.instead}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import click
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import NONE, TrainConfig
 from skiprnn_cli import options
+from skiprnn_cli.messages import QUIET, VERBOSE, level, note
 
 if TYPE_CHECKING:
     from pipelines.grids.sweep import Planned
@@ -108,7 +109,7 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
         asked = {"task": configs[0].task, "preset": configs[0].preset, "settings": dict(settings)}
         lines = write_results(out, results, failed, {"asked": asked, "where": _where(results)})
         click.echo(markdown(lines), nl=False)
-        click.echo(f"wrote {out / 'results.json'}, table.md and table.tex; next: skiprnn report {out}", err=True)
+        note(f"wrote {out / 'results.json'}, table.md and table.tex; next: skiprnn report {out}")
     if failed:
         for path, reason in failed.items():
             click.echo(f"failed: {path}: {reason}", err=True)
@@ -152,7 +153,7 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None
     done = sum(map(is_finished, runs))
     ended, lock = threading.Event(), threading.Lock()
     if done:
-        click.echo(f"{done} of {len(runs)} runs are finished already", err=True)
+        note(f"{done} of {len(runs)} runs are finished already")
 
     def line(run: "Planned") -> str | None:
         records = read_metrics(run.path) if run.path.exists() else []
@@ -164,7 +165,7 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None
 
     def look() -> None:
         told: dict[Path, str] = {}
-        while not ended.wait(LOOK_EVERY):
+        while not ended.wait(seconds):
             for run in runs:
                 said = None
                 with suppress(SkipRNNError):  # who trains it says so
@@ -179,17 +180,20 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None
         done += reason is None
         with lock:
             if reason is None:
-                click.echo(f"{done} of {len(runs)} runs finished; {line(run)}", err=True)
+                note(f"{done} of {len(runs)} runs finished; {line(run)}")
             else:
                 click.echo(f"{run.path}: {reason}", err=True)
 
+    seconds = LOOK_EVERY / 4 if level() >= VERBOSE else LOOK_EVERY
     watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
+    if level() > QUIET:
+        watcher.start()
     try:
         yield on_finished
     finally:
         ended.set()
-        watcher.join()
+        if watcher.ident is not None:
+            watcher.join()
 
 
 def refuse_other_data(config: TrainConfig) -> None:
@@ -213,7 +217,7 @@ def ensure_data(config: TrainConfig) -> None:
         return
     if task is None:
         raise SkipRNNError(f"no data file {path}; {_maker(path)} makes it, see README.md")
-    click.echo(f"generating {path}", err=True)
+    note(f"generating {path}")
     write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 

@@ -29,6 +29,7 @@ from pipelines.runs.config import (
     preset_of,
 )
 from skiprnn_cli import options
+from skiprnn_cli.messages import note
 
 if TYPE_CHECKING:
     from pipelines.parallel.team import Team
@@ -272,7 +273,7 @@ def _prepare(
             _ensure_data(config)
         load_training_data(config)  # refuse bad data before there is a run
         create_run(run, config, overwrite=overwrite)
-    click.echo(f"run: {run}", err=True)
+    note(f"run: {run}")
     return run
 
 
@@ -360,7 +361,7 @@ def _imported(data: Path, task: str | None) -> Path:
             f"--out {path} --overwrite`"
         )
     how = f"{data} --out {path}" + (f" --task {task}" if task else "")
-    click.echo(f"{data} is no data file yet: converting it, as `skiprnn gen-data own {how}` does", err=True)
+    note(f"{data} is no data file yet: converting it, as `skiprnn gen-data own {how}` does")
     import_own(data, path, task=task, overwrite=False)
     return path
 
@@ -408,7 +409,7 @@ def _ensure_data(config: TrainConfig) -> None:
     kind = TASKS[config.task]
     if issubclass(kind, SyntheticTask):
         task = kind()
-        click.echo(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does", err=True)
+        note(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does")
         write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 
