@@ -106,7 +106,7 @@ def mnist(digits: str, source: Path | None, seed: int, out: Path | None, overwri
             task, path, source=source, cache=DATA / "originals", seed=seed, overwrite=overwrite, on_progress=advance
         )
     if done.others:
-        note(f"warning: not the files of MNIST as published: {', '.join(done.others)}")
+        click.echo(f"warning: not the files of MNIST as published: {', '.join(done.others)}", err=True)
     click.echo(f"wrote {path}: {_counts(done.sizes)} sequences, seed {seed}")
 
 

@@ -1,4 +1,4 @@
-"""What commands say beside their results, to standard error: -q says nothing, -v more."""
+"""What commands say beside results, warnings and errors, to standard error: nothing with -q, more with -v."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def _option(names: tuple[str, str], chosen: int, text: str) -> click.Option:
 def level_options() -> list[click.Parameter]:
     """The options -q and -v, of the group and of every command."""
     return [
-        _option(("-q", "--quiet"), QUIET, "Show no progress and no notes, only results and errors."),
+        _option(("-q", "--quiet"), QUIET, "Show no progress and no notes, only results, warnings and errors."),
         _option(("-v", "--verbose"), VERBOSE, "Show more, and more often."),
     ]
 

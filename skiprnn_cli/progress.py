@@ -102,16 +102,14 @@ def clock(seconds: float) -> str:
 @contextmanager
 def training_display() -> Iterator[Callable[["Report"], None]]:
     """Yield a function to call after each step of training."""
-    if level() == QUIET:
-        yield lambda report: None
-        return
     console = Console(stderr=True)
+    quiet = level() == QUIET
     display = TrainingDisplay(more=level() >= VERBOSE)
-    lines = not console.is_terminal
+    lines = quiet or not console.is_terminal
 
     def show(report: "Report") -> None:
         display.update(report)
-        if lines and (report.record is not None or display.first):
+        if lines and not quiet and (report.record is not None or display.first):
             print_plain(console, display.line())
         if report.warning is not None:  # above the live display
             print_plain(console, f"Warning: {report.warning}")

@@ -6,6 +6,7 @@ words.txt         where sequences are words: the vocabulary, a word a line, in t
 environment.json  versions, device and command of each session of training, and what was edited by hand before it
 metrics.jsonl     a line an evaluation
 outcome.json      once training has ended: how
+logs.json         what W&B or MLflow call the run, where it is logged there
 result.json       after a sweep: the evaluation of the run
 error.txt         in a sweep that an unforeseen error stopped: the traceback
 checkpoints/      see checkpoints.py
@@ -39,8 +40,8 @@ if sys.platform != "win32":
 CONFIG_SCHEMA = 1
 CONTENTS = {
     "config.json", "task.json", "words.txt", "environment.json", "environment.json.damaged", "metrics.jsonl",
-    "outcome.json", "result.json", "error.txt", "checkpoints", "tensorboard", "usage.png", "usage.html", "model.onnx",
-    ".lock",
+    "outcome.json", "result.json", "error.txt", "checkpoints", "tensorboard", "wandb", "logs.json", "usage.png",
+    "usage.html", "model.onnx", ".lock",
 }  # fmt: skip
 JSON_BYTES = 2**24  # of a JSON file in a run, at most
 PATIENCE = 0.2  # s to wait for a lock, which is_held has for an instant
