@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from pipelines.data.doors import read_text, reading
 from pipelines.data.fields import check_fields
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import NONE, TrainConfig
@@ -27,6 +26,8 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises:
         SkipRNNError: it cannot be read, has a key that is none of them, or a value of another type.
     """
+    from pipelines.data.doors import read_text, reading
+
     text = read_text(path, "TOML", "name a TOML file with --config", limit=FILE_BYTES)
     with reading(path, "TOML", REMEDY):
         read = tomllib.loads(text)

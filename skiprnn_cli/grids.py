@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import NONE, TrainConfig
 from skiprnn_cli import options
+from skiprnn_cli.groups import did_you_mean
 from skiprnn_cli.messages import QUIET, VERBOSE, level, note
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Setting(options.ParamType[tuple[str, Any]]):
             if field.name not in NOT_SETTABLE
         }
         if name not in kinds:
-            self.fail(f"{name!r} is none of {', '.join(sorted(kinds))}.", param, ctx)
+            self.fail(f"{name!r} is none of {', '.join(sorted(kinds))}.{did_you_mean(name, kinds)}", param, ctx)
         try:
             return name, _parsed(text.strip(), kinds[name])
         except (ValueError, KeyError):
@@ -127,6 +128,7 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
     left = [run for run in runs if not is_finished(run)]
     times = estimate([run.config for run in left], jobs)
     total, unknown = 0.0, 0
+    alike: dict[tuple[TrainConfig, str], list[Planned]] = {}  # but for the seed
     for run in runs:
         seconds = times.get(run.config)
         if is_finished(run):
@@ -136,7 +138,13 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
             state += f", about {clock(seconds)} from its beginning" if seconds else ", its data is not there yet"
             total += seconds or 0
             unknown += not seconds
-        click.echo(f"{run.path}: {run.config.model_name} on {Path(run.config.data).name}, {state}")
+        alike.setdefault((replace(run.config, seed=0), state), []).append(run)
+    for (config, state), group in alike.items():
+        path, seeds = str(group[0].path), ""
+        if len(group) > 1:
+            path = f"{path.removesuffix(str(group[0].config.seed))}*"
+            seeds = f"{len(group)} seeds ({', '.join(str(run.config.seed) for run in group)}), each "
+        click.echo(f"{path}: {config.model_name} on {Path(config.data).name}, {seeds}{state}")
     if total:
         count = at_once(len(left), choose_device(runs[0].config.device), jobs)
         where = "by processes of this machine" if executor == "ray" else "at once"

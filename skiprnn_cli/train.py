@@ -1,5 +1,6 @@
 """``skiprnn train``."""
 
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -252,7 +253,7 @@ def command(
         with stop_signals() as stopped:
             outcome = _train_with_display(run, stopped, log, accept_edits, team)
         if team.is_first:
-            _summarise(outcome)
+            _summarise(outcome, log)
     if outcome.reason == "interrupted":
         sys.exit(128 + (stopped.signal or signal.SIGTERM))
 
@@ -448,11 +449,11 @@ def _train_with_display(
         return train(run, should_stop=stopped, on_progress=show, log=log, accept=accept_edits, team=team)
 
 
-def _summarise(outcome: "Outcome") -> None:
+def _summarise(outcome: "Outcome", log: tuple[str, ...]) -> None:
     from pipelines.runs.directory import load_config
 
     trained = load_config(outcome.run).cell
-    cell = f" --cell {trained}" if is_own_cell(trained) else ""
+    named = shlex.quote(str(outcome.run)) + (f" --cell {trained}" if is_own_cell(trained) else "")
     how = {
         "finished": "finished",
         "patience": "out of patience",
@@ -463,9 +464,9 @@ def _summarise(outcome: "Outcome") -> None:
     if outcome.remedy is not None:
         click.echo(f"the gate is shut and the metric at chance: {outcome.remedy}")
     if outcome.reason == "interrupted":
-        click.echo(f"continue with: skiprnn train --resume {outcome.run}{cell}")
+        click.echo(f"continue with: skiprnn train --resume {named}{''.join(f' --log {name}' for name in log)}")
     else:
-        click.echo(f"next: skiprnn evaluate {outcome.run}{cell}")
+        click.echo(f"next: skiprnn evaluate {named}")
 
 
 def _best(outcome: "Outcome") -> str:

@@ -76,6 +76,8 @@ class MLflow:
     """A run of MLflow, the same one when training goes on; MLFLOW_TRACKING_URI says where."""
 
     def __init__(self, run: Path, config: TrainConfig, step: int) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 take minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # s
         import mlflow
 
         self._mlflow: Any = mlflow
