@@ -10,7 +10,7 @@ import click
 
 from pipelines.data.fields import check_fields
 from pipelines.errors import SkipRNNError
-from pipelines.runs.config import NONE, TrainConfig
+from pipelines.runs.config import NONE, TrainConfig, is_own_cell
 from skiprnn_cli import options
 from skiprnn_cli.groups import did_you_mean
 
@@ -46,6 +46,11 @@ def read_options(path: Path) -> dict[str, Any]:
             check_fields(TrainConfig, {name: None if value == NONE else value})
         except ValueError as error:
             raise SkipRNNError(f"{place}: {str(error).replace(name, key, 1)}") from error
+        if name == "cell" and is_own_cell(value):
+            raise SkipRNNError(
+                f"{place}: code of your own is run only where the command line names it; drop the line, and pass "
+                f"--cell {value}"
+            )
         found[name] = value
     return found
 

@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from skiprnn_cli.groups import Group, variable_of
-from skiprnn_cli.messages import with_level_options
+from skiprnn_cli.messages import level_options
 
 COMMANDS = {
     "gen-data": "Make a data file: adding, sine, mnist, imdb or your own.",
@@ -238,7 +238,6 @@ def _show_version(context: click.Context, parameter: click.Parameter, asked: boo
     help="Show the version, and what the CPU engine was compiled for.",
 )
 @click.option("--debug", is_flag=True, help="Show where in the code an error arose.")
-@with_level_options
 def cli(debug: bool) -> None:
     """Skip RNN: LSTMs and GRUs that learn which samples to skip.
 
@@ -248,3 +247,6 @@ def cli(debug: bool) -> None:
     Any option may come from the environment, as SKIPRNN_COMMAND_OPTION: SKIPRNN_TRAIN_LR=1e-3 is `train --lr 1e-3`,
     SKIPRNN_GEN_DATA_ADDING_SEED=1 is `gen-data adding --seed 1`. The command line comes first.
     """
+
+
+cli.params += level_options()

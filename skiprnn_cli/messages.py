@@ -1,7 +1,5 @@
 """What commands say beside results, warnings and errors, to standard error: nothing with -q, more with -v."""
 
-from typing import Any
-
 import click
 
 QUIET, USUAL, VERBOSE = 0, 1, 2
@@ -40,9 +38,3 @@ def level_options() -> list[click.Parameter]:
         _option(("-q", "--quiet"), QUIET, "Show no progress and no notes, only results, warnings and errors."),
         _option(("-v", "--verbose"), VERBOSE, "Show more, and more often."),
     ]
-
-
-def with_level_options(function: Any) -> Any:
-    """As a decorator of the group."""
-    function.__click_params__ = [*level_options()[::-1], *getattr(function, "__click_params__", [])]
-    return function

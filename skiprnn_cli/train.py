@@ -76,6 +76,7 @@ Examples:
   skiprnn train --task sine --cell gru --lam 1e-4 --preset paper --device cuda
   skiprnn train --no-skip                     the plain LSTM
   skiprnn train --config adding.toml --seed 3
+  SKIPRNN_TRAIN_DEVICE=cuda skiprnn train     an option from the environment
   skiprnn train --resume runs/NAME --steps 5000"""
 )
 @click.option("--task", type=click.Choice(TASK_NAMES), help="What to learn.  [default: the data file's, or adding]")

@@ -33,6 +33,7 @@ def test_the_command_line_comes_before_the_file_and_that_before_the_preset(skipr
             1,
             "a.toml, line 2: 'hidden_size' is hidden_size, which stands there already",
         ),
+        ("cell = 'my.cells:Mine'\n", 1, "a.toml, line 1: code of your own is run only where the command line names it"),
         ("lr = 1 2\n", 1, "cannot read a.toml: truncated, damaged or not TOML"),
         ("lr = -1\n", 2, "Invalid value for '--lr': -1.0 is not in the range x>0. It comes from a.toml."),
         ("cell = 'esn'\n", 2, "nor one of your own, 'package.module:Cell'. It comes from a.toml."),
