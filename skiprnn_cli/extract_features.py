@@ -10,6 +10,8 @@ import click
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import DATA
 from skiprnn_cli import options
+from skiprnn_cli.groups import Group
+from skiprnn_cli.messages import note
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +37,9 @@ class Shard(options.ParamType[tuple[int, int]]):
 
 
 @click.group(
-    "extract-features", epilog="Example: skiprnn extract-features ucf101 ~/UCF-101 --splits ~/ucfTrainTestlist"
+    "extract-features",
+    cls=Group,
+    epilog="Example: skiprnn extract-features ucf101 ~/UCF-101 --splits ~/ucfTrainTestlist",
 )
 def command() -> None:
     """Compute the features of video frames: a folder of videos to one HDF5 file to train on.
@@ -101,9 +105,9 @@ def ucf101(videos: Path, splits: Path | None, split: str, **how: Any) -> None:
 
     found = listing.ucf101(videos, splits or DATA / "ucfTrainTestlist", split=int(split), seed=how["seed"])
     if found.missing:
-        click.echo(f"{videos} lacks {found.missing:,} videos of the lists; going on with the others", err=True)
+        note(f"{videos} lacks {found.missing:,} videos of the lists; going on with the others")
     if found.unlisted:
-        click.echo(f"{videos} has {found.unlisted:,} videos that the lists do not name; leaving them out", err=True)
+        note(f"{videos} has {found.unlisted:,} videos that the lists do not name; leaving them out")
     _extract(found, DATA / "ucf101.h5", lambda **task: Ucf101(split=int(split), **task), **how)
 
 
@@ -215,6 +219,6 @@ def _rank() -> tuple[int, int]:
         if os.environ.get(rank, "").isdecimal() and os.environ.get(size, "").isdecimal():
             shard = int(os.environ[rank]), int(os.environ[size])
             if shard[0] < shard[1] and shard[1] > 1:
-                click.echo(f"shard {shard[0]}/{shard[1]}, by {rank} and {size}", err=True)
+                note(f"shard {shard[0]}/{shard[1]}, by {rank} and {size}")
                 return shard
     return 0, 1

@@ -9,12 +9,14 @@ import click
 
 from pipelines.runs.config import DATA, DEFAULT_SIZES, OWN_TASKS
 from skiprnn_cli import options
+from skiprnn_cli.groups import Group
+from skiprnn_cli.messages import note
 
 if TYPE_CHECKING:
     from pipelines.tasks import SyntheticTask
 
 
-@click.group("gen-data", epilog="Example: skiprnn gen-data adding --length 100 --out data/adding-100.h5")
+@click.group("gen-data", cls=Group, epilog="Example: skiprnn gen-data adding --length 100 --out data/adding-100.h5")
 def command() -> None:
     """Make a data file: generate a synthetic data set, or convert a public one or your own.
 
@@ -259,8 +261,8 @@ def import_own(source: Sequence[Path], path: Path, **settings: Any) -> None:
         f"wrote {path}: {_counts(written.sizes)} sequences of up to {written.steps:,} steps, task {written.task.name}"
     )
     click.echo(f"took {written.taken}")
-    for note in written.notes:
-        click.echo(f"note: {note}", err=True)
+    for said in written.notes:
+        note(f"note: {said}")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ import click
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import NONE, TrainConfig
 from skiprnn_cli import options
+from skiprnn_cli.groups import did_you_mean
+from skiprnn_cli.messages import QUIET, VERBOSE, level, note
 
 if TYPE_CHECKING:
     from pipelines.grids.sweep import Planned
@@ -39,7 +41,7 @@ class Setting(options.ParamType[tuple[str, Any]]):
             if field.name not in NOT_SETTABLE
         }
         if name not in kinds:
-            self.fail(f"{name!r} is none of {', '.join(sorted(kinds))}.", param, ctx)
+            self.fail(f"{name!r} is none of {', '.join(sorted(kinds))}.{did_you_mean(name, kinds)}", param, ctx)
         try:
             return name, _parsed(text.strip(), kinds[name])
         except (ValueError, KeyError):
@@ -108,7 +110,7 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
         asked = {"task": configs[0].task, "preset": configs[0].preset, "settings": dict(settings)}
         lines = write_results(out, results, failed, {"asked": asked, "where": _where(results)})
         click.echo(markdown(lines), nl=False)
-        click.echo(f"wrote {out / 'results.json'}, table.md and table.tex; next: skiprnn report {out}", err=True)
+        note(f"wrote {out / 'results.json'}, table.md and table.tex; next: skiprnn report {out}")
     if failed:
         for path, reason in failed.items():
             click.echo(f"failed: {path}: {reason}", err=True)
@@ -126,6 +128,7 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
     left = [run for run in runs if not is_finished(run)]
     times = estimate([run.config for run in left], jobs)
     total, unknown = 0.0, 0
+    alike: dict[tuple[TrainConfig, str], list[Planned]] = {}  # but for the seed
     for run in runs:
         seconds = times.get(run.config)
         if is_finished(run):
@@ -135,7 +138,13 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
             state += f", about {clock(seconds)} from its beginning" if seconds else ", its data is not there yet"
             total += seconds or 0
             unknown += not seconds
-        click.echo(f"{run.path}: {run.config.model_name} on {Path(run.config.data).name}, {state}")
+        alike.setdefault((replace(run.config, seed=0), state), []).append(run)
+    for (config, state), group in alike.items():
+        path, seeds = str(group[0].path), ""
+        if len(group) > 1:
+            path = f"{path.removesuffix(str(group[0].config.seed))}*"
+            seeds = f"{len(group)} seeds ({', '.join(str(run.config.seed) for run in group)}), each "
+        click.echo(f"{path}: {config.model_name} on {Path(config.data).name}, {seeds}{state}")
     if total:
         count = at_once(len(left), choose_device(runs[0].config.device), jobs)
         where = "by processes of this machine" if executor == "ray" else "at once"
@@ -153,7 +162,7 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None
     done = sum(map(is_finished, runs))
     ended, lock = threading.Event(), threading.Lock()
     if done:
-        click.echo(f"{done} of {len(runs)} runs are finished already", err=True)
+        note(f"{done} of {len(runs)} runs are finished already")
 
     def line(run: "Planned") -> str | None:
         records = read_metrics(run.path) if run.path.exists() else []
@@ -166,7 +175,7 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None
 
     def look() -> None:
         told: dict[Path, str] = {}
-        while not ended.wait(LOOK_EVERY):
+        while not ended.wait(seconds):
             for run in runs:
                 said = None
                 with suppress(SkipRNNError):  # who trains it says so
@@ -181,17 +190,20 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None
         done += reason is None
         with lock:
             if reason is None:
-                click.echo(f"{done} of {len(runs)} runs finished; {line(run)}", err=True)
+                note(f"{done} of {len(runs)} runs finished; {line(run)}")
             else:
                 click.echo(f"{run.path}: {reason}", err=True)
 
+    seconds = LOOK_EVERY / 4 if level() >= VERBOSE else LOOK_EVERY
     watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
+    if level() > QUIET:
+        watcher.start()
     try:
         yield on_finished
     finally:
         ended.set()
-        watcher.join()
+        if watcher.ident is not None:
+            watcher.join()
 
 
 def refuse_other_data(config: TrainConfig) -> None:
@@ -215,7 +227,7 @@ def ensure_data(config: TrainConfig) -> None:
         return
     if task is None:
         raise SkipRNNError(f"no data file {path}; {_maker(path)} makes it, see README.md")
-    click.echo(f"generating {path}", err=True)
+    note(f"generating {path}")
     write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 

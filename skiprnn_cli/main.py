@@ -3,19 +3,26 @@
 import codecs
 import io
 import os
+import shlex
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from skiprnn_cli.groups import Group, variable_of
+from skiprnn_cli.messages import level_options
 
 COMMANDS = {
     "gen-data": "Make a data file: adding, sine, mnist, imdb or your own.",
     "extract-features": "Compute the features of videos' frames: UCF-101 or your own.",
     "train": "Train a model, or continue a run.",
+    "runs": "List runs: what they are, how far, how good.",
     "evaluate": "Evaluate a trained run: metric, used samples, cost, time.",
     "predict": "Predict on a sequence, reading only the samples used.",
     "reproduce": "Train the models of a table of the paper, ours beside it.",
@@ -25,7 +32,9 @@ COMMANDS = {
     "plot-usage": "Draw which samples a trained model used and skipped.",
     "plot-curves": "Draw metric and used samples against training.",
     "plot-tradeoff": "Draw metric against used samples for sweeps.",
+    "completion": "Print what makes a shell complete commands and options.",
 }
+KEEPS = ("extract-features", "reproduce", "sweep")  # what they have done when they are stopped
 
 NEEDED = {  # what commands import, and what it is called where it is installed from
     **{
@@ -35,6 +44,7 @@ NEEDED = {  # what commands import, and what it is called where it is installed 
     "PIL": "pillow",
     "cv2": "opencv-python",
 }
+TYPED = "skiprnn.typed"  # the command line, in what click's contexts share
 AS_IT_CAME = "skiprnn-as-it-came"  # how characters are encoded that are none
 MESSAGE = 1_500  # characters, besides those of what was typed
 
@@ -49,17 +59,16 @@ Example, from nothing to a figure:
 """
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Imports a command's module only when it is called, so that ``skiprnn --help`` answers at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+    def find(self, name: str) -> click.Command | None:
+        if name not in COMMANDS:
             return None
-        module = import_module(f"skiprnn_cli.{cmd_name.replace('-', '_')}")
-        command: click.Command = module.command
+        command: click.Command = import_module(f"skiprnn_cli.{name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -80,8 +89,18 @@ class LazyGroup(click.Group):
             if not _is_of_output(error):
                 raise
             _drop_output()
+            if isinstance(error, BrokenPipeError):
+                sys.exit(128 + signal.SIGPIPE)
             click.echo(f"Error: cannot write to standard output: {error.strerror}", err=True)
             sys.exit(1)
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        with _quiet_pipe():  # of --help
+            return super().make_context(*arguments, **settings)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[TYPED] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         from pipelines.errors import SkipRNNError
@@ -90,10 +109,15 @@ class LazyGroup(click.Group):
             signal.signal(signal.SIGTERM, _terminate)
         words = [word.rpartition("=")[2] for word in ctx.args]
         try:
-            return super().invoke(ctx)
+            with _quiet_pipe():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("stopped", err=True)
+            click.echo(_how_to_go_on(ctx), err=True)
             sys.exit(128 + signal.SIGINT)
+        except click.BadParameter as error:
+            if not (place := _place(error)):
+                raise
+            raise click.BadParameter(f"{error.message}{place}", error.ctx, error.param, error.param_hint) from error
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except Exception as error:
@@ -119,6 +143,35 @@ def _as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error(AS_IT_CAME, _as_it_came)
+
+
+@contextmanager
+def _quiet_pipe() -> Iterator[None]:
+    """End without a word, as SIGPIPE does, where nobody reads standard output any more."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        if not _is_of_output(error):
+            raise
+        _drop_output()
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _how_to_go_on(ctx: click.Context) -> str:
+    """What to say after Ctrl-C."""
+    typed, command = ctx.meta[TYPED], ctx.invoked_subcommand
+    kept = "what is done is kept; go on" if command in KEEPS else "nothing was written; begin again"
+    return f"stopped, {kept} with: skiprnn {shlex.join(typed)}"
+
+
+def _place(error: click.BadParameter) -> str:
+    """Where a wrong value comes from, if not from the command line."""
+    if error.ctx is None or error.param is None or error.param.name is None:
+        return ""
+    source = error.ctx.get_parameter_source(error.param.name)
+    if source is ParameterSource.ENVIRONMENT:
+        return f" It comes from the environment, {variable_of(error.param, str(error.ctx.auto_envvar_prefix))}."
+    return f" It comes from {error.ctx.params.get('config')}." if source is ParameterSource.DEFAULT_MAP else ""
 
 
 def _shortened(said: str, most: int) -> str:
@@ -169,12 +222,17 @@ def _show_version(context: click.Context, parameter: click.Parameter, asked: boo
     context.exit()
 
 
-@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SKIPRNN"},
+)
 @click.option(
     "--version",
     is_flag=True,
     is_eager=True,
     expose_value=False,
+    allow_from_autoenv=False,
     callback=_show_version,
     help="Show the version, and what the CPU engine was compiled for.",
 )
@@ -184,4 +242,10 @@ def cli(debug: bool) -> None:
 
     Results go to standard output, progress to standard error. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 and
     143 stopped by Ctrl-C or SIGTERM.
+
+    Any option may come from the environment, as SKIPRNN_COMMAND_OPTION: SKIPRNN_TRAIN_LR=1e-3 is `train --lr 1e-3`,
+    SKIPRNN_GEN_DATA_ADDING_SEED=1 is `gen-data adding --seed 1`. The command line comes first.
     """
+
+
+cli.params += level_options()

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import CHOICES, NONE, is_own_cell
+from skiprnn_cli.messages import note
 
 RUNS = Path("runs")
 
@@ -48,6 +50,9 @@ class PathType(ParamType[Path]):
                 param, ctx,
             )  # fmt: skip
         return Path(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
 
 
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of Linux and others
@@ -121,17 +126,13 @@ def say_numeric_headers(count: int) -> None:
     """Say that first lines of files were passed over which could be samples."""
     if count:
         files = "the file begins" if count == 1 else f"{count:,} files begin"
-        click.echo(
-            f"note: {files} with 0,1,..., taken for names of columns; pass --no-header if it is a sample", err=True
-        )
+        note(f"note: {files} with 0,1,..., taken for names of columns; pass --no-header if it is a sample")
 
 
 def say_reordered(reordered: bool) -> None:
     """Say that columns were put in the order that the run reads them in."""
     if reordered:
-        click.echo(
-            "note: the columns stand in another order than in training; they were matched by their names", err=True
-        )
+        note("note: the columns stand in another order than in training; they were matched by their names")
 
 
 def cpu_name() -> str:
@@ -147,7 +148,7 @@ def chosen_run(run: Path | None, cell: str | None = None) -> Path:
 
     if run is None:
         run = newest_run(RUNS)
-        click.echo(f"run: {run}", err=True)
+        note(f"run: {run}")
     if cell is not None:
         check_cell(run, cell)
     return run

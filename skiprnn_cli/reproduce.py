@@ -9,6 +9,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.runs.config import CHOICES, DATA, TrainConfig
 from skiprnn_cli import options
 from skiprnn_cli.grids import ensure_data, grid_options, refuse_other_data, run_grid
+from skiprnn_cli.messages import note
 
 
 @click.command(epilog="Example: skiprnn reproduce adding --preset quick --runs 2")
@@ -61,7 +62,7 @@ def command(
     for task in tasks:
         if task in problems:
             continue
-        click.echo(f"table {NUMBERS[task]}, {task}: {folders[task]}", err=True)
+        note(f"table {NUMBERS[task]}, {task}: {folders[task]}")
         try:
             run_grid(grids[task], folders[task], settings, **how)
         except SkipRNNError as error:

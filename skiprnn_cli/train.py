@@ -1,15 +1,17 @@
 """``skiprnn train``."""
 
+import shlex
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource as Source
 
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import (
@@ -17,6 +19,7 @@ from pipelines.runs.config import (
     DATA,
     DEFAULT_SIZES,
     FOR_CELL,
+    LOGS,
     MAY_CHANGE,
     NONE,
     OWN_TASKS,
@@ -29,6 +32,9 @@ from pipelines.runs.config import (
     preset_of,
 )
 from skiprnn_cli import options
+from skiprnn_cli.config_file import config_option
+from skiprnn_cli.groups import variable_of
+from skiprnn_cli.messages import detail, note
 
 if TYPE_CHECKING:
     from pipelines.parallel.team import Team
@@ -69,6 +75,8 @@ Examples:
   skiprnn train --cell lstm --lam 1e-5
   skiprnn train --task sine --cell gru --lam 1e-4 --preset paper --device cuda
   skiprnn train --no-skip                     the plain LSTM
+  skiprnn train --config adding.toml --seed 3
+  SKIPRNN_TRAIN_DEVICE=cuda skiprnn train     an option from the environment
   skiprnn train --resume runs/NAME --steps 5000"""
 )
 @click.option("--task", type=click.Choice(TASK_NAMES), help="What to learn.  [default: the data file's, or adding]")
@@ -193,7 +201,14 @@ Examples:
     "bf16: matrix products of bfloat16, up to twice as fast on GPUs and on CPUs with AVX512-BF16; the gate stays in "
     "float32.",
 )
-@click.option("--tensorboard", is_flag=True, help="Log to RUN/tensorboard too (extra: tensorboard).")
+@click.option(
+    "--log",
+    type=click.Choice(LOGS),
+    multiple=True,
+    help="Log evaluations there too, each with the extra of its name: to RUN/tensorboard; to Weights & Biases; to "
+    "MLFLOW_TRACKING_URI. May be repeated.",
+)
+@config_option
 @click.option("--out", type=options.PATH, help="Run directory.  [default: runs/NAME-DATE]")
 @click.option(
     "--resume",
@@ -215,7 +230,8 @@ def command(
     preset: str,
     data: Path | None,
     classes: bool | None,
-    tensorboard: bool,
+    log: tuple[str, ...],
+    config: Path | None,
     out: Path | None,
     resume: Path | None,
     accept_edits: bool,
@@ -229,9 +245,9 @@ def command(
     processes train one run together.
     """
     from pipelines.parallel.team import team_of_environment
+    from pipelines.runs.logs import require
 
-    if tensorboard and find_spec("tensorboard") is None:
-        raise SkipRNNError("TensorBoard is not installed; `pip install tensorboard` or drop --tensorboard")
+    require(log)
     if accept_edits and resume is None:
         raise click.UsageError("--accept-edits is about a run there is; name it with --resume.")
     with team_of_environment() as team:
@@ -239,9 +255,9 @@ def command(
         run = team.agree(_prepare(*how) if team.is_first else None)
         assert run is not None
         with stop_signals() as stopped:
-            outcome = _train_with_display(run, stopped, tensorboard, accept_edits, team)
+            outcome = _train_with_display(run, stopped, log, accept_edits, team)
         if team.is_first:
-            _summarise(outcome)
+            _summarise(outcome, log)
     if outcome.reason == "interrupted":
         sys.exit(128 + (stopped.signal or signal.SIGTERM))
 
@@ -269,14 +285,19 @@ def _prepare(
         _change_resumed(ctx, run, data, accept_edits, training)
     else:
         config = _configuration(task, preset, data, classes, training)
+        usual = asdict(preset_of(config.task, config.preset))
+        changed = {name: value for name, value in asdict(config).items() if value != usual[name] and name != "data"}
+        detail(f"preset {config.preset} of {config.task}, but for: {changed or 'nothing'}; data: {config.data}")
         run = out or default_run_path(config, options.RUNS)
         check_run_path(run, overwrite=overwrite)
-        check_engine(config, choose_device(config.device))
+        device = choose_device(config.device)
+        check_engine(config, device)
+        detail(f"device: {device}")
         if data is None:
             _ensure_data(config)
         load_training_data(config)  # refuse bad data before there is a run
         create_run(run, config, overwrite=overwrite)
-    click.echo(f"run: {run}", err=True)
+    note(f"run: {run}")
     return run
 
 
@@ -376,11 +397,11 @@ def _imported(data: Path, task: str | None, classes: bool | None) -> Path:
             f"make it anew with `skiprnn gen-data own {data} --out {path}{settings} --overwrite`"
         )
     if found == "same":
-        click.echo(f"{data} has not changed since it was converted: training on {path}", err=True)
+        note(f"{data} has not changed since it was converted: training on {path}")
         return path
     why = f", or what it is taken for, has changed since {path} was made of it"
     why = " is no data file yet" if found == "none" else why
-    click.echo(f"{data}{why}: converting it, as `skiprnn gen-data own {data} --out {path}{settings}` does", err=True)
+    note(f"{data}{why}: converting it, as `skiprnn gen-data own {data} --out {path}{settings}` does")
     import_own([data], path, task=task, classes=classes, overwrite=found == "changed")
     return path
 
@@ -401,14 +422,19 @@ def _change_resumed(
 ) -> None:
     from pipelines.runs.training import change_run
 
-    given = {name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    given = {name for name, source in sources.items() if source in (Source.COMMANDLINE, Source.ENVIRONMENT)}
     if (cell := training["cell"]) is not None and is_own_cell(cell):  # which says that its code may be run
         options.check_cell(run, cell)
         given.remove("cell")
-    refused = given - {*MAY_CHANGE, "resume", "tensorboard", "accept_edits"}
+    refused = given - {*MAY_CHANGE, "resume", "log", "accept_edits"}
     if refused:
-        names = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in refused))
-        raise click.UsageError(f"--resume continues a run as it was configured; drop {names}.")
+        drop = []
+        for option in ctx.command.params:
+            if option.name in refused:
+                variable = variable_of(option, str(ctx.auto_envvar_prefix))
+                drop.append(variable if sources[option.name] is Source.ENVIRONMENT else option.opts[0])
+        raise click.UsageError(f"--resume continues a run as it was configured; drop {', '.join(sorted(drop))}.")
     _refuse_two_lengths(training)
     changes = {name: training[name] for name in MAY_CHANGE if training.get(name) is not None}
     if changes.get("patience") == NONE:
@@ -434,12 +460,12 @@ def _ensure_data(config: TrainConfig) -> None:
     kind = TASKS[config.task]
     if issubclass(kind, SyntheticTask):
         task = kind()
-        click.echo(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does", err=True)
+        note(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does")
         write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 
 def _train_with_display(
-    run: Path, stopped: Callable[[], bool], tensorboard: bool, accept_edits: bool, team: "Team"
+    run: Path, stopped: Callable[[], bool], log: tuple[str, ...], accept_edits: bool, team: "Team"
 ) -> "Outcome":
     from pipelines.runs.training import train
     from skiprnn_cli.progress import training_display
@@ -447,16 +473,14 @@ def _train_with_display(
     if not team.is_first:
         return train(run, should_stop=stopped, accept=accept_edits, team=team)
     with training_display() as show:
-        return train(
-            run, should_stop=stopped, on_progress=show, tensorboard=tensorboard, accept=accept_edits, team=team
-        )
+        return train(run, should_stop=stopped, on_progress=show, log=log, accept=accept_edits, team=team)
 
 
-def _summarise(outcome: "Outcome") -> None:
+def _summarise(outcome: "Outcome", log: tuple[str, ...]) -> None:
     from pipelines.runs.directory import load_config
 
     trained = load_config(outcome.run).cell
-    cell = f" --cell {trained}" if is_own_cell(trained) else ""
+    named = shlex.quote(str(outcome.run)) + (f" --cell {trained}" if is_own_cell(trained) else "")
     how = {
         "finished": "finished",
         "patience": "out of patience",
@@ -467,9 +491,9 @@ def _summarise(outcome: "Outcome") -> None:
     if outcome.remedy is not None:
         click.echo(f"the gate is shut and the metric at chance: {outcome.remedy}")
     if outcome.reason == "interrupted":
-        click.echo(f"continue with: skiprnn train --resume {outcome.run}{cell}")
+        click.echo(f"continue with: skiprnn train --resume {named}{''.join(f' --log {name}' for name in log)}")
     else:
-        click.echo(f"next: skiprnn evaluate {outcome.run}{cell}")
+        click.echo(f"next: skiprnn evaluate {named}")
 
 
 def _best(outcome: "Outcome") -> str:

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FAKED = {"mlflow", "wandb"}  # which the suite has stand-ins for
 
 
 def pinned(name):
@@ -20,13 +21,15 @@ def lower_bounds():
 
 
 def test_the_oldest_versions_are_the_lower_bounds():
-    oldest, checkers = pinned("oldest.txt"), {"mypy", "ruff"}  # which the suite does not need
+    oldest, not_needed = pinned("oldest.txt"), {"mypy", "ruff", *FAKED}
     for name, bound in lower_bounds().items():
-        if name not in checkers:
+        if name not in not_needed:
             assert re.fullmatch(re.escape(bound) + r"(\.[0-9.]+)?", oldest[name]), name
 
 
 def test_the_known_good_versions_are_within_the_bounds():
     good = pinned("known-good.txt")
     for name, bound in lower_bounds().items():
+        if name in FAKED:
+            continue
         assert [int(part) for part in re.findall(r"\d+", good[name])] >= [int(part) for part in bound.split(".")], name

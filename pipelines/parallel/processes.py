@@ -7,12 +7,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from typing import Any, Generic, TypeVar
-
-import torch
-import torch.multiprocessing
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -98,13 +96,17 @@ class _Worker(Generic[J, R]):
     def take(self, job: J) -> bool:
         """Queue a job; false if the process died with one before it."""
         try:
-            self.queue.append((self._executor.submit(self._work, job), job))
+            self._submit(job)
         except BrokenProcessPool:
             if self.queue:
                 return False
             self.restart()  # it died idle
-            self.queue.append((self._executor.submit(self._work, job), job))
+            self._submit(job)
         return True
+
+    def _submit(self, job: J) -> None:
+        with _interrupts_held():  # the first job starts the process
+            self.queue.append((self._executor.submit(self._work, job), job))
 
     def restart(self) -> list[J]:
         """Start anew with an empty queue; the jobs that were in it are returned."""
@@ -120,14 +122,31 @@ class _Worker(Generic[J, R]):
         self.lifeline.close()
 
     def _start(self) -> None:
+        import torch.multiprocessing
+
         context = torch.multiprocessing.get_context("spawn")
         theirs, self.lifeline = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(theirs, *self._arguments))
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, and never reaches a process that is started in it, imports included."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(lifeline: Connection, threads: int, gpu: int | None, begin: Callable[[], object] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the process that wants the work decides
     threading.Thread(target=lambda: (wait_for([lifeline]), os._exit(1)), daemon=True).start()  # its other end is closed
+    import torch  # takes seconds, in which the process must already end with its parent
+
     torch.set_num_threads(threads)
     if gpu is not None:
         torch.cuda.set_device(gpu)

@@ -153,6 +153,11 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "amp": ("off", "bf16"),
 }
+LOGS = ("tensorboard", "wandb", "mlflow")  # of logs.KINDS
+# What tasks call their metric, for whom importing the tasks takes too long.
+METRICS = {
+    **dict.fromkeys(TASK_NAMES, "accuracy"), "adding": "MSE", "own-numbers": "MSE", "own-labels": "macro F1",
+}  # fmt: skip
 WITH_BASELINES = ("lstm", "gru")
 _OWN_CELL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 

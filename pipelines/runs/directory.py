@@ -6,6 +6,7 @@ words.txt         where sequences are words: the vocabulary, a word a line, in t
 environment.json  versions, device and command of each session of training, and what was edited by hand before it
 metrics.jsonl     a line an evaluation
 outcome.json      once training has ended: how
+logs.json         what W&B or MLflow call the run, where it is logged there
 result.json       after a sweep: the evaluation of the run
 error.txt         in a sweep that an unforeseen error stopped: the traceback
 checkpoints/      see checkpoints.py
@@ -24,7 +25,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 import skiprnn
@@ -34,13 +34,17 @@ from pipelines.data.files import write_json, write_text
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import TrainConfig
 
+if sys.platform != "win32":
+    import fcntl
+
 CONFIG_SCHEMA = 1
 CONTENTS = {
     "config.json", "task.json", "words.txt", "environment.json", "environment.json.damaged", "metrics.jsonl",
-    "outcome.json", "result.json", "error.txt", "checkpoints", "tensorboard", "usage.png", "usage.html", "model.onnx",
-    "model.pt2", ".lock",
+    "outcome.json", "result.json", "error.txt", "checkpoints", "tensorboard", "wandb", "logs.json", "usage.png",
+    "usage.html", "model.onnx", "model.pt2", ".lock",
 }  # fmt: skip
 JSON_BYTES = 2**24  # of a JSON file in a run, at most
+PATIENCE = 0.2  # s to wait for a lock, which is_held has for an instant
 
 
 @dataclass(frozen=True)
@@ -244,7 +248,7 @@ def lock_run(run: Path) -> Iterator[None]:
     if not os.path.isdir(run):  # which some versions of filelock would make
         raise SkipRNNError(f"{run} is not a run directory; make one with `skiprnn train`")
     try:
-        lock = FileLock(Path(run) / ".lock").acquire(timeout=0)
+        lock = FileLock(Path(run) / ".lock").acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
     except Timeout as error:
         raise SkipRNNError(f"{run} is in use by another process; wait for it or choose another --out") from error
     except OSError as error:
@@ -253,11 +257,30 @@ def lock_run(run: Path) -> Iterator[None]:
         yield
 
 
+def is_held(run: Path) -> bool:
+    """Whether a process of this machine holds a run directory."""
+    if sys.platform == "win32":
+        return False
+    try:
+        handle = os.open(Path(run) / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[str, Any]) -> None:
     """Add to ``environment.json`` where training goes on from ``step``, and what was edited by hand before.
 
     What cannot be read is kept beside it, as ``environment.json.damaged``: it is a note, which no training waits for.
     """
+    import torch
+
     path = Path(run) / "environment.json"
     sessions: list[Any] = []
     try:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, lock_run
 from pipelines.runs.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.runs.evaluation import evaluate
+from pipelines.runs.logs import Logs
 from pipelines.runs.model import autocast, build_model, check_engine
 from pipelines.runs.schedules import learning_rate, share_of_lam
 from pipelines.seeds import derive_seed
@@ -41,7 +42,7 @@ class Report:
     total_steps: int
     seconds: float
     record: dict[str, Any] | None = None
-    warning: str | None = None  # that the gate has shut
+    warning: str | None = None  # that the gate has shut, or a log failed
     metric_name: str = "metric"
 
 
@@ -62,7 +63,7 @@ def train(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Report], None] = lambda report: None,
-    tensorboard: bool = False,
+    log: Sequence[str] = (),
     accept: bool = False,
     team: Team = ALONE,
 ) -> Outcome:
@@ -74,7 +75,7 @@ def train(
         run: a directory made by ``directory.create_run``.
         should_stop: asked after each step; when true the run saves itself and returns.
         on_progress: called after each step.
-        tensorboard: also log to ``run/tensorboard``; needs the extra of that name.
+        log: where evaluations go besides metrics.jsonl, names of ``logs.KINDS``; each needs the extra of its name.
         accept: take what was edited by hand in the run's files since its checkpoint, and record it.
         team: the processes that train together, each of which calls this.
 
@@ -131,7 +132,7 @@ def train(
             directory.rewind_metrics(run, progress.step)
             progress.metrics_digest = directory.metrics_digest(run, progress.step)
             team.wait()
-        log = _tensorboard(run, progress.step) if tensorboard and team.is_first else None
+        logs = Logs(log if team.is_first else (), run, config, progress.step)
 
         batches = batches_after(progress.step, config, task, splits, device, team)
         sums = torch.tensor(progress.sums, device=device, dtype=torch.float64)
@@ -185,8 +186,7 @@ def train(
                         _rewind(run, progress, model, optimizer)
                 if team.is_first:
                     progress.metrics_digest = directory.append_metrics(run, record, progress.metrics_digest)
-                if log is not None:
-                    _log(log, record)
+                logs.write(record)
                 reason = _reason_to_end(config, progress, last_step)
             elif progress.step % CHECK_EVERY == 0:
                 _check_finite(sums.tolist(), progress.step, run)
@@ -199,11 +199,14 @@ def train(
                 names = ("best", "last") if is_best else ("last",)  # last is what a resumed run believes: write it last
                 if team.is_first:
                     save_checkpoint(run, names, _checkpoint(progress, config, model, optimizer))
-            on_progress(Report(progress.step, last_step, time.monotonic() - started, record, warning, task.metric_name))
+            warnings = [said for said in (warning, logs.failures()) if said is not None]
+            seconds, said = time.monotonic() - started, "; ".join(warnings) or None
+            on_progress(Report(progress.step, last_step, seconds, record, said, task.metric_name))
             if stopping and progress.step < last_step:
                 reason = "interrupted"
-        if log is not None:
-            log.close()
+        logs.close(reason)
+        if (said := logs.failures()) is not None:
+            on_progress(Report(progress.step, last_step, time.monotonic() - started, warning=said))
         remedy = collapse.remedy(config, progress) if collapse.has_collapsed(progress) else None
         outcome = Outcome(Path(run), progress.step, last_step, reason, progress.best_step, remedy)
         if reason != "interrupted" and team.is_first:
@@ -356,17 +359,3 @@ def _restore(run: Path, which: str, saved: Checkpoint, model: SequenceModel, opt
     check_tensors(tensors, wanted, f"the checkpoint {which!r} of {run}")
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _tensorboard(run: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise SkipRNNError("TensorBoard is not installed; `pip install tensorboard` or drop --tensorboard") from error
-    return SummaryWriter(str(Path(run) / "tensorboard"), purge_step=step + 1)
-
-
-def _log(log: Any, record: dict[str, Any]) -> None:
-    for split in ("train", "val"):
-        for name, value in record[split].items():
-            log.add_scalar(f"{split}/{name}", value, record["step"])

@@ -468,7 +468,8 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
     command = ("sweep", "--data", adding_file, "--lam", "none,1e-3", "--seeds", "0-1", "--out", "grid", *SETTINGS)
     result = skiprnn(*command, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert result.output.count(", to train, about ") == 4
+    assert result.output.count(" on adding.h5, 2 seeds (0, 1), each to train, about ") == 2
+    assert "grid/runs/adding-skip-lstm-lam0.001-seed*: Skip LSTM on adding.h5, 2 seeds" in result.output
     assert not (tmp_path / "grid").exists()
     result = skiprnn(*command)
     assert result.exit_code == 0, result.output

@@ -224,13 +224,6 @@ def test_the_gpu_engine_refuses_what_it_cannot_train(make_run, monkeypatch, opti
         make_run(**{"engine": "triton", "device": device, **options})
 
 
-def test_tensorboard(make_run):
-    pytest.importorskip("tensorboard")
-    run = make_run(trained=False)
-    train(run, tensorboard=True)
-    assert list((run / "tensorboard").glob("events*"))
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(make_run, monkeypatch):
     run = make_run(trained=False, steps=100)
     train(run, should_stop=interrupted_after(6))
