@@ -212,7 +212,7 @@ def ensure_data(config: TrainConfig) -> None:
     if path.exists():
         return
     if task is None:
-        raise SkipRNNError(f"no data file {path}; {_maker(path)} makes it, see README.md")
+        raise SkipRNNError(f"no data file {path}; {_maker(path)} makes it, see docs/guide.md")
     click.echo(f"generating {path}", err=True)
     write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
