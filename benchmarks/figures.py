@@ -1,6 +1,6 @@
 """Draw docs/figures/speed.svg and streaming.svg from benchmarks/results/: time against the share of samples used.
 
-    python benchmarks/figures.py
+python benchmarks/figures.py
 """
 
 import json
@@ -22,9 +22,7 @@ def speed() -> Figure:
     shapes = {"adding": "adding, 50 steps", "mnist": "MNIST, 784 steps", "imdb": "IMDB, 400 steps, 300 features"}
     for axis, (shape, title) in zip(figure.subplots(1, 3), shapes.items(), strict=True):
         times = {
-            row["what"]: row["training_ms"]
-            for row in results["rows"]
-            if (row["shape"], row["cell"]) == (shape, "lstm")
+            row["what"]: row["training_ms"] for row in results["rows"] if (row["shape"], row["cell"]) == (shape, "lstm")
         }
         ours = {int(what[:-1]): time for what, time in times.items() if what[:-1].isdigit()}
         _draw(axis, {"SkipLSTM": ours}, times["nn.LSTM"], title)
