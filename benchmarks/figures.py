@@ -41,7 +41,7 @@ def streaming() -> Figure:
             for row in results["rows"]
             if (row["cell"], row["units"]) == ("lstm", units)
         }
-        names = {"forward": "SkipLSTM, forward", "feed": "Stream.feed", "read": "Stream.pull"}
+        names = {"forward": "SkipLSTM, forward", "feed": "Stream.feed", "read": "Stream.run"}
         ours = {label: {usage: row[name] for usage, row in rows.items()} for name, label in names.items()}
         _draw(axis, ours, max(row["whole"] for row in rows.values()), f"LSTM, {units} units")
         axis.set_yscale("log")
