@@ -7,7 +7,7 @@ CONSTRAINTS := $(if $(LATEST),,constraints/known-good.txt)
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test gpu-test test-oldest test-latest lint campaign sanitize constraints clean
+.PHONY: install demo test docs gpu-test test-oldest test-latest lint campaign sanitize constraints clean
 
 install: $(VENV)/installed
 
@@ -27,6 +27,12 @@ demo: install
 
 test: lint
 	$(BIN)/python $(PYTEST)
+
+# The pages of docs/ as a site, site/index.html; docs/cli.md and the figures of speed are made anew.
+docs: install
+	$(BIN)/python docs/write_cli.py
+	$(BIN)/python benchmarks/figures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The tests that say something of a GPU, on this machine's: engines and their kernels, training, features of videos.
 gpu-test: install
@@ -65,4 +71,4 @@ sanitize: install
 		status=$$?; $(BIN)/python setup.py --quiet build_ext --inplace --force; exit $$status
 
 clean:
-	rm -rf .venv .venv-oldest .venv-latest demo build dist *.egg-info
+	rm -rf .venv .venv-oldest .venv-latest demo site .cache build dist *.egg-info

@@ -33,12 +33,11 @@ class StepOutput(NamedTuple):
 class SkipRNN(RecurrentStack):
     """A stack of any cell, behind a gate that learns at which steps to update its state, and copies it at all others.
 
+    All arguments but ``cell`` are as for ``SkipLSTM``. The gate is computed from the last tensor of the last layer's
+    candidate, and biases are parameters whose names begin with ``bias``.
+
     Args:
         cell: one of ``skiprnn.cells``, or one's own.
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, update_bias,
-            learn_initial_state, gate_grad_clip, min_skip, max_skip, gate, engine, device, dtype: as for ``SkipLSTM``;
-            the gate is computed from the last tensor of the last layer's candidate, and biases are parameters whose
-            names begin with ``bias``.
 
     Raises:
         ValueError: an option is out of its range, skips contradict each other, or the engine is unknown.
@@ -265,8 +264,8 @@ class SkipLSTM(SkipRNN):
         engine: ``"reference"``, the definition, computes every step; ``"events"`` computes updates and, in the
             backward pass, candidates of skipped steps, with the same results; ``"triton"`` does so in one GPU kernel
             each way, for one layer of up to 128 float32 units; ``"graph"`` on a GPU for any number of layers and units,
-            in the library's products; ``"auto"`` is the fastest of them that can run: see the README. A
-            named engine that cannot run raises ``RuntimeError``.
+            in the library's products; ``"auto"`` is the fastest of them that can run: see
+            docs/engines.md. A named engine that cannot run raises ``RuntimeError``.
         device: where the parameters lie.
         dtype: of the parameters; the gate is computed in float32 or better whatever it is, under autocast too.
 
@@ -320,10 +319,9 @@ class SkipGRU(SkipRNN):
     Parameters are named as in ``torch.nn.GRU``, whose state_dict loads with ``strict=False``; added are
     ``update_weight`` (H,), ``update_bias`` (1,), and ``initial_h`` (num_layers, H) if learned.
 
+    All arguments but ``reset_after`` are as for ``SkipLSTM``. The gate is computed from the last layer's h̃.
+
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, update_bias,
-            learn_initial_state, gate_grad_clip, min_skip, max_skip, gate, engine, device, dtype: as for ``SkipLSTM``;
-            the gate is computed from the last layer's h̃.
         reset_after: the candidate is tanh(W x + b + r⊙(U h + b_h)), as in ``torch.nn.GRU`` and cuDNN; if False,
             tanh(W x + b + U (r⊙h) + b_h), as the paper's authors trained.
 

@@ -226,7 +226,7 @@ def ensure_data(config: TrainConfig) -> None:
     if path.exists():
         return
     if task is None:
-        raise SkipRNNError(f"no data file {path}; {_maker(path)} makes it, see README.md")
+        raise SkipRNNError(f"no data file {path}; {_maker(path)} makes it, see docs/guide.md")
     note(f"generating {path}")
     write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 

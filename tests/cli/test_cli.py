@@ -20,7 +20,8 @@ from skiprnn_cli.main import COMMANDS, cli
 from skiprnn_cli.progress import pace
 from tests.problems import needs_compiled
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = "".join(path.read_text(encoding="utf-8") for path in DOCS.glob("*.md") if path.name != "cli.md")
 SMALL = ("--hidden", 6, "--batch-size", 32, "--steps", 8, "--eval-every", 3, "--device", "cpu")
 
 
@@ -34,12 +35,12 @@ def all_commands(group=cli, prefix=()):
 
 
 @pytest.mark.parametrize(("words", "command"), list(all_commands()), ids=lambda value: str(value)[:40])
-def test_every_command_has_help_with_an_example_and_stands_in_the_readme(skiprnn, words, command):
+def test_every_command_has_help_with_an_example_and_stands_in_the_docs(skiprnn, words, command):
     done = skiprnn(*words, "--help")
     assert done.exit_code == 0
     assert f"skiprnn {' '.join(words)}" in done.stdout.split("Example", 1)[1]
     assert command.help
-    assert f"skiprnn {words[0]}" in README
+    assert f"skiprnn {words[0]}" in PAGES
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
@@ -359,11 +360,12 @@ def test_export_names_the_extra_that_is_missing(skiprnn, make_run, monkeypatch):
     assert "install the extra with `pip install 'skiprnn[export]'`" in done.stderr
 
 
-def test_own_data_as_the_readme_has_it(skiprnn, tmp_path):
+def test_own_data_as_the_docs_have_it(skiprnn, tmp_path):
     """From raw files to a prediction: the section's Python, then its commands."""
-    section = README.split("### Your own data")[1].split("\n### ")[0]
+    page = (DOCS / "data.md").read_text(encoding="utf-8")
+    section = page.split("## From raw files to a prediction")[1].split("\n## ")[0]
     python = section.split("```python\n")[1].split("```")[0]
-    exec(compile(python, "README.md", "exec"), {})
+    exec(compile(python, "data.md", "exec"), {})
     commands = [line.split() for line in section.splitlines() if line.startswith("    skiprnn ")]
     assert len(commands) == 4
     said = []

@@ -29,7 +29,7 @@ from pipelines.video.network import FRAME_COST
 from tests.forked import start, train_run
 from tests.runs import assert_same_run, interrupted_after, tensors
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/training.md"
 
 
 VARIANTS = {
@@ -321,8 +321,8 @@ def test_the_papers_presets_cost_what_the_paper_says(row):
     assert f"{row.used * (model.cost_per_update() + task.sample_cost):.2e}" == f"{row.cost:.2e}"
 
 
-def test_every_preset_of_the_paper_is_what_the_readme_says():
-    said = re.search(r"paper is the paper's protocol: Adam at (\S+), batches of (\d+)", README.read_text("utf-8"))
+def test_every_preset_of_the_paper_is_what_the_docs_say():
+    said = re.search(r"paper is the paper's protocol: Adam at (\S+), batches of (\d+)", PAGE.read_text("utf-8"))
     for task, presets in PRESETS.items():
         assert (presets["paper"].lr, presets["paper"].batch_size) == (float(said[1]), int(said[2])), task
 
