@@ -141,6 +141,49 @@ def used_samples(update_gate: Gate, *, batch_first: bool = False) -> Tensor:
     return gate.sum((0, 2)) if gate.dim() == 3 else gate.sum(0)
 
 
+def used_cost(update_gate: Gate, weights: Gate, *, batch_first: bool = False) -> Tensor:
+    """What the updates of each sequence cost where samples have prices: Σ_t w_t u_t.
+
+    Args:
+        update_gate: (T, B) gates, or (B, T); packed; or (T,) of one sequence.
+        weights: the price of each sample, in the form of ``update_gate``; or (T,), the same of all sequences.
+        batch_first: ``update_gate`` is (B, T).
+
+    Returns:
+        (B,), or () of one sequence.
+
+    Raises:
+        ValueError: the prices have another shape than the gates.
+    """
+    gate = _time_major(update_gate, batch_first)
+    price = _time_major(weights, batch_first)
+    shape = gate.shape[: min(gate.dim(), 2)]
+    if price.shape not in (shape, shape[:1]):
+        raise ValueError(
+            f"weights must have the shape of the gates, {tuple(shape)} with time first, or ({len(gate)},), got "
+            f"{tuple(price.shape)}"
+        )
+    return used_samples(gate * price.to(gate).reshape(*price.shape, *[1] * (gate.dim() - price.dim())))
+
+
+def weighted_budget_loss(
+    update_gate: Gate, cost_per_sample: float | Tensor, weights: Gate, *, batch_first: bool = False
+) -> Tensor:
+    """A budget in which samples have prices, as where one is dearer to measure: λ Σ_t w_t u_t.
+
+    Args:
+        update_gate, weights, batch_first: as for ``used_cost``.
+        cost_per_sample: λ, the cost of using a sample of price 1.
+
+    Returns:
+        The mean cost of a sequence, a scalar.
+
+    Raises:
+        ValueError: the prices have another shape than the gates.
+    """
+    return cost_per_sample * used_cost(update_gate, weights, batch_first=batch_first).mean()
+
+
 def _time_major(update_gate: Gate, batch_first: bool) -> Tensor:
     if isinstance(update_gate, PackedSequence):
         return pad_packed_sequence(update_gate)[0]

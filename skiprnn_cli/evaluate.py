@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 @options.data_of_run
 @options.device
 @options.own_cell
+@click.option(
+    "--sample", is_flag=True, help="Let a Bernoulli gate draw, as in training; without this it rounds, as any gate."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the draws of --sample.  [default: the run's]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     run: Path | None,
@@ -26,6 +30,8 @@ def command(
     data: Path | None,
     device: str | None,
     cell: str | None,
+    sample: bool,
+    seed: int | None,
     as_json: bool,
 ) -> None:
     """Evaluate RUN, or the run under runs/ trained last: metric, used samples, cost and time per sequence.
@@ -40,7 +46,12 @@ def command(
     """
     from pipelines.runs.evaluation import evaluate_run
 
-    report = evaluate_run(options.chosen_run(run, cell), split=split, checkpoint=checkpoint, data=data, device=device)
+    if seed is not None and not sample:
+        raise click.UsageError("--seed is of what --sample draws; add that, or drop --seed.")
+    report = evaluate_run(
+        options.chosen_run(run, cell), split=split, checkpoint=checkpoint, data=data, device=device, sample=sample,
+        seed=seed,
+    )  # fmt: skip
     if as_json:
         import json
         from dataclasses import asdict
@@ -57,10 +68,11 @@ def _text(r: "RunEvaluation") -> str:
     plain_milliseconds = 1e3 * r.seconds_per_sequence_without_skipping
     lines = {
         "run": f"{r.run}, checkpoint {r.checkpoint} of step {r.step}",
-        "model": f"{r.model} on {r.task}, {r.sequences:,} {r.split} sequences",
+        "model": f"{r.model}{' that draws' if r.sampled else ''} on {r.task}, {r.sequences:,} {r.split} sequences",
         r.metric_name: f"{r.metric:.6g}{solved}",
         **{name: f"{value:.6g}" for name, value in r.other_metrics.items()},
         "used samples": f"{r.used_mean:.2f} ± {r.used_std:.2f} of {given} ({r.used_percent:.1f} %)",
+        **({} if r.price is None else {"price": f"{r.price:.2f} λ a sequence, growth and features included"}),
         "cost": f"{r.cost:.3g} multiply-accumulates a sequence; without skipping {r.cost_without_skipping:.3g}",
         "time": f"{milliseconds:.3f} ms a sequence; without skipping {plain_milliseconds:.3f} ms: skipping is "
         f"{plain_milliseconds / milliseconds:.2f}x as fast ({r.device}, batch {r.batch_size})",

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from pipelines.data.sequences import Sequences, Split
+from pipelines.errors import SkipRNNError
 from pipelines.parallel.team import ALONE, Team
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.load import load_run
 from pipelines.runs.model import SequenceModel, autocast, stream, without_skipping
+from pipelines.runs.prices import prices
 from pipelines.seeds import derive_seed
 from pipelines.tasks import Task
-from skiprnn import used_samples
+from skiprnn import SkipRNN, used_cost, used_samples
 
 TIMED_REPEATS = 5
 TIMED_SEQUENCES = 32  # one at a time
@@ -30,6 +32,7 @@ class Evaluation:
     metric: float
     used_mean: float  # samples a sequence
     used_std: float  # over the sequences
+    price: float  # of a sequence's used samples, in units of λ
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,36 @@ class RunEvaluation:
     seconds_per_sequence_without_skipping: float
     seconds_alone: float | None  # one sequence at a time, reading what it uses; None where it skips at random
     seconds_alone_without_skipping: float
+    sampled: bool = False  # whether the gate drew
+    price: float | None = None  # of a sequence's used samples, in units of λ; None: each costs 1
 
 
 def evaluate_run(
-    run: Path, *, split: str = "test", checkpoint: str = "best", data: Path | None = None, device: str | None = None
+    run: Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "best",
+    data: Path | None = None,
+    device: str | None = None,
+    sample: bool = False,
+    seed: int | None = None,
 ) -> RunEvaluation:
-    """Evaluate a trained run on a split of its data. Arguments and errors as for ``load_run``."""
+    """Evaluate a trained run on a split of its data.
+
+    Args:
+        run, split, checkpoint, data, device: as for ``load_run``.
+        sample: let a Bernoulli gate draw, as in training, instead of rounding.
+        seed: of these draws; None: the run's.
+
+    Raises:
+        SkipRNNError: as ``load_run``; or the gate is to draw, and rounds always.
+    """
     trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
     config, task, model = trained.config, trained.task, trained.model
     sequences = trained.sequences
-    torch.manual_seed(derive_seed(config.seed, "evaluate"))
+    if sample:
+        _let_draw(model, run)
+    torch.manual_seed(derive_seed(config.seed if seed is None else seed, "evaluate"))
     outputs: list[Tensor] = []
     result = evaluate(model, task, sequences, config, on_output=outputs.append)
     ends = None if sequences.lengths is None else sequences.lengths.cpu()
@@ -101,7 +124,18 @@ def evaluate_run(
         seconds_per_sequence_without_skipping=_seconds(plain, batch, config) / len(batch),
         seconds_alone=alone,
         seconds_alone_without_skipping=plain_alone,
+        sampled=sample,
+        price=result.price if config.has_prices else None,
     )
+
+
+def _let_draw(model: SequenceModel, run: Path) -> None:
+    rnn = model.rnn
+    if not isinstance(rnn, SkipRNN) or rnn.gate == "round":
+        raise SkipRNNError(
+            f"{run} has no gate that draws, so --sample has nothing to act on; drop it, or train with --gate bernoulli"
+        )
+    rnn.draw_in_eval()
 
 
 @torch.inference_mode()
@@ -117,7 +151,7 @@ def evaluate(
 
     ``on_output`` is given what the model says of this process's part, batch by batch.
     """
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     rows, size = team.part(len(sequences)), 4 * config.batch_size
     training = model.training
     model.eval()
@@ -129,19 +163,22 @@ def evaluate(
             said = (prediction.output, batch.y, batch.lengths)
             loss, scores = task.loss(*said), task.scores(*said)
             on_output(prediction.output)
-            found.append((loss * len(batch), scores, used_samples(prediction.update_gate, batch_first=True)))
+            used = used_samples(prediction.update_gate, batch_first=True)
+            spent = used_cost(prediction.update_gate, prices(config, batch.x), batch_first=True)
+            found.append((loss * len(batch), scores, used, spent))
     finally:
         model.train(training)
     if team.size > 1:
-        mine = [(loss.cpu(), scores.cpu(), used.cpu()) for loss, scores, used in found]
+        mine = [(loss.cpu(), scores.cpu(), used.cpu(), spent.cpu()) for loss, scores, used, spent in found]
         found = [of_batch for part in team.gather(mine) for of_batch in part]
-    losses, metrics, counts = zip(*found, strict=True)
+    losses, metrics, counts, spendings = zip(*found, strict=True)
     used = torch.cat(counts).double()
     return Evaluation(
         loss=torch.stack(losses).double().sum().item() / len(sequences),
         metric=task.metric(torch.cat(metrics)).item(),
         used_mean=used.mean().item(),
         used_std=used.std(correction=0).item(),
+        price=torch.cat(spendings).double().mean().item(),
     )
 
 
