@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from skiprnn import SkipGRU, SkipLSTM, Stream
+from skiprnn import SkipGRU, SkipLSTM, SkipRNN, Stream
+from skiprnn.cells import GRU, GRU_RESET_BEFORE, LAYER_NORM_GRU, LAYER_NORM_LSTM, LSTM, RNN, RNN_RELU
 from tests.problems import assert_same, build, run
 
 SHAPE = (40, 7, 2, 9)  # T, B, D, H
@@ -54,6 +55,35 @@ def test_a_state_goes_on_and_its_sum_may_be_cut():
         cum_update_prob=torch.linspace(0.9, 0.3, SHAPE[1], dtype=torch.float64),
     )
     assert_same(*(ran(rnn, state=state) for rnn in both), tolerance=1e-11)
+
+
+CELLS = {
+    "lstm": LSTM,
+    "gru": GRU,
+    "gru_reset_before": GRU_RESET_BEFORE,
+    "rnn": RNN,
+    "rnn_relu": RNN_RELU,
+    "layer_norm_lstm": LAYER_NORM_LSTM,
+    "layer_norm_gru": LAYER_NORM_GRU,
+}
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("gate", ["round", "bernoulli"])
+@pytest.mark.parametrize("name", CELLS)
+def test_events_equal_the_reference_with_every_cell_and_gate_from_a_state_on(name, gate, layers):
+    found, x = [], torch.randn(15, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for engine in ("events", "reference"):
+        torch.manual_seed(3)
+        rnn = SkipRNN(
+            CELLS[name], 2, 5, layers, update_bias=-0.7, gate=gate, gate_grad_clip=0.5, engine=engine,
+            dtype=torch.float64,
+        )  # fmt: skip
+        torch.manual_seed(5)
+        state = rnn(x[:6]).state  # some sequences are about to update, some are not
+        found.append(run(rnn, x[6:], lengths=[9, 0, 4, 9, 1], state=state))
+    assert 0.1 < found[0][0].update_gate.mean() < 0.9
+    assert_same(*found, tolerance=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["torch", "compiled"])
