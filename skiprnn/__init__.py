@@ -1,7 +1,16 @@
 """Skip RNN (Campos et al., ICLR 2018): recurrent networks that learn which samples to skip."""
 
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
-from skiprnn.budget import MetricCost, UsageCost, budget_loss, growing_budget_loss, target_budget_loss, used_samples
+from skiprnn.budget import (
+    MetricCost,
+    UsageCost,
+    budget_loss,
+    growing_budget_loss,
+    target_budget_loss,
+    used_cost,
+    used_samples,
+    weighted_budget_loss,
+)
 from skiprnn.cells import GRUState, LSTMState, RNNState
 from skiprnn.drop_in import DropIn
 from skiprnn.modules import SkipGRU, SkipLSTM, SkipRNN, StepOutput
@@ -32,5 +41,7 @@ __all__ = [
     "growing_budget_loss",
     "load",
     "target_budget_loss",
+    "used_cost",
     "used_samples",
+    "weighted_budget_loss",
 ]

@@ -160,6 +160,55 @@ def used_samples(update_gate: Gate, *, batch_first: bool | None = None) -> Tenso
     return _sums(_time_major(update_gate, batch_first))
 
 
+def used_cost(update_gate: Gate, weights: Tensor | PackedSequence, *, batch_first: bool | None = None) -> Tensor:
+    """What the updates of each sequence cost where samples have prices: Σ_t w_t u_t.
+
+    Args:
+        update_gate: what a network returned, or its gate, (T, B) or (B, T).
+        weights: the price of each sample, in the form of the gate; or (T,), the same of all sequences.
+        batch_first: of a batch's gate, whether it is (B, T).
+
+    Returns:
+        (B,), or () of one sequence.
+
+    Raises:
+        TypeError, ValueError: as ``budget_loss``; the prices have another shape than the gates.
+    """
+    gate = _time_major(update_gate, batch_first)
+    if isinstance(update_gate, SkipRNNOutput):
+        batch_first = isinstance(update_gate, BatchFirstOutput)
+    price = _time_major(weights, batch_first)
+    shape = gate.shape[: min(gate.dim(), 2)]
+    if price.shape not in (shape, shape[:1]):
+        raise ValueError(
+            f"weights must have the shape of the gates, {tuple(shape)} with time first, or ({len(gate)},), got "
+            f"{tuple(price.shape)}"
+        )
+    return _sums(gate * price.to(gate).reshape(*price.shape, *[1] * (gate.dim() - price.dim())))
+
+
+def weighted_budget_loss(
+    update_gate: Gate,
+    cost_per_sample: float | Tensor,
+    weights: Tensor | PackedSequence,
+    *,
+    batch_first: bool | None = None,
+) -> Tensor:
+    """A budget in which samples have prices, as where one is dearer to measure: λ Σ_t w_t u_t.
+
+    Args:
+        update_gate, weights, batch_first: as for ``used_cost``.
+        cost_per_sample: λ, the cost of using a sample of price 1.
+
+    Returns:
+        The mean cost of a sequence, a scalar.
+
+    Raises:
+        TypeError, ValueError: as ``used_cost``.
+    """
+    return cost_per_sample * used_cost(update_gate, weights, batch_first=batch_first).mean()
+
+
 def _sums(gate: Tensor) -> Tensor:
     return gate.sum((0, 2)) if gate.dim() == 3 else gate.sum(0)
 

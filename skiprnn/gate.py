@@ -117,6 +117,30 @@ def advance(p: Tensor, acc: Tensor, steps: int) -> Tensor:
     return count(p.detach(), acc.detach(), steps)[1]
 
 
+def sums_of(p: Tensor, acc: Tensor, steps: int) -> Tensor:
+    """The sums of one sequence while its gate is shut, after 0, 1, ... and ``steps`` steps, (1,), (1,) -> (steps + 1,).
+
+    Beside ``advance`` this is for a gate that draws, whose sum may pass 0.5.
+    """
+    added_up = torch.cat([acc.detach(), p.detach().expand(steps)]).cpu().numpy()
+    return torch.from_numpy(np.add.accumulate(added_up)).clamp(max=1).to(acc)  # as added() cuts them
+
+
+def drawn_steps(p: Tensor, acc: Tensor, draws: Tensor) -> int:
+    """How many of the following steps do not open a gate that draws, of one sequence.
+
+    Args:
+        p, acc: (1,), constant probability and the sum so far.
+        draws: (n,), on the CPU, what the sums of the following steps are compared with.
+
+    Returns:
+        0 to n, where none of them does.
+    """
+    sums = sums_of(p, acc, len(draws))[1:].cpu()
+    opens = (~(sums <= draws)).nonzero()  # NaN opens it, as everywhere
+    return int(opens[0]) if len(opens) else len(draws)
+
+
 def count(p: Tensor, acc: Tensor, limit: Tensor | int) -> tuple[Tensor, Tensor]:
     """How long the gate stays shut.
 

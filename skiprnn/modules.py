@@ -3,7 +3,7 @@
 import operator
 import warnings
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class SkipRNN(RecurrentStack):
 
     update_weight: nn.Parameter
     update_bias: nn.Parameter
+    draws_in_eval = False  # see draw_in_eval
 
     def __init__(
         self,
@@ -120,6 +121,30 @@ class SkipRNN(RecurrentStack):
             nn.init.xavier_uniform_(update_weight[None])
             nn.init.constant_(update_bias, self._update_bias_at_first)
 
+    def draw_in_eval(self, mode: bool = True) -> Self:
+        """Let a Bernoulli gate draw after ``eval()`` too, or round there again.
+
+        Draws are from torch's generator: after the same ``torch.manual_seed`` they are the same.
+
+        Args:
+            mode: whether it draws.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ValueError: the gate rounds always.
+        """
+        if mode and self.gate != "bernoulli":
+            raise ValueError("a gate that rounds has nothing to draw: make the module with gate='bernoulli'")
+        self.draws_in_eval = mode
+        return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether the gate draws now, instead of rounding."""
+        return self.gate == "bernoulli" and (self.training or self.draws_in_eval)
+
     def flatten_parameters(self) -> None:
         """Do nothing: this is for what calls it of ``torch.nn.LSTM``."""
 
@@ -127,10 +152,10 @@ class SkipRNN(RecurrentStack):
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
     ) -> Solution:
         if not self.bidirectional:
-            return self._solve(x, states, gate, lengths, every_step, dropout=self._drawn_dropout(x))
+            return self._solve(x, states, gate, lengths, every_step, "", self._drawn_dropout(x), self._drawn(x))
 
         def run(suffix: str, x: Tensor, states: list[LayerState], gate: GateState) -> Solution:
-            return self._solve(x, states, gate, lengths, every_step, suffix, self._drawn_dropout(x))
+            return self._solve(x, states, gate, lengths, every_step, suffix, self._drawn_dropout(x), self._drawn(x))
 
         return run_both(run, x, states, gate, lengths, every_step)
 
@@ -143,13 +168,14 @@ class SkipRNN(RecurrentStack):
         every_step: bool = True,
         suffix: str = "",
         dropout: Dropout | None = None,
+        draws: Tensor | None = None,
     ) -> Solution:
         """Run one direction."""
         self._check_bound()
         weights = (self.layers(suffix), *self._gate_weights(suffix))
         problem = Problem(
             self.cell, *weights, x, states, gate, lengths, gate_grad_clip=self.gate_grad_clip, every_step=every_step,
-            bounds=self.bounds, dropout=dropout, draws=self._draws(x),
+            bounds=self.bounds, dropout=dropout, draws=draws,
         )  # fmt: skip
         return solve(self.engine, problem)
 
@@ -165,8 +191,8 @@ class SkipRNN(RecurrentStack):
         ]
         return Dropout(torch.stack(layers), 1 / keep if keep else 0.0)
 
-    def _draws(self, x: Tensor) -> Tensor | None:
-        return torch.rand(x.shape[:2], device=x.device) if self.training and self.gate == "bernoulli" else None
+    def _drawn(self, x: Tensor) -> Tensor | None:
+        return torch.rand(x.shape[:2], device=x.device) if self.draws else None
 
     def _check_bound(self) -> None:
         if self.gate_grad_clip is not None and not self.gate_grad_clip > 0:
@@ -185,9 +211,10 @@ class SkipRNN(RecurrentStack):
             them pass. For one sequence on the CPU, ``Stream`` does all of this in compiled code.
 
         Raises:
-            ValueError: an argument has the wrong shape, type or range, or the network is bidirectional.
+            ValueError: an argument has the wrong shape, type or range, the network is bidirectional, or its gate draws.
         """
         self.check_step_by_step()
+        self._check_rounds()
         if x.dim() != 2:
             raise ValueError(f"x must be (B, D) with D = {self.input_size}, got shape {tuple(x.shape)}")
         output, state, _ = self(x[:, None] if self.batch_first else x[None], state, every_step=False)
@@ -198,11 +225,12 @@ class SkipRNN(RecurrentStack):
         """The state after ``n`` more steps, in all of which every sequence skips its sample.
 
         Raises:
-            ValueError: a sequence needs one of the samples, ``state`` has the wrong shape or range, or the network is
-                bidirectional.
+            ValueError: a sequence needs one of the samples, ``state`` has the wrong shape or range, the network is
+                bidirectional, or its gate draws.
         """
         n = operator.index(n)
         self.check_step_by_step()
+        self._check_rounds()
         state = self._checked_state(state, (state.update_prob.numel(),))
         skips = skipped_steps(state.update_prob, state.cum_update_prob)
         most = int(skips.min()) if len(skips) else n
@@ -214,17 +242,25 @@ class SkipRNN(RecurrentStack):
         """Refuse to go sample by sample where that cannot be.
 
         Raises:
-            ValueError: the network is bidirectional, or its gate draws.
+            ValueError: the network is bidirectional, or its gate draws in training.
         """
         if self.bidirectional:
             raise ValueError("a bidirectional network cannot go sample by sample: it also reads from the end")
         if self.training and self.gate == "bernoulli":
             raise ValueError("in training a Bernoulli gate cannot say what it will skip: call eval(), then it rounds")
 
+    def _check_rounds(self) -> None:
+        if self.draws:
+            raise ValueError(
+                "a state does not hold what a Bernoulli gate will draw: follow the sequence with a Stream, which draws "
+                "ahead, or call draw_in_eval(False)"
+            )
+
     def extra_repr(self) -> str:
         bound = "" if self.gate_grad_clip is None else f", gate_grad_clip={self.gate_grad_clip:g}"
         skips = "" if self.bounds == UNBOUNDED else f", min_skip={self.min_skip}, max_skip={self.max_skip}"
         kind = "" if self.gate == "round" else f", gate={self.gate!r}"
+        kind += ", draws_in_eval=True" if self.draws_in_eval else ""
         return f"{super().extra_repr()}{bound}{skips}{kind}, engine={self.engine!r}"
 
 
@@ -260,7 +296,8 @@ class SkipLSTM(SkipRNN):
             probability is scaled to where it skips so many.
         gate: ``"round"``, the paper's, opens where its sum is above 0.5; ``"bernoulli"``, the paper's authors' own
             suggestion, with its sum as the probability, drawn from torch's generator at every step. It draws in
-            training, ``train()``, and rounds after ``eval()``. Gradients are straight-through either way.
+            training, ``train()``, and rounds after ``eval()``, unless ``draw_in_eval()`` was called. Gradients are
+            straight-through either way.
         engine: ``"reference"``, the definition, computes every step; ``"events"`` computes updates and, in the
             backward pass, candidates of skipped steps, with the same results; ``"triton"`` does so in one GPU kernel
             each way, for one layer of up to 128 float32 units; ``"graph"`` on a GPU for any number of layers and units,

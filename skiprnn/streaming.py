@@ -13,6 +13,9 @@ from skiprnn.gate import GateState
 from skiprnn.modules import SkipRNN
 from skiprnn.stack import State
 
+AHEAD = 32  # samples whose draws are made at a time, at least
+FURTHEST = 2**20  # and at most: a gate that none of them opens, its probability below 1e-11, counts as shut for good
+
 
 class Stream:
     """A trained Skip RNN that follows one sequence.
@@ -24,16 +27,20 @@ class Stream:
     made, those of the head never. A stream belongs to one thread, but several streams run in parallel: ``feed`` lets
     other threads run.
 
+    A Bernoulli gate that draws, after ``rnn.draw_in_eval()``, is drawn ahead, so that here too it is known what will be
+    skipped: a number a sample, the numbers that ``rnn`` would draw for it on the CPU.
+
     Args:
         rnn: a ``SkipLSTM``, ``SkipGRU`` or other ``SkipRNN``, of any number of layers.
         head: maps the last layer's h, (1, H), to a prediction, (1, ...); None predicts h itself.
         embed: maps a sample, whatever it is, to (D,) numbers; called for used samples only. None: samples are numbers.
         state: a state of batch size 1 to go on from; None is the initial state.
+        generator: what a gate that draws draws from, on the CPU; None: torch's own.
 
     Raises:
         TypeError: ``rnn`` is not a Skip RNN.
-        ValueError: ``rnn`` is bidirectional, ``state`` is not one of batch size 1, or its gate holds what is no
-            probability.
+        ValueError: ``rnn`` is bidirectional, or its gate is Bernoulli and it is in training; ``state`` is not one of
+            batch size 1, or its gate holds what is no probability.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class Stream:
         head: Callable[[Tensor], Tensor] | None = None,
         embed: Callable[[Any], Any] | None = None,
         state: State | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         if not isinstance(rnn, SkipRNN):
             raise TypeError(f"a stream needs a SkipLSTM, SkipGRU or other SkipRNN, got {type(rnn).__name__}")
@@ -49,8 +57,10 @@ class Stream:
         self.rnn = rnn
         self.head = head
         self.embed = embed
+        self._generator = generator
+        self._draws = torch.empty(0) if rnn.draws else None  # what the next samples' sums are compared with
         packed = None
-        if native.unfit(rnn.cell, tuple(rnn.parameters())) is None:
+        if self._draws is None and native.unfit(rnn.cell, tuple(rnn.parameters())) is None:
             weights = rnn.layers(), rnn.update_weight, rnn.update_bias
             packed = native.PackedStack(rnn.cell, *weights, bounds=rnn.bounds, rounded=native.rounding())
         with torch.inference_mode(False), torch.no_grad():  # tensors that may be written to anywhere
@@ -60,7 +70,6 @@ class Stream:
             self._states: list[Tensor] = [s.new_zeros(rnn.num_layers, units) for s in tensors[:-2]]
             self._p, self._zero = torch.ones_like(tensors[-2]), torch.zeros_like(tensors[-1])
         self._start: State = type(initial)(*tensors)
-        self._start_skips = int(gate.skipped_steps(self._start.update_prob, self._start.cum_update_prob))
         self._follower = None if packed is None else native.Follower(packed, self._states, self._p)
         self.reset(state)
 
@@ -78,7 +87,7 @@ class Stream:
         self._p.copy_(given.update_prob)
         self._acc = given.cum_update_prob.detach().to(self._zero, copy=True)
         self._since = 0  # samples that passed since the sum was _acc
-        self._skips = self._start_skips if state is None else int(gate.skipped_steps(self._p, self._acc))
+        self._skips = 0 if state is None else self._to_skip()  # a sequence's first sample is always used
         self._position = self._used = 0
 
     @property
@@ -111,8 +120,7 @@ class Stream:
     def state(self) -> State:
         """The state to go on from, as ``rnn(...)`` returns it for a batch of one."""
         states = [s[:, None, : self.rnn.hidden_size].clone() for s in self._states]
-        acc = gate.advance(self._p, self._acc, self._since)  # brought up to date only where it is asked for
-        return self.rnn._state(states, GateState(self._p.clone(), acc))
+        return self.rnn._state(states, self._gate())
 
     def advance(self, n: int) -> None:
         """Let ``n`` samples pass, all of which are skipped.
@@ -192,6 +200,8 @@ class Stream:
     def _pass(self, n: int) -> None:
         self._position += n
         self._since += n
+        if self._draws is not None:
+            self._draws = self._draws[n:]
         if self._skips != gate.NEVER:
             self._skips -= n
 
@@ -203,15 +213,45 @@ class Stream:
         else:
             with torch.no_grad():
                 states = [tuple(s[k : k + 1] for s in self._states) for k in range(self.rnn.num_layers)]
-                before = GateState(self._p, gate.advance(self._p, self._acc, self._since))
-                _, after, now, update_gate = self.rnn._solve(samples[:, None], states, before, every_step=False)
+                draws = None if self._draws is None else self._drawn(len(samples))[:, None].to(samples.device)
+                _, after, now, update_gate = self.rnn._solve(
+                    samples[:, None], states, self._gate(), every_step=False, draws=draws
+                )
             for mine, tensors in zip(self._states, zip(*after, strict=True), strict=True):
                 mine.copy_(torch.cat(tensors))
             self._p.copy_(now.update_prob)
             self._acc, self._since = now.cum_update_prob, 0
-            used, self._skips = int(update_gate.sum()), int(gate.skipped_steps(self._p, self._acc))
+            if self._draws is not None:
+                self._draws = self._draws[len(samples) :]
+            used, self._skips = int(update_gate.sum()), self._to_skip()
         self._position += len(samples)
         self._used += used
+
+    def _gate(self) -> GateState:
+        """The gate's state, its sum brought up to date only where it is asked for."""
+        if self._draws is None:
+            acc = gate.advance(self._p, self._acc, self._since)
+        else:
+            acc = gate.sums_of(self._p, self._acc, self._since)[-1:]
+        return GateState(self._p.clone(), acc)
+
+    def _to_skip(self) -> int:
+        """How many samples will be skipped after the last one that passed, whose sum is ``_acc``."""
+        if self._draws is None:
+            return int(gate.skipped_steps(self._p, self._acc))
+        ahead = max(len(self._draws), AHEAD)
+        while (steps := gate.drawn_steps(self._p, self._acc, self._drawn(ahead))) == ahead:
+            if ahead >= FURTHEST:
+                return gate.NEVER
+            ahead *= 2
+        return steps
+
+    def _drawn(self, n: int) -> Tensor:
+        """The draws of the next ``n`` samples."""
+        assert self._draws is not None
+        if n > len(self._draws):
+            self._draws = torch.cat([self._draws, torch.rand(n - len(self._draws), generator=self._generator)])
+        return self._draws[:n]
 
     def _numbers(self, samples: Any) -> Tensor:
         if isinstance(samples, np.ndarray) and not samples.flags.writeable:

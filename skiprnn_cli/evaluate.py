@@ -32,6 +32,10 @@ Examples:
 @click.option(
     "--confusion", type=options.PATH, help="Draw which classes are taken for which: a .png, .pdf or .svg file."
 )
+@click.option(
+    "--sample", is_flag=True, help="Let a Bernoulli gate draw, as in training; without this it rounds, as any gate."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the draws of --sample.  [default: the run's]")
 @options.overwrite
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -43,6 +47,8 @@ def command(
     cell: str | None,
     per_class: bool | None,
     confusion: Path | None,
+    sample: bool,
+    seed: int | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -62,12 +68,14 @@ def command(
     """
     from pipelines.runs.evaluation import evaluate_run
 
+    if seed is not None and not sample:
+        raise click.UsageError("--seed is of what --sample draws; add that, or drop --seed.")
     run = options.chosen_run(run, cell)
     if confusion is not None:
         from pipelines.runs.figures import check_confusion
 
         check_confusion(run, confusion, overwrite=overwrite)  # before the work
-    report = evaluate_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
+    report = evaluate_run(run, split=split, checkpoint=checkpoint, data=data, device=device, sample=sample, seed=seed)
     options.say_reordered(report.columns_reordered)
     if confusion is not None:
         from pipelines.runs.figures import plot_confusion
@@ -94,10 +102,11 @@ def _text(r: "RunEvaluation") -> str:
     plain_milliseconds = 1e3 * r.seconds_per_sequence_without_skipping
     lines = {
         "run": f"{r.run}, checkpoint {r.checkpoint} of step {r.step}",
-        "model": f"{r.model} on {r.task}, {r.sequences:,} {r.split} sequences",
+        "model": f"{r.model}{' that draws' if r.sampled else ''} on {r.task}, {r.sequences:,} {r.split} sequences",
         r.metric_name: f"{r.metric:.6g}{solved}",
         **{name: f"{value:.6g}" for name, value in r.other_metrics.items()},
         "used samples": f"{r.used_mean:.2f} ± {r.used_std:.2f} of {given} ({r.used_percent:.1f} %)",
+        **({} if r.price is None else {"price": f"{r.price:.2f} λ a sequence, growth and features included"}),
         "cost": f"{r.cost:.3g} multiply-accumulates a sequence; without skipping {r.cost_without_skipping:.3g}",
         "time": f"{milliseconds:.3f} ms a sequence; without skipping {plain_milliseconds:.3f} ms: skipping is "
         f"{plain_milliseconds / milliseconds:.2f}x as fast ({r.device}, batch {r.batch_size})",

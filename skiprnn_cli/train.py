@@ -28,6 +28,7 @@ from pipelines.runs.config import (
     WITH_BASELINES,
     TrainConfig,
     configure,
+    dear_feature,
     is_own_cell,
     preset_of,
 )
@@ -40,12 +41,31 @@ if TYPE_CHECKING:
     from pipelines.parallel.team import Team
     from pipelines.runs.training import Outcome
 
-OF_THE_GATE = ("lam", "lam_warmup", "keep", "target_usage", "gate_clip", "gate", "min_skip", "max_skip")
+OF_THE_GATE = (
+    "lam", "lam_warmup", "cost_growth", "feature_cost", "keep", "target_usage", "gate_clip", "gate", "min_skip",
+    "max_skip",
+)  # fmt: skip
 FOR_CELL_NOTE = "".join(
     f"; {preset} {cell}{f' on {task}' if task else ''}: "
     f"{', '.join(f'{name} {value}' for name, value in changes.items())}"
     for (task, preset, cell), changes in FOR_CELL.items()
 )
+
+
+class FeatureCost(options.ParamType[str]):
+    """A feature and its cost."""
+
+    name = "feature=cost"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            dear_feature(str(value))
+        except SkipRNNError as error:
+            self.fail(f"{error}.", param, ctx)
+        return str(value)
+
+
+FEATURE_COST = FeatureCost()
 
 
 def preset_option(flag: str, field: str, kind: Any, text: str) -> Callable[[Any], Any]:
@@ -129,6 +149,20 @@ Examples:
 @preset_option("--lam", "lam", options.Number(min=0), "λ, the loss of using one sample.")
 @preset_option(
     "--lam-warmup", "lam_warmup", click.IntRange(min=0), "Steps over which λ rises from 0 to what it is; 0: at once."
+)
+@preset_option(
+    "--cost-growth",
+    "cost_growth",
+    options.Number(min=0),
+    "How much dearer each step makes a sample, in units of λ: one at step t costs λ (1 + GROWTH t).",
+)
+@click.option(
+    "--feature-cost",
+    type=FEATURE_COST,
+    multiple=True,
+    callback=lambda ctx, param, value: ",".join(value) or None,
+    help="What a used sample costs on top, in units of λ, where this feature, a number from 0, is not 0, which stands "
+    "for not measured; may be given for several.",
 )
 @preset_option(
     "--keep",

@@ -21,7 +21,7 @@ CONTEXT.set_forkserver_preload(["tests.forked", "torch._dynamo"])  # the latter 
 
 
 def start(work: Callable[..., Any], *arguments: Any) -> tuple[ForkServerProcess, Connection]:
-    """Start a function of this module; at the end of the connection there is what it returns or raises."""
+    """Start a function of a module of ours; at the end of the connection there is what it returns or raises."""
     ours, theirs = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_begin, args=(theirs, work, arguments))
     with contextlib.chdir(Path(__file__).parents[1]):  # where the process to fork from finds this module

@@ -1,8 +1,9 @@
 """Compile the GPU kernels for an H100, without one, and print what each takes.
 
-    python -m tests.sm90 lstm,1,bf16,256 gru,300,float32,64
+    python -m tests.sm90 [--code] lstm,1,bf16,256 gru,300,float32,64
 
-Each argument is a problem: cell, features, precision of the products, batch, and units if they are not 110.
+Each argument is a problem: cell, features, precision of the products, batch, and units if they are not 110. With
+``--code`` instructions are counted too, which takes most of the time.
 """
 
 import inspect
@@ -22,6 +23,8 @@ from skiprnn.engines import triton as triton_events
 from skiprnn.engines import triton_kernels
 
 CELLS = {"lstm": LSTM, "gru": GRU}
+CODE = "--code"
+OPERATION = r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_]+)"  # of a dump of instructions
 
 SIZES = ("T", "B", "gg_t", "gg_b", "x_t", "x_b", "go_t", "go_b")
 LONGS = ("ends", "first")  # pointers to int64
@@ -29,7 +32,7 @@ INTEGERS = ("until", "t_at", "updates", "t_rows")  # and to int32
 
 
 def compiled(kernel, precision, **options):
-    """Registers, bytes of stack, where registers are spilled, shared memory, instructions and barriers of a kernel."""
+    """What a kernel takes, as ``report`` says it."""
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {name: options[name] for name in names if name in options}
     narrow = set()
@@ -65,24 +68,24 @@ def compiled(kernel, precision, **options):
 
 
 def report(program):
-    """What the compiler says of a kernel."""
+    """Registers, bytes of stack, where some are spilled, and shared memory; if asked, instructions and barriers."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(program.asm["cubin"])
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        said, code = (
-            subprocess.run([tool, option, binary], capture_output=True, text=True, check=True).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        )
+        said = _dumped(binary, "--dump-resource-usage")
+        operations = re.findall(OPERATION, _dumped(binary, "--dump-sass")) if CODE in sys.argv else None
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
-    operations = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_]+)", code)
-    return {
-        "instructions": len(operations),
-        "barriers": operations.count("BAR"),
+    counts = {} if operations is None else {"instructions": len(operations), "barriers": operations.count("BAR")}
+    return counts | {
         "registers": found["REG"],
         "stack": found["STACK"] + found["LOCAL"],
         "shared": program.metadata.shared,
     }
+
+
+def _dumped(binary, option):
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, option, binary], capture_output=True, text=True, check=True).stdout
 
 
 def usage(cell, D, precision, batch, H=110):
@@ -103,7 +106,7 @@ def usage(cell, D, precision, batch, H=110):
 
 
 if __name__ == "__main__":
-    for case in sys.argv[1:]:
+    for case in [word for word in sys.argv[1:] if word != CODE]:
         name, D, precision, batch, *units = case.split(",")
         print(
             json.dumps({"case": case, **usage(CELLS[name], int(D), precision, int(batch), *map(int, units))}),

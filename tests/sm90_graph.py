@@ -1,8 +1,8 @@
 """Compile the kernels for large stacks for an H100, without one, and print what each takes.
 
-    python -m tests.sm90_graph lstm,512,bf16 gru,100,fp32
+    python -m tests.sm90_graph [--code] lstm,512,bf16 gru,100,fp32
 
-Each argument is a problem of two layers: cell, units, precision of the products.
+Each argument is a problem of two layers: cell, units, precision of the products. ``--code`` as for ``tests.sm90``.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from skiprnn.engines import graph_iterations, graph_kernels
-from tests.sm90 import report
+from tests.sm90 import CODE, report
 
 KINDS = {  # of arguments; others are pointers to float32
     "i32": ("i", "B", "T", "start", "x_t", "x_b", "D"),
@@ -70,6 +70,6 @@ def usage(cell, units, precision):
 
 
 if __name__ == "__main__":
-    for case in sys.argv[1:]:
+    for case in [word for word in sys.argv[1:] if word != CODE]:
         cell, units, precision = case.split(",")
         print(json.dumps({"case": case, **usage(cell, int(units), precision)}), flush=True)

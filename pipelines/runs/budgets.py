@@ -70,4 +70,4 @@ def objective(config: TrainConfig, task: Task, result: Evaluation, steps: float)
     if config.target_usage is not None:
         off = abs(usage / config.target_usage - 1)
         return result.loss if off <= NEAR else MISSED + off
-    return result.loss + config.lam * result.used_mean
+    return result.loss + config.lam * result.price

@@ -9,6 +9,24 @@ from typing import Any
 from pipelines.errors import SkipRNNError
 
 
+def dear_feature(text: str) -> tuple[int, float]:
+    """A feature's number and cost, from "2=5".
+
+    Raises:
+        SkipRNNError: it says no such thing.
+    """
+    feature, _, cost = text.partition("=")
+    try:
+        number, price = int(feature), float(cost)
+    except ValueError:
+        number, price = -1, 0.0
+    if number < 0 or not 0 < price < math.inf:
+        raise SkipRNNError(
+            f"a feature's cost is FEATURE=COST, such as 2=5, a number from 0 and one above, got {text!r}"
+        )
+    return number, price
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """All that decides a run's result, saved whole as the run's ``config.json``."""
@@ -31,6 +49,8 @@ class TrainConfig:
     max_skip: int | None = None  # samples skipped in a row, at most
     lam: float = 0.0  # budget: cost_per_sample
     lam_warmup: int = 0  # steps over which λ rises from 0 to lam
+    cost_growth: float = 0.0  # how much dearer each step makes a sample, in units of λ
+    feature_cost: str = ""  # what features cost on top, in units of λ, where they are not 0: "2=5,4=0.5"
     keep: float | None = None  # λ is found: the metric that is to be kept with as few samples as can be
     target_usage: float | None = None  # λ is found: the share of the samples that is to be used
     lr: float = 1e-4
@@ -67,6 +87,16 @@ class TrainConfig:
             raise SkipRNNError(f"decay_from must lie in 0..1, 1 excluded, got {self.decay_from}")
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise SkipRNNError(f"lam must be zero or a positive number, got {self.lam}")
+        if not (math.isfinite(self.cost_growth) and self.cost_growth >= 0):
+            raise SkipRNNError(f"cost_growth must be zero or a positive number, got {self.cost_growth}")
+        if len(self.dear_features) < self.feature_cost.count("="):
+            raise SkipRNNError(f"feature_cost names a feature twice: {self.feature_cost}")
+        if self.has_prices and not self.lam:
+            raise SkipRNNError("cost_growth and feature_cost are in units of lam, which is not given or found; give it")
+        if self.has_prices and (self.keep or self.target_usage):
+            raise SkipRNNError(
+                "keep and target_usage count samples, whatever they cost; drop cost_growth, feature_cost"
+            )
         if self.keep is not None and self.target_usage is not None:
             raise SkipRNNError("keep and target_usage ask for different numbers of samples; give one of them")
         if self.target_usage is not None and self.target_usage > 1:
@@ -105,6 +135,16 @@ class TrainConfig:
                 f"the baselines, the plain cell and skipping at random, are of {' and '.join(WITH_BASELINES)} alone; "
                 f"{self.cell} needs skip = true, in a sweep a --lam other than none"
             )
+
+    @property
+    def dear_features(self) -> dict[int, float]:
+        """What features cost, by their number, on top of their sample, in units of λ."""
+        return dict(map(dear_feature, filter(None, self.feature_cost.split(","))))
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether samples differ in what they cost."""
+        return bool(self.cost_growth or self.dear_features)
 
     @property
     def model_name(self) -> str:

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from pipelines.data.sequences import Sequences, Split
+from pipelines.errors import SkipRNNError
 from pipelines.parallel.team import ALONE, Team
 from pipelines.runs.classes import OfClass, by_class
 from pipelines.runs.config import WITH_BASELINES, TrainConfig
 from pipelines.runs.load import TrainedRun, load_run
 from pipelines.runs.model import autocast, stream, without_skipping
+from pipelines.runs.prices import prices
 from pipelines.seeds import derive_seed
 from pipelines.tasks import Task
 from pipelines.tasks.base import ClassificationTask
-from skiprnn import compiled, used_samples
+from skiprnn import SkipRNN, compiled, used_cost, used_samples
 from skiprnn.networks import ModelOutput, SequenceModel
 
 TIMED_REPEATS = 5
@@ -34,6 +36,7 @@ class Evaluation:
     metric: float
     used_mean: float  # samples a sequence
     used_std: float  # over the sequences
+    price: float  # of a sequence's used samples, in units of λ
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,19 @@ class RunEvaluation:
     not_faster: str | None  # why skipping saves no time at that batch size, where it does not
     alone_not_faster: str | None  # the same of one sequence at a time
     by_class: list[OfClass]  # of tasks with classes
+    sampled: bool = False  # whether the gate drew
+    price: float | None = None  # of a sequence's used samples, in units of λ; None: each costs 1
 
 
 def evaluate_run(
-    run: Path, *, split: str = "test", checkpoint: str = "best", data: Path | None = None, device: str | None = None
+    run: Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "best",
+    data: Path | None = None,
+    device: str | None = None,
+    sample: bool = False,
+    seed: int | None = None,
 ) -> RunEvaluation:
     """Evaluate a trained run on a split of its data: metric, used samples, cost and time.
 
@@ -80,14 +92,18 @@ def evaluate_run(
         checkpoint: "best" or "last".
         data: a data file instead of the run's own.
         device: a device instead of the run's own.
+        sample: let a Bernoulli gate draw, as in training, instead of rounding.
+        seed: of these draws; None: the run's.
 
     Raises:
-        SkipRNNError: the run, its checkpoint or its data cannot be read.
+        SkipRNNError: the run, its checkpoint or its data cannot be read; or the gate is to draw, and rounds always.
     """
     trained = load_run(run, split=split, checkpoint=checkpoint, data=data, device=device)
     config, task, model = trained.config, trained.task, trained.model
     sequences = trained.sequences
-    torch.manual_seed(derive_seed(config.seed, "evaluate"))
+    if sample:
+        _let_draw(model, run)
+    torch.manual_seed(derive_seed(config.seed if seed is None else seed, "evaluate"))
     outputs: list[Tensor] = []
     gates: list[Tensor] = []
 
@@ -133,6 +149,8 @@ def evaluate_run(
         not_faster=_not_faster(config, used_percent, seconds, plain_seconds, batch.x.is_cuda),
         alone_not_faster=_alone_not_faster(trained, used_percent, alone, plain_alone),
         by_class=by_class(task, output, gate, sequences) if isinstance(task, ClassificationTask) else [],
+        sampled=sample,
+        price=result.price if config.has_prices else None,
     )
 
 
@@ -165,6 +183,15 @@ def _used(said: ModelOutput) -> Tensor:
     return used_samples(said.update_gate, batch_first=True)
 
 
+def _let_draw(model: SequenceModel, run: Path) -> None:
+    rnn = model.rnn
+    if not isinstance(rnn, SkipRNN) or rnn.gate == "round":
+        raise SkipRNNError(
+            f"{run} has no gate that draws, so --sample has nothing to act on; drop it, or train with --gate bernoulli"
+        )
+    rnn.draw_in_eval()
+
+
 @torch.inference_mode()
 def evaluate(
     model: SequenceModel,
@@ -178,7 +205,7 @@ def evaluate(
 
     ``on_prediction`` is given what the model says of this process's part, batch by batch.
     """
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     rows, size = team.part(len(sequences)), 4 * config.batch_size
     training = model.training
     model.eval()
@@ -190,19 +217,21 @@ def evaluate(
             said = (prediction.output, batch.y, batch.lengths)
             loss, scores = task.loss(*said), task.scores(*said)
             on_prediction(prediction)
-            found.append((loss * len(batch), scores, _used(prediction)))
+            spent = used_cost(prediction.update_gate, prices(config, batch.x), batch_first=True)
+            found.append((loss * len(batch), scores, _used(prediction), spent))
     finally:
         model.train(training)
     if team.size > 1:
-        mine = [(loss.cpu(), scores.cpu(), used.cpu()) for loss, scores, used in found]
+        mine = [(loss.cpu(), scores.cpu(), used.cpu(), spent.cpu()) for loss, scores, used, spent in found]
         found = [of_batch for part in team.gather(mine) for of_batch in part]
-    losses, metrics, counts = zip(*found, strict=True)
+    losses, metrics, counts, spendings = zip(*found, strict=True)
     used = torch.cat(counts).double()
     return Evaluation(
         loss=torch.stack(losses).double().sum().item() / len(sequences),
         metric=task.metric(torch.cat(metrics)).item(),
         used_mean=used.mean().item(),
         used_std=used.std(correction=0).item(),
+        price=torch.cat(spendings).double().mean().item(),
     )
 
 

@@ -25,10 +25,11 @@ from pipelines.runs.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.runs.evaluation import evaluate
 from pipelines.runs.logs import Logs
 from pipelines.runs.model import autocast, build_model, check_engine
+from pipelines.runs.prices import check_prices, prices
 from pipelines.runs.schedules import learning_rate, share_of_lam
 from pipelines.seeds import derive_seed
 from pipelines.tasks import Task, load_data, task_of_attributes
-from skiprnn import budget_loss, used_samples
+from skiprnn import budget_loss, used_samples, weighted_budget_loss
 from skiprnn.networks import SequenceModel
 
 CHECK_EVERY = 100  # steps between looks for a loss that is not finite
@@ -221,7 +222,9 @@ def load_training_data(config: TrainConfig) -> tuple[Task, DataFile]:
         SkipRNNError: they cannot be read.
     """
     splits = ("val",) if config.fresh_batches else ("train", "val")
-    return load_data(Path(config.data), config.task, splits, true_lengths=config.true_lengths)
+    task, data = load_data(Path(config.data), config.task, splits, true_lengths=config.true_lengths)
+    check_prices(config, data.splits["val"])
+    return task, data
 
 
 def change_run(run: Path, *, accept: bool = False, **changes: Any) -> None:
@@ -287,7 +290,10 @@ def _step(
         task_loss = task.loss(prediction, batch.y, batch.lengths)
         steps = update_gate.shape[1] if batch.lengths is None else batch.lengths.double().mean()
         usage = update_gate.detach().sum(1).mean() / steps
-        budget = budget_loss(update_gate, cost(usage), batch_first=True)
+        if config.has_prices:
+            budget = weighted_budget_loss(update_gate, cost(usage), prices(config, batch.x), batch_first=True)
+        else:
+            budget = budget_loss(update_gate, cost(usage), batch_first=True)
         loss = task_loss + budget
         acting = loss if lam_share == 1 else task_loss + budget * lam_share
         (acting if team.size == 1 else acting * share).backward()  # type: ignore[no-untyped-call]

@@ -2,8 +2,19 @@
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
-from skiprnn import MetricCost, SkipGRU, UsageCost, budget_loss, growing_budget_loss, target_budget_loss, used_samples
+from skiprnn import (
+    MetricCost,
+    SkipGRU,
+    UsageCost,
+    budget_loss,
+    growing_budget_loss,
+    target_budget_loss,
+    used_cost,
+    used_samples,
+    weighted_budget_loss,
+)
 
 GATE = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])  # (T, B) = (3, 2); uses 2 and 3 samples
 
@@ -24,6 +35,36 @@ def test_gradient_of_the_budget_is_lambda_over_the_batch():
     gate = GATE.clone().requires_grad_()
     budget_loss(gate, 0.1, batch_first=False).backward()
     torch.testing.assert_close(gate.grad, torch.full((3, 2), 0.05))
+
+
+WEIGHTS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_samples_that_have_prices(batch_first):
+    gate = (GATE.T if batch_first else GATE).clone().requires_grad_()
+    weights = WEIGHTS.T if batch_first else WEIGHTS
+    assert used_cost(gate, weights, batch_first=batch_first).tolist() == [6, 12]
+    loss = weighted_budget_loss(gate, 0.1, weights, batch_first=batch_first)
+    assert loss.item() == pytest.approx(0.9)
+    torch.testing.assert_close(torch.autograd.grad(loss, gate)[0], 0.1 * weights / 2)
+    loss = weighted_budget_loss(gate, 0.1, torch.tensor([1.0, 1.5, 2.0]), batch_first=batch_first)
+    other = growing_budget_loss(gate, 0.1, 0.5, batch_first=batch_first)
+    torch.testing.assert_close(loss, other)
+    torch.testing.assert_close(*(torch.autograd.grad(one, gate)[0] for one in (loss, other)))
+
+
+def test_prices_of_every_form():
+    assert used_cost(GATE[:, 0], WEIGHTS[:, 0]) == 6
+    packed = [pack_padded_sequence(tensor, [2, 3], enforce_sorted=False) for tensor in (GATE, WEIGHTS)]
+    assert used_cost(*packed).tolist() == [1, 12]
+    assert used_cost(packed[0], torch.tensor([1.0, 3.0, 5.0])).tolist() == [1, 9]
+    both_ways = torch.stack([GATE, 1 - GATE], dim=-1)
+    assert used_cost(both_ways, WEIGHTS, batch_first=False).tolist() == [9, 12]
+    assert used_cost(both_ways, WEIGHTS[:, 0], batch_first=False).tolist() == [9, 9]
+    for weights in (torch.ones(2), torch.ones(2, 3), torch.ones(3, 1), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match=r"weights must have the shape of the gates, \(3, 2\) with time first, or"):
+            used_cost(GATE, weights, batch_first=False)
 
 
 def test_unknown_norm():

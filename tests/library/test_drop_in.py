@@ -12,6 +12,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from skiprnn import SkipGRU, SkipLSTM, Stream, budget_loss
+from tests.forked import start
+from tests.spread import Model, batch, gradients, gradients_of_half
 
 LENGTHS = [9, 9, 6, 3, 1]
 MIXED = [6, 1, 9, 3, 9]
@@ -171,6 +173,20 @@ def test_copies(options, tmp_path):
     assert torch.equal(other(x).output, output)
 
 
+@pytest.mark.parametrize("shape", [(9, 0, 3), (0, 5, 3)])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_batches_and_sequences_of_nothing(kind, shape):
+    """A batch of none is as torch has it; sequences of no steps, which torch refuses, leave the state as it was."""
+    ours, theirs = twins(kind, 3, 4, 2)
+    output, last = in_torchs_form(ours)(torch.zeros(shape, dtype=torch.float64))
+    assert output.shape == (*shape[:2], 4)
+    if shape[0]:
+        assert [t.shape for t in tensors(last)] == [t.shape for t in tensors(theirs(torch.zeros(shape).double())[1])]
+    else:
+        assert not torch.cat(tensors(last)).any()
+    output.sum().backward()
+
+
 def test_weights_of_more_layers_both_ways_do_not_fit():
     theirs = nn.LSTM(3, 4, 2, bidirectional=True)
     with pytest.raises(RuntimeError, match=r"size mismatch for weight_ih_l1: .* torch.Size\(\[16, 8\]\)"):
@@ -276,6 +292,36 @@ def test_distributed_data_parallel(form):
         torch.distributed.destroy_process_group()
 
 
+def test_two_processes_have_the_gradients_of_one_on_the_whole_batch(tmp_path):
+    started = [start(gradients_of_half, rank, tmp_path) for rank in range(2)]
+    found = [end.recv() for _, end in started]
+    for process, _ in started:
+        process.join()
+    expected = gradients(Model(seed=0), batch())
+    assert len(expected) == 14
+    for mine in found:
+        for one, other in zip(mine, expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("form", ["skip", "torch"])
+def test_a_replica_reads_the_weights_that_data_parallel_gives_it(form):
+    """As ``torch.nn.parallel.replicate`` makes one on a GPU."""
+    rnn = SkipLSTM(3, 4, 2, bias=False, bidirectional=True)
+    module = rnn if form == "skip" else rnn.as_lstm()
+    replica = module._replicate_for_data_parallel()
+    copies = {name: parameter.detach().clone().requires_grad_() for name, parameter in module.named_parameters()}
+    for name, value in copies.items():
+        setattr(replica, name, value)
+    replica._parameters.update({name: None for name in module._parameters if name not in copies})
+    x = torch.randn(9, 5, 3)
+    output = replica(x)[0]
+    assert torch.equal(output, rnn(x).output)
+    output.sum().backward()
+    assert all(value.grad is not None for value in copies.values())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
 X = torch.randn(9, 5, 3)
 
 
@@ -287,6 +333,10 @@ X = torch.randn(9, 5, 3)
         (lambda: SkipGRU(3, 4, 2, dropout=-0.1), r"dropout must lie in 0\.\.1, got -0\.1"),
         (lambda: SkipLSTM(3, 4)(torch.randn(3)), r"must be \(T, B, D\), or \(T, D\) of one sequence, with D = 3, got"),
         (lambda: SkipLSTM(3, 4)(torch.randn(9, 2)), r"with D = 3, got shape \(9, 2\)"),
+        (lambda: SkipLSTM(3, 4)(torch.ones(9, 5, 3, dtype=torch.long)), r"must be floating point, got torch\.int64"),
+        (lambda: SkipLSTM(3, 4, batch_first=True)(X[..., :2]), r"must be \(B, T, D\), or \(T, D\) of one"),
+        (lambda: SkipGRU(3, 4).as_gru()(X, (torch.zeros(1, 5, 4),) * 2), "as a call returned it, or its h alone; got"),
+        (lambda: SkipLSTM(3, 4, 2)(X, (torch.zeros(1, 5, 4),) * 2), r"\[\(2, 5, 4\), \(2, 5, 4\)\], as a call"),
         (lambda: SkipLSTM(3, 4)(pack_sequence([torch.randn(2, 4)])), r"packed input must be \(N, D\) with D = 3"),
         (lambda: SkipLSTM(3, 4)(pack_sequence([X[:, 0]]), lengths=[9]), "a packed input has lengths of its own"),
         (lambda: SkipLSTM(3, 4)(X[:, 0], lengths=[9]), r"of one sequence, \(T, D\), pass the steps that count"),

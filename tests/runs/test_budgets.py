@@ -9,8 +9,10 @@ from pipelines.errors import SkipRNNError
 from pipelines.runs import budgets, checkpoints
 from pipelines.runs.checkpoints import Progress
 from pipelines.runs.config import TrainConfig
-from pipelines.runs.directory import read_metrics
-from pipelines.runs.evaluation import Evaluation
+from pipelines.runs.directory import load_config, read_metrics
+from pipelines.runs.evaluation import Evaluation, evaluate_run
+from pipelines.runs.load import load_run
+from pipelines.runs.prices import prices
 from pipelines.runs.training import train
 from pipelines.tasks import Adding, Sine
 
@@ -18,7 +20,7 @@ STEPS = 50
 
 
 def result(metric, used, loss=0.5):
-    return Evaluation(loss=loss, metric=metric, used_mean=used, used_std=0.0)
+    return Evaluation(loss=loss, metric=metric, used_mean=used, used_std=0.0, price=used)
 
 
 def test_lam_is_what_was_given_where_nothing_is_to_be_found():
@@ -78,9 +80,54 @@ def test_a_target_is_reached(make_run):
     assert 0.4 * 12 < sum(used) / 8 < 0.6 * 12
 
 
+def test_prices_are_of_time_and_of_features_that_were_measured():
+    config, x = TrainConfig(steps=1, lam=1.0, cost_growth=0.5, feature_cost="1=2,0=0.25"), torch.zeros(2, 3, 2)
+    assert prices(replace(config, feature_cost=""), x).tolist() == [1, 1.5, 2]
+    x[0, 1, 1] = x[1, 2, 0] = x[1, 2, 1] = -3
+    assert prices(config, x).tolist() == [[1, 3.5, 2], [1, 1.5, 4.25]]
+
+
+def test_a_run_pays_the_prices(skiprnn, adding_file):
+    options = ["--hidden", 6, "--batch-size", 32, "--steps", 2, "--eval-every", 1, "--device", "cpu", "--out", "run"]
+    dear = ["--cost-growth", 0.5, "--feature-cost", "1=2", "--feature-cost", "0=0.25", "--lam", 0.01]
+    done = skiprnn("train", "--data", adding_file, *options, *dear)
+    assert done.exit_code == 0, done.output
+    config = load_config("run")
+    assert (config.cost_growth, config.feature_cost) == (0.5, "1=2,0=0.25")
+    trained = load_run("run")
+    x = trained.sequences.x
+    with torch.no_grad():
+        gate = trained.model(x).update_gate
+    expected = (gate * (1 + 0.5 * torch.arange(12) + 2 * (x[..., 1] != 0) + 0.25 * (x[..., 0] != 0))).sum(1).mean()
+    report = evaluate_run("run")
+    assert report.price == pytest.approx(expected.item())
+    assert f"price         {report.price:.2f} λ a sequence, growth and features included" in (
+        skiprnn("evaluate", "run").stdout
+    )
+    record = read_metrics("run")[0]
+    assert record["val"]["objective"] == pytest.approx(record["val"]["loss"] + 0.01 * record["val"]["price"])
+    nearly_all = 0.01 * (12 * (1 + 0.5 * 5.5 + 0.25) + 2 * 2)
+    assert record["train"]["budget_loss"] == pytest.approx(nearly_all, rel=0.05)
+
+
+def test_prices_that_cannot_be(skiprnn, adding_file):
+    done = skiprnn("train", "--data", adding_file, "--lam", 1, "--feature-cost", "2=1", "--out", "run")
+    assert (done.exit_code, done.stderr) == (
+        1, f"Error: there is no feature 2 to have a cost: {adding_file} has features 0 to 1\n",
+    )  # fmt: skip
+    done = skiprnn("train", "--feature-cost", "speed=1")
+    assert done.exit_code == 2
+    assert "a feature's cost is FEATURE=COST, such as 2=5, a number from 0 and one above, got 'speed=1'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"cost_growth": -1.0, "lam": 1.0}, "cost_growth must be zero or a positive number, got -1.0"),
+        ({"cost_growth": 1.0}, "cost_growth and feature_cost are in units of lam, which is not given or found; give"),
+        ({"feature_cost": "0=1", "lam": 1.0, "keep": 1.0}, "keep and target_usage count samples, whatever they cost"),
+        ({"feature_cost": "0=1,0=2", "lam": 1.0}, "feature_cost names a feature twice: 0=1,0=2"),
+        ({"feature_cost": "0=-1", "lam": 1.0}, "a feature's cost is FEATURE=COST, such as 2=5, .*, got '0=-1'"),
         ({"keep": 0.9, "target_usage": 0.5}, "give one of them"),
         ({"target_usage": 1.5}, "target_usage is a share of the samples, 1 at most, got 1.5"),
         ({"keep": 0.0}, "keep must be a positive number, got 0.0"),
@@ -99,7 +146,7 @@ def test_budgets_have_names():
 
 
 def test_the_command_refuses_budgets_without_a_gate(skiprnn):
-    for option in ("--keep", "--target-usage", "--max-skip"):
+    for option in ("--keep", "--target-usage", "--max-skip", "--cost-growth"):
         refused = skiprnn("train", "--no-skip", option, 1)
         assert refused.exit_code == 2
         assert f"{option} has nothing to act on where the gate is not learned" in refused.stderr

@@ -63,7 +63,9 @@ def test_what_is_watched_is_the_validation_split():
 
 def test_two_evaluations_in_a_row_are_a_collapse():
     watch, progress, config = Watch(Adding(), 0.2, 50), Progress(step=0), TrainConfig(steps=9)
-    shut, chance, open_ = (Evaluation(1.0, metric, used, 0.0) for metric, used in ((0.2, 1), (0.2, 40), (0.001, 1)))
+    shut, chance, open_ = (
+        Evaluation(1.0, metric, used, 0.0, used) for metric, used in ((0.2, 1), (0.2, 40), (0.001, 1))
+    )
     said = []
     for result in (shut, chance, shut, open_, shut, shut, shut, chance, shut, shut):
         progress.step += 1

@@ -168,6 +168,25 @@ def test_a_gate_that_draws_is_a_runs_and_rounds_in_evaluations(make_run):
     assert (first.metric, first.used_mean) == (second.metric, second.used_mean)
 
 
+def test_a_gate_may_draw_in_evaluations(make_run, skiprnn):
+    run = make_run(gate="bernoulli")
+    drawn, other = evaluate_run(run, sample=True), evaluate_run(run, sample=True, seed=7)
+    assert drawn.sampled
+    assert drawn.used_mean != other.used_mean
+    done = skiprnn("evaluate", run, "--sample")
+    assert "Skip LSTM (bernoulli gate) that draws on adding" in done.stdout
+    assert f"used samples  {drawn.used_mean:.2f} ± {drawn.used_std:.2f} of 12" in done.stdout
+    refused = skiprnn("evaluate", run, "--seed", 7)
+    assert refused.exit_code == 2
+    assert "--seed is of what --sample draws; add that, or drop --seed." in refused.stderr
+    run = make_run("rounds", steps=1)
+    refused = skiprnn("evaluate", run, "--sample")
+    assert (refused.exit_code, refused.stderr) == (
+        1, f"Error: {run} has no gate that draws, so --sample has nothing to act on; drop it, or train with --gate "
+        "bernoulli\n",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
