@@ -16,7 +16,13 @@ HEAD = """\
 # All commands
 
 What `skiprnn COMMAND --help` (or `-h`) says, in one page. The [guide](guide.md) shows them at work.
+
+Every command has `-q`, `--quiet` (no progress and no notes, only results, warnings and errors) and `-v`, `--verbose`
+(more, and more often).
 """
+
+
+EVERYWHERE = {"--quiet", "--verbose"}
 
 
 def page() -> str:
@@ -30,7 +36,8 @@ def _sections(command: click.Command, context: click.Context, level: int) -> Ite
     yield f"{'#' * level} {context.command_path}\n"
     yield f"    {context.command_path} [OPTIONS] {arguments}".rstrip() + "\n"
     yield from (_prose(paragraph) + "\n" for paragraph in (command.help or "").split("\n\n"))
-    if options := [one for one in command.params if isinstance(one, click.Option)]:
+    options = [one for one in command.params if isinstance(one, click.Option) and not EVERYWHERE & set(one.opts)]
+    if options:
         yield "\n".join(_option(one, context) for one in options) + "\n"
     if command.epilog:
         title, _, example = command.epilog.replace("\b\n", "").partition(":")
