@@ -18,7 +18,7 @@ Gate = SkipRNNOutput | Tensor | PackedSequence
 
 NEAR = 0.1  # usage is near its target, within so much of it
 GROWTH = 1.02  # of a cost, each step, while usage is not near
-LOWERED, RAISED = 0.95, 1.1  # a target times this where a metric holds, or does not
+RAISED, LOWERED = 1.15, 0.6  # λ times this where a metric holds, or does not
 
 
 class UsageCost:
@@ -53,32 +53,34 @@ class UsageCost:
         return (self.largest * off.clamp(-1, 1)).to(usage.dtype)
 
 
-class MetricCost(UsageCost):
-    """λ for as few samples as keep a metric: the share aimed at falls while it holds, and rises where it does not.
+class MetricCost:
+    """λ for as few samples as keep a metric: raised while it holds, lowered where it does not.
 
     Until it holds for the first time, λ is 0.
 
     Args:
-        target: the share aimed at, where training goes on; None: it has not held yet.
-        largest: as for ``UsageCost``.
+        lowest: λ to begin with, which it never falls below.
+        cost_per_sample: λ where training goes on; 0: the metric has not held yet.
+
+    Attributes:
+        cost_per_sample: λ of a training step.
 
     Raises:
-        ValueError: as ``UsageCost``.
+        ValueError: ``lowest`` is not positive.
     """
 
-    def __init__(self, target: float | None = None, largest: float = 1e-5) -> None:
-        super().__init__(1.0 if target is None else target, largest)
-        self.has_held = target is not None
+    def __init__(self, lowest: float = 1e-5, cost_per_sample: float = 0.0) -> None:
+        if not lowest > 0:
+            raise ValueError(f"a cost that is found must begin above 0, got {lowest}")
+        self.lowest = lowest
+        self.cost_per_sample = cost_per_sample
 
-    def cost_per_sample(self, usage: Tensor) -> Tensor:
-        return super().cost_per_sample(usage) if self.has_held else usage.new_zeros(())
-
-    def note(self, holds: bool, usage: float) -> None:
-        """Set the target after an evaluation that found the metric as good as it is to be, or not, at such a usage."""
-        if not self.has_held:
-            self.target, self.has_held = usage, holds
-        if self.has_held:
-            self.target = min(self.target * (LOWERED if holds else RAISED), 1.0)
+    def note(self, holds: bool) -> None:
+        """Go on after an evaluation that found the metric as good as it is to be, or not."""
+        if self.cost_per_sample:
+            self.cost_per_sample = max(self.cost_per_sample * (RAISED if holds else LOWERED), self.lowest)
+        elif holds:
+            self.cost_per_sample = self.lowest
 
 
 def budget_loss(update_gate: Gate, cost_per_sample: float | Tensor, *, batch_first: bool | None = None) -> Tensor:

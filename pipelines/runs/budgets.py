@@ -21,29 +21,28 @@ class Budget:
     """λ of a run, step by step."""
 
     def __init__(self, config: TrainConfig, progress: Progress) -> None:
-        largest = progress.lam or config.lam or START
+        first = config.lam or START
         self._given = config.lam
-        self._found: UsageCost | None = None
-        if config.keep is not None:
-            self._found = MetricCost(progress.target_usage, largest)
-        elif config.target_usage is not None:
-            self._found = UsageCost(config.target_usage, largest)
+        self._keep = None if config.keep is None else MetricCost(first, progress.lam or 0.0)
+        self._usage = None if config.target_usage is None else UsageCost(config.target_usage, progress.lam or first)
 
     def cost(self, usage: Tensor) -> float | Tensor:
         """λ of a training step whose batch uses such a share of its samples."""
-        return self._given if self._found is None else self._found.cost_per_sample(usage)
+        if self._keep is not None:
+            return self._keep.cost_per_sample
+        return self._given if self._usage is None else self._usage.cost_per_sample(usage)
 
     def save(self, progress: Progress) -> None:
         """Leave with a checkpoint what goes on from there needs."""
-        found = self._found
-        if found is None or (isinstance(found, MetricCost) and not found.has_held):
-            return
-        progress.lam, progress.target_usage = found.largest.item(), found.target
+        if self._keep is not None:
+            progress.lam = self._keep.cost_per_sample or None
+        elif self._usage is not None:
+            progress.lam = self._usage.largest.item()
 
-    def note(self, holds: bool, usage: float) -> None:
-        """Go on after an evaluation that found such a share of the samples used."""
-        if isinstance(self._found, MetricCost):
-            self._found.note(holds, usage)
+    def note(self, holds: bool) -> None:
+        """Go on after an evaluation."""
+        if self._keep is not None:
+            self._keep.note(holds)
 
 
 def holds(config: TrainConfig, task: Task, metric: float) -> bool:

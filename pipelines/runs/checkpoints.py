@@ -44,8 +44,7 @@ class Progress:
     shut_since: int = 0  # step of the first of them
     rewinds: int = 0
     lr_scale: float = 1.0  # halved by each rewind
-    lam: float | None = None  # at most, where it is found while training, see budgets.py; None at first
-    target_usage: float | None = None  # share of the samples that is then aimed at
+    lam: float | None = None  # where it is found while training, see budgets.py; None at first
     grad_norm_max: float = 0.0  # since the last evaluation
     sums: list[float] = field(default_factory=lambda: [0.0] * (len(MEASURED) + 1))  # since the last evaluation
     data_digest: str = ""
@@ -63,8 +62,6 @@ class Progress:
             raise ValueError("its lr_scale must lie in 0..1, 0 excluded")
         if not (0 < (1 if self.lam is None else self.lam) < math.inf):
             raise ValueError("its λ must be a positive number")
-        if not (0 < (1 if self.target_usage is None else self.target_usage) <= 1):
-            raise ValueError("its target_usage must lie in 0..1, 0 excluded")
         measured = [self.seconds, self.grad_norm_max, *self.sums]
         if len(self.sums) != len(MEASURED) + 1 or not all(map(math.isfinite, measured)):
             raise ValueError(f"its seconds, largest norm and {len(MEASURED) + 1} sums must be finite")

@@ -57,8 +57,7 @@ class Record:
     val: dict[str, float]
     collapsed: bool = False  # the gate is shut and the metric at chance, not for the first time
     rewound_to: int | None = None  # the step whose weights training goes on with
-    lam: float | None = None  # where it is found while training: at most
-    target_usage: float | None = None  # and the share of the samples that was aimed at
+    lam: float | None = None  # where it is found while training; at most, where usage is to be near a target
 
 
 @dataclass(frozen=True)

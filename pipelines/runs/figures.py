@@ -11,9 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pipelines.data.doors import parse_json, reading
 from pipelines.data.files import atomic_path, check_writable, write_text
-from pipelines.data.schema import read_attributes
 from pipelines.data.sequences import Sequences
 from pipelines.errors import SkipRNNError
 from pipelines.runs.classes import OfClass
@@ -76,7 +74,7 @@ def plot_usage(
         raise SkipRNNError(f"{run} was not trained on videos; drop --videos")
     shown = len(chosen) or examples or task.usage_examples
     rows = _rows(task, len(trained.sequences), shown, chosen, split)
-    signal, signal_name = _signal(task, data or Path(config.data), feature)
+    signal, signal_name = _signal(task, feature)
     sequences = trained.sequences.take(rows.to(trained.sequences.device))
     used, outputs = _looked_at(trained, sequences)
     usage = Usage(
@@ -102,13 +100,13 @@ def _rows(task: Task, count: int, shown: int, chosen: Sequence[int], split: str)
     return torch.tensor([*chosen, *others])
 
 
-def _signal(task: Task, data: Path, feature: str | None) -> tuple[Callable[[Tensor], Tensor], str]:
+def _signal(task: Task, feature: str | None) -> tuple[Callable[[Tensor], Tensor], str]:
     """What is drawn over time, (T, D) -> (T,), and its name."""
     if task.drawn_feature is None:
         if feature is not None:
             raise SkipRNNError(f"the figure of {task.name} shows no single feature; drop --feature")
         return task.signal, task.signal_name
-    names = _feature_names(task, data)
+    names = _feature_names(task)
     if feature is None:
         index = task.drawn_feature
     elif feature in names:
@@ -121,15 +119,9 @@ def _signal(task: Task, data: Path, feature: str | None) -> tuple[Callable[[Tens
     return lambda x: x[:, index], names[index]
 
 
-def _feature_names(task: Task, data: Path) -> list[str]:
-    """What the data file calls the features; where it does not say, what the task does."""
-    said, count = read_attributes(data).get("columns"), task.stored_size
-    if isinstance(said, str):
-        with reading(data, "a data file with a JSON list of columns", "generate it again"):
-            columns = [str(name) for name in parse_json(said, list)]
-        if len(columns) == count:
-            return columns
-    return [*task.feature_names] or [f"feature {number}" for number in range(count)]
+def _feature_names(task: Task) -> list[str]:
+    """What the data calls the features; where it does not say, what the task does."""
+    return [*task.columns] or [*task.feature_names] or [f"feature {number}" for number in range(task.stored_size)]
 
 
 def _looked_at(trained: TrainedRun, sequences: Sequences) -> tuple[Tensor, Tensor]:

@@ -174,9 +174,8 @@ def train(
                 }
                 budget.save(progress)
                 if progress.lam is not None:
-                    record |= {"lam": progress.lam, "target_usage": progress.target_usage}
-                usage = budgets.usage_of(result, mean_steps(splits["val"]))
-                budget.note(budgets.holds(config, task, result.metric), usage)
+                    record["lam"] = progress.lam
+                budget.note(budgets.holds(config, task, result.metric))
                 if watch is not None:
                     watch.note(result, progress)
                     warning = watch.warning(config, progress, last_step, result)

@@ -298,9 +298,7 @@ class Task(ABC):
         raise NotImplementedError
 
     def verdict(self, output: Tensor, target: Tensor, end: int) -> str:
-        """What a prediction says and what is true, for a title; with ``each_step`` of the first ``end`` steps."""
-        if self.each_step:
-            return ""  # the figure has a timeline of both
+        """For a title: what a prediction says and what is true; with ``each_step`` how well ``end`` steps agree."""
         truth = self.truth(target)
         true = in_short(truth)
         true = true if len(truth) > 1 else true.removeprefix(f"{next(iter(truth))} ")  # it was named already

@@ -150,8 +150,7 @@ def _strip(axis: Axes, used: Tensor) -> None:
 
 def titles(axis: Axes, usage: Usage, index: int, length: int) -> None:
     """Above a panel: which sequence it is, what the model says of it, the truth, and how many samples were used."""
-    said = f": {usage.said[index]}" if usage.said[index] else ""
-    axis.set_title(f"#{usage.rows[index]}{said}", fontsize=TITLE, loc="left", pad=3, parse_math=False)
+    axis.set_title(f"#{usage.rows[index]}: {usage.said[index]}", fontsize=TITLE, loc="left", pad=3, parse_math=False)
     used = int(usage.used[index, :length].sum())
     axis.set_title(f"{used} of {length} samples used", fontsize=TITLE, loc="right", pad=3)
 
@@ -162,7 +161,7 @@ def time_axis(axis: Axes, length: int) -> None:
     axis.set_xlim(1 - room, length + room)
     found = MaxNLocator(7, integer=True, steps=[1, 2, 2.5, 5, 10]).tick_values(1, length)
     spacing = found[1] - found[0]
-    axis.set_xticks([1, *(t for t in found if 1 + spacing / 2 < t <= length)])
+    axis.set_xticks([1, *(t for t in found if 1 + spacing / 2 <= t <= length)])
 
 
 def usage_handles(lengths: Sequence[int]) -> list[Any]:

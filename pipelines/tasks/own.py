@@ -210,6 +210,12 @@ class OwnLabels(_Own):
     def truth(self, target: Tensor) -> dict[str, Any]:
         return {"labels": [name for name, holds in zip(self.labels, target.tolist(), strict=True) if holds]}
 
+    def verdict(self, output: Tensor, target: Tensor, end: int) -> str:
+        if not self.each_step:
+            return super().verdict(output, target, end)
+        right = ((output > 0) == target.bool())[:end]
+        return f"{int(right.sum())} of {right.numel()} labels right"
+
     def draw_usage(self, usage: Usage) -> "Figure":
         if not self.each_step:
             return super().draw_usage(usage)
@@ -296,6 +302,11 @@ class OwnNumbers(RegressionTask, _Own):
 
     def truth(self, target: Tensor) -> dict[str, Any]:
         return dict(zip(self.names, target.reshape(-1).tolist(), strict=True))
+
+    def verdict(self, output: Tensor, target: Tensor, end: int) -> str:
+        if not self.each_step:
+            return super().verdict(output, target, end)
+        return f"MSE {self._errors(output, target)[:end].mean():.3g}"
 
     def draw_usage(self, usage: Usage) -> "Figure":
         if not self.each_step:

@@ -26,7 +26,7 @@ def result(metric, used, loss=0.5):
 def test_lam_is_what_was_given_where_nothing_is_to_be_found():
     config, progress = TrainConfig(lam=0.25, steps=1), Progress(step=0)
     budget = budgets.Budget(config, progress)
-    budget.note(budgets.holds(config, Adding(), 0.1), 0.2)
+    budget.note(budgets.holds(config, Adding(), 0.1))
     budget.save(progress)
     assert progress.lam is None
     assert budget.cost(torch.tensor(0.9)) == 0.25
@@ -41,12 +41,12 @@ def test_the_fewest_samples_that_keep_the_metric_are_best(task, good, bad):
     )
     assert few < many < lost
     progress = Progress(step=0)
-    for metric, target in ((bad, None), (good, 0.76), (good, 0.722), (bad, 0.7942)):
+    for metric, lam in ((bad, None), (good, 1e-3), (good, 1.15e-3), (bad, 1e-3), (good, 1.15e-3)):
         budget = budgets.Budget(config, progress)  # as where training goes on
-        budget.note(budgets.holds(config, task, metric), 0.8)
+        budget.note(budgets.holds(config, task, metric))
         budget.save(progress)
-        assert progress.target_usage == (target and pytest.approx(target))
-        assert progress.lam == (target and 1e-3)
+        assert progress.lam == (lam and pytest.approx(lam))
+        assert budgets.Budget(config, progress).cost(torch.tensor(0.9)) == (progress.lam or 0)
 
 
 def test_the_least_loss_near_the_wanted_usage_is_best():
@@ -65,9 +65,7 @@ def test_an_interrupted_run_finds_the_same(make_run, options):
     stops = iter([False] * 4 + [True] + [False] * 9)
     assert train(halted, should_stop=lambda: next(stops)).reason == "interrupted"
     train(halted)
-    found = [
-        [(record.get("lam"), record.get("target_usage")) for record in read_metrics(run)] for run in (whole, halted)
-    ]
+    found = [[record.get("lam") for record in read_metrics(run)] for run in (whole, halted)]
     assert found[0] == found[1]
     assert len(set(found[0])) == 4
     tensors = [checkpoints.load_checkpoint(run, "last").tensors for run in (whole, halted)]

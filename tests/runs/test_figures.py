@@ -86,34 +86,27 @@ def test_sequences_and_features_are_chosen(make_run, tmp_path, drawn, monkeypatc
     assert drawn().get_supylabel() == "value"
     with pytest.raises(SkipRNNError, match="the split test has 16 sequences, so --sequences go up to 15"):
         plot_usage(run, tmp_path / "no.png", chosen=[3, 16])
-    monkeypatch.setattr(figures, "read_attributes", lambda path: {})
-    assert figures._signal(Adding(), "data.h5", "0")[1] == "value"
+    assert figures._signal(Adding(), "0")[1] == "value"
     for wrong in ("2", "speed"):
         with pytest.raises(
             SkipRNNError, match=f"there is no feature {wrong}; name one of value, marker, or its number"
         ):
-            figures._signal(Adding(), "data.h5", wrong)
+            figures._signal(Adding(), wrong)
 
 
 @pytest.mark.parametrize(
-    ("columns", "names"),
-    [
-        ({}, ["feature 0", "feature 1"]),
-        ({"columns": '["speed", "turn"]'}, ["speed", "turn"]),
-        ({"columns": '["speed"]'}, ["feature 0", "feature 1"]),
-    ],
+    ("columns", "names"), [(("speed", "turn"), ["speed", "turn"]), ((), ["feature 0", "feature 1"])]
 )
-def test_features_go_by_the_names_that_the_data_file_has(monkeypatch, columns, names):
-    monkeypatch.setattr(figures, "read_attributes", lambda path: columns)
-    task = OwnClasses(features=2, mean=(0.0, 0.0), std=(1.0, 1.0))
-    assert figures._signal(task, "data.h5", None)[1] == names[0]
-    signal, name = figures._signal(task, "data.h5", names[1])
+def test_features_go_by_the_names_that_the_data_has(columns, names):
+    task = OwnClasses(features=2, mean=(0.0, 0.0), std=(1.0, 1.0), columns=columns, classes=("a", "b"))
+    assert figures._signal(task, None)[1] == names[0]
+    signal, name = figures._signal(task, names[1])
     assert (name, signal(torch.tensor([[1.0, 2.0]])).tolist()) == (names[1], [2.0])
 
 
 def test_what_shows_no_feature_lets_none_be_chosen():
     with pytest.raises(SkipRNNError, match="the figure of mnist shows no single feature; drop --feature"):
-        figures._signal(Mnist(), "data.h5", "0")
+        figures._signal(Mnist(), "0")
 
 
 def test_long_sequences_are_strips():

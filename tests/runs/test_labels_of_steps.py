@@ -125,6 +125,14 @@ def test_figures_show_labels_and_predictions_over_time(own_run, tmp_path, monkey
         used = gate[row, :end].bool()
         assert above.lines[1].get_xdata().tolist() == [t + 1 for t in range(end) if used[t]]
         assert above.get_title(loc="right") == f"{int(used.sum())} of {end} samples used"
+        y, said = split.y[row, :end], output[row, :end]
+        if task == "own-tags":
+            verdict = f"{int((said.argmax(1) == y).sum())} of {end} steps right"
+        elif task == "own-labels":
+            verdict = f"{int(((said > 0) == y.bool()).sum())} of {2 * end} labels right"
+        else:
+            verdict = f"MSE {trained.task._errors(said, y).mean():.3g}"
+        assert above.get_title(loc="left") == f"#{row}: {verdict}"
         if task == "own-tags":
             bands = below.images[0].get_array()
             assert bands.tolist() == [split.y[row, :end].tolist(), output[row, :end].argmax(1).tolist()]

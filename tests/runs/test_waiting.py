@@ -82,7 +82,7 @@ def steps_on(device, name, config):
     model = build_model(config, task).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=device.type != "meta" or None)
     batches = batches_after(0, config, task, {"train": split.to(device)}, device)
-    budget = Budget(config, Progress(0, target_usage=0.5 if config.keep else None))
+    budget = Budget(config, Progress(0, lam=1e-5 if config.keep else None))
 
     def step():
         return training._step(model, optimizer, task, next(batches), config, budget.cost, lam_share=0.5)
