@@ -39,8 +39,15 @@ def inputs(shape):
 SMALL = (9, 3, 2, 11)  # T, B, D, H
 
 
+@pytest.mark.parametrize(
+    ("engine", "kept"),
+    [("triton", 0), ("triton", 2**28), ("graph", 0)],
+    indirect=["engine"],
+    ids=["triton-in_rows", "triton-as_stored", "graph"],
+)
 @each_cell
-def test_where_only_the_last_state_and_the_budget_count(engine, name):
+def test_where_only_the_last_state_and_the_budget_count(engine, name, kept, monkeypatch):
+    monkeypatch.setattr(triton_events, "MOST_KEPT", kept)
     both = pair(engine, name, SMALL, -1.5)
     assert_same(*(run(rnn, inputs(SMALL), per_step=False) for rnn in both), tolerance=1e-5)
 

@@ -48,14 +48,6 @@ def test_equals_the_reference(name, shape, bias):
     assert_same(*(run(rnn, x, lengths=lengths, state=state) for rnn in (ours, reference)), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("kept", [0, 2**28], ids=["in_rows", "as_stored"])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_equals_the_reference_where_only_the_last_state_and_the_budget_count(name, kept, monkeypatch):
-    monkeypatch.setattr(triton_events, "MOST_KEPT", kept)
-    both = pair(name, SMALL, -1.5)
-    assert_same(*(run(rnn, inputs(SMALL), per_step=False) for rnn in both), tolerance=1e-5)
-
-
 @pytest.mark.skipif(DEVICE == "cuda", reason="memory that is only reserved is a matter of the CPU")
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_addresses_have_64_bits(name):
