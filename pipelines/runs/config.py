@@ -92,7 +92,7 @@ class TrainConfig:
         if len(self.dear_features) < self.feature_cost.count("="):
             raise SkipRNNError(f"feature_cost names a feature twice: {self.feature_cost}")
         if self.has_prices and not self.lam:
-            raise SkipRNNError("cost_growth and feature_cost are in units of lam, which is not given or found; give it")
+            raise SkipRNNError("cost_growth and feature_cost are in units of lam, which is 0; give that too")
         if self.has_prices and (self.keep or self.target_usage):
             raise SkipRNNError(
                 "keep and target_usage count samples, whatever they cost; drop cost_growth, feature_cost"

@@ -83,75 +83,6 @@ def test_equals_the_reference_at_512_units(name):
     assert_same(*(run(rnn, inputs(shape)) for rnn in both), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_equals_the_reference_where_only_the_last_state_and_the_budget_count(name):
-    both = pair(name, SMALL, -1.5)
-    assert_same(*(run(rnn, inputs(SMALL), per_step=False) for rnn in both), tolerance=1e-5)
-
-
-@pytest.mark.parametrize("bias", [0.0, -4.0])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_a_bounded_gradient_of_the_gate_is_the_references(name, bias):
-    shape = (8, 3, 2, 11, 2)
-    both = pair(name, shape, bias)
-    unbounded = run(both[1], inputs(shape))
-    for rnn in both:
-        rnn.gate_grad_clip = 0.05
-    ours, expected = (run(rnn, inputs(shape)) for rnn in both)
-    assert_same(ours, expected, tolerance=1e-5)
-    assert not torch.allclose(expected[1][-2], unbounded[1][-2], rtol=0.01)  # it acted on the update weights
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_equals_the_reference_on_random_problems(name, seed):
-    draws = torch.Generator().manual_seed(seed)
-
-    def integer(low, high):
-        return int(torch.randint(low, high + 1, (), generator=draws))
-
-    shape = (integer(1, 9), integer(1, 4), integer(1, 12), integer(1, 20), integer(1, 3))
-    both = pair(name, shape, float(torch.empty(()).uniform_(-5, 1, generator=draws)), seed)
-    x = torch.randn(shape[:3], generator=draws, dtype=torch.float64)
-    lengths = torch.randint(0, shape[0] + 1, (shape[1],), generator=draws)
-    assert_same(*(run(rnn, x, lengths=lengths) for rnn in both), tolerance=1e-5)
-
-
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_bfloat16_products_are_as_good_as_bfloat16(name):
-    """Gates that follow from the bias alone: rounding may not flip them. Sums of gates stay float32."""
-    shape = (8, 2, 2, 40, 2)
-    both = pair(name, shape, -1.0)
-    for rnn in both:
-        with torch.no_grad():
-            rnn.update_weight.zero_()
-    x = inputs(shape)
-    exact = run(both[1], x)
-    with torch.autocast(DEVICE, torch.bfloat16):
-        rounded = run(both[0], x)
-    assert rounded[0].output.dtype == rounded[0].state.update_prob.dtype == torch.float32
-    assert_same(rounded, exact, tolerance=0.02)
-
-
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_nothing_is_read_that_was_not_written(name, monkeypatch):
-    """Fresh memory and padding hold NaN."""
-    for owner, make in ((torch.Tensor, "new_empty"), (torch, "empty_like"), (torch, "empty")):
-        original = getattr(owner, make)
-
-        def poisoned(*arguments, original=original, **options):
-            fresh = original(*arguments, **options)
-            return fresh.fill_(torch.nan) if fresh.is_floating_point() else fresh.fill_(2**30)
-
-        monkeypatch.setattr(owner, make, poisoned)
-    monkeypatch.setattr(graph, "forwards", iterations.Kept())
-    monkeypatch.setattr(graph, "backwards", iterations.Kept())
-    both = pair(name, SMALL, -1.5)
-    x, lengths = inputs(SMALL), torch.tensor([9, 0, 6])
-    x[0, 1] = x[6:, 2] = torch.nan
-    assert_same(*(run(rnn, x, lengths=lengths) for rnn in both), tolerance=1e-5)
-
-
 def test_what_is_kept_serves_other_lengths_calls_between_and_a_second_backward():
     calls = []
     for steps, bias in ((8, -1.5), (3, 100.0), (8, -4.0)):
@@ -193,55 +124,6 @@ def test_batches_may_come_first_and_gradients_have_any_layout(name):
         torch.testing.assert_close(mine.double(), other, rtol=0, atol=1e-5 * scale)
 
 
-def test_gate_sums_are_those_of_adding_step_by_step():
-    torch.manual_seed(0)
-    logits = torch.cat([torch.empty(6).uniform_(-6, 1), torch.logit(0.5 ** torch.arange(1.0, 9))])
-    both = [SkipLSTM(1, 1, 2, engine=engine).to(DEVICE) for engine in ("graph", "reference")]
-    x = torch.zeros(150, len(logits), 1, device=DEVICE)
-    p = torch.sigmoid(logits).to(DEVICE)
-    state = both[0].initial_state(len(logits))
-    state = state._replace(update_prob=p, cum_update_prob=p * 0.37 * (p < 0.5))
-    with torch.no_grad():
-        for rnn in both:  # after its first update the gate stays shut, whatever the inputs
-            rnn.update_weight.zero_()
-            rnn.update_bias.fill_(-50)
-        ours, theirs = (rnn(x, state) for rnn in both)
-    assert torch.equal(ours.update_gate, theirs.update_gate)
-    assert torch.equal(ours.state.cum_update_prob, theirs.state.cum_update_prob)
-
-
-def test_a_gate_state_made_by_hand_may_be_saturated():
-    both = pair("lstm", (8, 4, 2, 6, 2), -1.0)
-    state = both[1].initial_state(4)
-    state = state._replace(
-        update_prob=torch.tensor([0.3, 0.7, 0.2, 1.0], dtype=torch.float64),
-        cum_update_prob=torch.tensor([0.9, 0.45, 0.1, 0.0], dtype=torch.float64),
-    )
-    x = inputs((8, 4, 2))
-    assert_same(*(run(rnn, x, state=state, lengths=[8, 8, 3, 0]) for rnn in both), tolerance=1e-5)
-
-
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_skipped_samples_are_not_read_and_nan_in_used_ones_spreads(name):
-    x, both = inputs(SMALL), pair(name, SMALL, -1.5)
-    gate = both[1](x.to(both[1].update_weight)).update_gate.cpu()
-    x[gate == 0] = torch.nan
-    x[int(gate[:, 1].nonzero()[1]), 1, 0] = torch.nan
-    ours, reference = (rnn(x.to(rnn.update_weight)) for rnn in both)
-    assert torch.equal(ours.update_gate.double(), reference.update_gate)
-    for mine, other in zip((ours.output, *ours.state), (reference.output, *reference.state), strict=True):
-        torch.testing.assert_close(mine.double(), other, rtol=0, atol=1e-5, equal_nan=True)
-    assert reference.state.update_prob.isnan().tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize("steps", [0, 3])
-def test_empty_batches_and_sequences(steps):
-    for shape in ((steps, 0, 2, 5, 2), (0, 2, 2, 5, 2)):
-        ours, reference = (rnn(inputs(shape).to(rnn.update_weight)) for rnn in pair("gru", shape, 0.0))
-        assert ours.output.shape == reference.output.shape
-        assert_same((ours, []), (reference, []), tolerance=1e-5)
-
-
 def test_memory_kept_for_backward_follows_the_updates(monkeypatch):
     monkeypatch.setattr(iterations, "SEGMENT", 4)
     kept = {}
@@ -260,8 +142,6 @@ def test_memory_kept_for_backward_follows_the_updates(monkeypatch):
     [
         (lambda: SkipLSTM(2, 5, max_skip=3, engine="graph"), "no bounds"),
         (lambda: SkipLSTM(2, 5, 2, dropout=0.5, engine="graph"), "no dropout"),
-        (lambda: SkipGRU(2, 5, reset_after=False, engine="graph"), "reset_after=False"),
-        (lambda: SkipLSTM(2, 5, engine="graph", dtype=torch.float64), r"not torch\.float64"),
     ],
 )
 def test_says_what_it_cannot_run(rnn, reason):
@@ -274,19 +154,6 @@ def test_is_not_for_float16():
     rnn = SkipLSTM(2, 5, engine="graph").to(DEVICE)
     with torch.autocast(DEVICE, torch.float16), pytest.raises(RuntimeError, match=r"under autocast to torch\.float16"):
         rnn(torch.zeros(3, 1, 2, device=DEVICE))
-
-
-def test_needs_a_gpu_outside_the_interpreter(monkeypatch):
-    monkeypatch.setattr(graph.knobs.runtime, "interpret", False)
-    with pytest.raises(RuntimeError, match="CUDA devices, not on cpu"):
-        SkipLSTM(2, 5, engine="graph")(torch.zeros(3, 1, 2))
-
-
-def test_cannot_be_differentiated_twice():
-    rnn = SkipLSTM(2, 5, engine="graph").to(DEVICE)
-    loss = rnn(torch.randn(3, 2, 2, device=DEVICE)).output.square().sum()
-    with pytest.raises(RuntimeError, match="twice"):
-        torch.autograd.grad(loss, list(rnn.parameters()), create_graph=True)
 
 
 def test_compiles_for_an_h100():

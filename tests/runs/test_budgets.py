@@ -122,7 +122,7 @@ def test_prices_that_cannot_be(skiprnn, adding_file):
     ("options", "message"),
     [
         ({"cost_growth": -1.0, "lam": 1.0}, "cost_growth must be zero or a positive number, got -1.0"),
-        ({"cost_growth": 1.0}, "cost_growth and feature_cost are in units of lam, which is not given or found; give"),
+        ({"cost_growth": 1.0}, "cost_growth and feature_cost are in units of lam, which is 0; give that too"),
         ({"feature_cost": "0=1", "lam": 1.0, "keep": 1.0}, "keep and target_usage count samples, whatever they cost"),
         ({"feature_cost": "0=1,0=2", "lam": 1.0}, "feature_cost names a feature twice: 0=1,0=2"),
         ({"feature_cost": "0=-1", "lam": 1.0}, "a feature's cost is FEATURE=COST, such as 2=5, .*, got '0=-1'"),
