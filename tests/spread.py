@@ -26,7 +26,7 @@ class Model(nn.Module):
 def gradients(model: nn.Module, x: Tensor) -> list[list[float]]:
     """Of the mean loss of the sequences, budget included, by each parameter."""
     prediction, update_gate = model(x)
-    (prediction.square().mean() + budget_loss(update_gate, 0.1)).backward()
+    (prediction.square().mean() + budget_loss(update_gate, 0.1, batch_first=False)).backward()
     return [parameter.grad.flatten().tolist() for parameter in model.parameters() if parameter.grad is not None]
 
 

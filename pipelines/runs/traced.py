@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipelines.data.doors import parse_json
 from pipelines.errors import SkipRNNError
-from pipelines.runs.directory import load_task, load_words
+from pipelines.runs.directory import load_words
 from pipelines.runs.load import TrainedModel
 from pipelines.runs.model import with_gate
 from pipelines.tasks import Task
@@ -117,13 +116,12 @@ def description(run: Path, trained: TrainedModel, input: InputForm) -> dict[str,
     """All that who has the exported file alone must know to use it, for JSON."""
     task, raw = trained.task, input == "raw"
     mean, std = task.normalization or (None, None)
-    columns = load_task(run).get("columns")
     known = {
         "task": task.name,
         "input": input,
         "x": _samples(task, raw),
         "features": task.stored_size if raw else task.input_size,
-        "columns": parse_json(columns, list) if isinstance(columns, str) else columns,
+        "columns": list(task.columns) or None,
         "mean": mean,
         "std": std,
         "answers": task.answers,

@@ -93,7 +93,8 @@ def as_the_command_says(model, value, probabilities):
     p = None if probabilities is None else probabilities.tolist()
     if isinstance(model.answers, Classes):
         p = dict(zip(model.names, p, strict=True)) if model.task in ("ucf101", "videos") else p
-        return {"class": value, "probability": max(probabilities.tolist()), "probabilities": p}
+        likeliest = {str(model.names[k]): probabilities[k].item() for k in probabilities.argsort(descending=True)[:5]}
+        return {"class": value, "probability": max(probabilities.tolist()), "probabilities": p, "likeliest": likeliest}
     if isinstance(model.answers, Labels):
         return {"labels": value, "probabilities": dict(zip(model.names, p, strict=True))}
     return value if isinstance(value, dict) else {model.names[0]: value}

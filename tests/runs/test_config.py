@@ -18,18 +18,18 @@ from skiprnn.cells import GRU, GRU_RESET_BEFORE
 
 
 def test_quick_presets_bound_the_gate_s_gradient_and_the_paper_s_do_not():
-    assert {preset["quick"].gate_clip for preset in PRESETS.values()} == {0.1, 1.0}
+    assert {preset["quick"].gate_clip for preset in PRESETS.values()} == {0.1, 0.2, 1.0}
     assert {preset["paper"].gate_clip for preset in PRESETS.values()} == {None}
     assert configure("adding", "quick", gate_clip="none").gate_clip is None
 
 
 def test_settled_presets():
     adding, sine = (configure(task, "settled", cell="lstm") for task in ("adding", "sine"))
-    for config, bound in ((adding, 0.1), (sine, 1.0)):
-        assert (config.lr_schedule, config.decay_from, config.gate_clip) == ("linear", 0.6, bound)
+    for config, decay_from, bound in ((adding, 0.6, 0.1), (sine, 0.3, 0.2)):
+        assert (config.lr_schedule, config.decay_from, config.gate_clip) == ("linear", decay_from, bound)
         assert config.fresh_batches
     assert (adding.lr, adding.steps, adding.eval_every) == (1e-3, 6_000, 200)
-    assert (sine.lr, sine.steps, sine.eval_every) == (5e-4, 10_000, 250)
+    assert (sine.lr, sine.steps, sine.eval_every) == (1e-3, 9_000, 250)
     assert [configure(task, "settled", cell="gru").lr for task in ("adding", "sine")] == [1e-3, 1e-3]
 
 
@@ -175,7 +175,7 @@ def test_a_gate_may_draw_in_evaluations(make_run, skiprnn):
     assert drawn.used_mean != other.used_mean
     done = skiprnn("evaluate", run, "--sample")
     assert "Skip LSTM (bernoulli gate) that draws on adding" in done.stdout
-    assert f"used samples  {drawn.used_mean:.2f} ± {drawn.used_std:.2f} of 12" in done.stdout
+    assert f"  {drawn.used_mean:.2f} ± {drawn.used_std:.2f} of 12" in done.stdout
     refused = skiprnn("evaluate", run, "--seed", 7)
     assert refused.exit_code == 2
     assert "--seed is of what --sample draws; add that, or drop --seed." in refused.stderr

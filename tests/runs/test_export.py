@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from pipelines.errors import SkipRNNError
 from pipelines.runs import traced
 from pipelines.runs.config import TrainConfig
-from pipelines.runs.directory import create_run, load_task
+from pipelines.runs.directory import create_run
 from pipelines.runs.export import ABOUT_FILE, export_run
 from pipelines.runs.load import load_run
 from pipelines.runs.onnx_step import OnnxStep, write_onnx
@@ -247,11 +248,10 @@ def test_the_loop_with_samples_it_standardises_itself(own_runs, tmp_path, capsys
         assert [float(number) for number in line.split()[1:]] == pytest.approx([*answer.answer.values()], rel=1e-5)
 
 
-def test_columns_that_a_run_knows_are_in_the_file(own_runs, monkeypatch):
+def test_columns_that_a_run_knows_are_in_the_file(own_runs):
     trained = load_run(own_runs / "own-classes")
-    named = {**load_task(own_runs / "own-classes"), "columns": '["force", "tilt"]'}
-    monkeypatch.setattr(traced, "load_task", lambda run: named)
-    assert traced.description(own_runs, trained, "raw")["columns"] == ["force", "tilt"]
+    named = replace(trained, task=replace(trained.task, columns=("force", "tilt")))
+    assert traced.description(own_runs, named, "raw")["columns"] == ["force", "tilt"]
 
 
 @needs_compiled
