@@ -273,6 +273,7 @@ PRESETS = {
 # longer than an LSTM's. The paper's GRU resets before the product.
 FOR_CELL: dict[tuple[str | None, str, str], dict[str, Any]] = {
     ("mnist", "quick", "gru"): {"lr": 2e-3},
+    **{("sine", preset, "gru"): {"gate_clip": 1.0} for preset in ("quick", "settled")},
     **{(None, preset, "gru"): {"reset_after": False} for preset in ("settled", "paper")},
 }
 
