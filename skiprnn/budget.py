@@ -56,11 +56,8 @@ class UsageCost:
 class MetricCost:
     """λ for as few samples as keep a metric: raised while it holds, lowered where it does not.
 
-    Until it holds for the first time, λ is 0.
-
     Args:
         lowest: λ to begin with, which it never falls below.
-        cost_per_sample: λ where training goes on; 0: the metric has not held yet.
 
     Attributes:
         cost_per_sample: λ of a training step.
@@ -69,18 +66,14 @@ class MetricCost:
         ValueError: ``lowest`` is not positive.
     """
 
-    def __init__(self, lowest: float = 1e-5, cost_per_sample: float = 0.0) -> None:
+    def __init__(self, lowest: float = 1e-5) -> None:
         if not lowest > 0:
             raise ValueError(f"a cost that is found must begin above 0, got {lowest}")
-        self.lowest = lowest
-        self.cost_per_sample = cost_per_sample
+        self.lowest = self.cost_per_sample = lowest
 
     def note(self, holds: bool) -> None:
         """Go on after an evaluation that found the metric as good as it is to be, or not."""
-        if self.cost_per_sample:
-            self.cost_per_sample = max(self.cost_per_sample * (RAISED if holds else LOWERED), self.lowest)
-        elif holds:
-            self.cost_per_sample = self.lowest
+        self.cost_per_sample = max(self.cost_per_sample * (RAISED if holds else LOWERED), self.lowest)
 
 
 def budget_loss(update_gate: Gate, cost_per_sample: float | Tensor, *, batch_first: bool | None = None) -> Tensor:

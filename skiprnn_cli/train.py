@@ -168,8 +168,8 @@ Examples:
     "--keep",
     "keep",
     options.Number(min=0, min_open=True),
-    "As few samples as keep the validation metric at this: the share aimed at falls while it holds, and rises when "
-    "it does not.",
+    "As few samples as keep the validation metric at this: from --lam (1e-5) on, λ rises at each evaluation that "
+    "keeps it, and falls back where one does not.",
 )
 @preset_option(
     "--target-usage",

@@ -23,8 +23,13 @@ class Budget:
     def __init__(self, config: TrainConfig, progress: Progress) -> None:
         first = config.lam or START
         self._given = config.lam
-        self._keep = None if config.keep is None else MetricCost(first, progress.lam or 0.0)
-        self._usage = None if config.target_usage is None else UsageCost(config.target_usage, progress.lam or first)
+        self._keep: MetricCost | None = None
+        self._usage: UsageCost | None = None
+        if config.keep is not None:
+            self._keep = MetricCost(first)
+            self._keep.cost_per_sample = progress.lam or first
+        elif config.target_usage is not None:
+            self._usage = UsageCost(config.target_usage, progress.lam or first)
 
     def cost(self, usage: Tensor) -> float | Tensor:
         """λ of a training step whose batch uses such a share of its samples."""
@@ -35,7 +40,7 @@ class Budget:
     def save(self, progress: Progress) -> None:
         """Leave with a checkpoint what goes on from there needs."""
         if self._keep is not None:
-            progress.lam = self._keep.cost_per_sample or None
+            progress.lam = self._keep.cost_per_sample
         elif self._usage is not None:
             progress.lam = self._usage.largest.item()
 
