@@ -238,9 +238,12 @@ PRESETS = {
         "settled": _preset("sine", "settled", lr=1e-3, decay_from=0.3, gate_clip=0.2, steps=9_000, eval_every=250),
         "paper": _preset("sine", "paper", fresh_batches=True, steps=100_000),
     },
-    # The paper trains for 600 epochs at its learning rate. Quick: some ten minutes on two CPU cores.
+    # The paper trains for 600 epochs at its learning rate. Quick: some ten minutes on two CPU cores. Over 784 steps a
+    # bound cuts what calls for samples and not the budget, which asks for fewer: the gate shuts.
     "mnist": {
-        "quick": _preset("mnist", "quick", lr=1e-3, lr_schedule="cosine", batch_size=128, epochs=10, eval_every=215),
+        "quick": _preset(
+            "mnist", "quick", lr=1e-3, lr_schedule="cosine", gate_clip=None, batch_size=128, epochs=10, eval_every=215
+        ),
         "paper": _preset("mnist", "paper", epochs=600, eval_every=215),
     },
     **{
