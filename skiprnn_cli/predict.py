@@ -129,9 +129,12 @@ def _table(found: "Iterable[Answer | Prediction]", names: list[str]) -> None:
 
     widths: dict[str, int] = {"": min(max(map(len, names)), WIDEST)}
     right: list[bool] = []
+    told = False
     for said in found:
         assert isinstance(said, Prediction)
         options.say_numeric_headers(int(said.numeric_header))
+        options.say_reordered(said.columns_reordered and not told)
+        told = told or said.columns_reordered
         row = _row(said)
         if len(widths) == 1:
             widths |= {name: max(len(name), NARROWEST) for name in row if name}

@@ -28,7 +28,7 @@ from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Usage
 AT_ONCE = 256  # sequences
 NUMBERED = 20  # classes whose confusions are written as numbers, too
 STYLES = ("-", "--", ":", "-.")  # of lines that have one colour
-NO_FORMULAS = {"text.parse_math": False}  # names are users' own, and may hold any "$"
+NO_FORMULAS: Any = {"text.parse_math": False}  # names are users' own, and may hold any "$"
 OF_ONE_CURVE = ("seed", "device", "preset")  # runs that differ in nothing else are drawn as one curve
 
 
