@@ -139,8 +139,8 @@ def _table(found: "Iterable[Answer | Prediction]", names: list[str]) -> None:
         if len(widths) == 1:
             widths |= {name: max(len(name), NARROWEST) for name in row if name}
             click.echo("  ".join(f"{name:<{widths[name]}}" for name in row).rstrip())
-        widths = {name: max(widths.get(name, 0), len(text)) for name, text in row.items()}
-        click.echo("  ".join(f"{text:<{widths[name]}}" for name, text in row.items()).rstrip())
+        widths |= {name: max(widths.get(name, 0), len(text)) for name, text in row.items()}
+        click.echo("  ".join(f"{row.get(name, ''):<{width}}" for name, width in widths.items()).rstrip())
         if said.truth is not None and "class" in said.truth:
             right.append(said.truth["class"] == said.answer["class"])
     if right:

@@ -168,8 +168,8 @@ Examples:
     "--keep",
     "keep",
     options.Number(min=0, min_open=True),
-    "As few samples as keep the validation metric at this: the share aimed at falls while it holds, and rises when "
-    "it does not.",
+    "As few samples as keep the validation metric at this: λ is found, raised while it holds and lowered when it does "
+    "not.",
 )
 @preset_option(
     "--target-usage",

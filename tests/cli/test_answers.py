@@ -83,6 +83,12 @@ def test_several_files_are_a_table_on_a_terminal(skiprnn, own, monkeypatch):
     assert all(row[head.index("class") :].startswith(NAMES) for row in rows)
     right = sum(f"class {NAMES[n % 3]} (" in line for n, line in enumerate(plain))
     assert last == f"{right} of 45 right ({right / 45:.1%})"
+    some = ["0.csv", "1.csv"]  # of which one is a class's
+    for name, place in zip(some, ("steady", "other"), strict=True):
+        (own / "some" / place).mkdir(parents=True)
+        (own / "some" / place / name).write_text("1,1\n")
+    _, *rows, _ = skiprnn("predict", own / "run", own / "some/steady", own / "some/other").stdout.splitlines()
+    assert len({row.index("1 of 1") for row in rows}) == 1
 
 
 def test_a_table_says_once_that_columns_were_reordered(skiprnn, own, tmp_path, monkeypatch):
