@@ -78,7 +78,10 @@ def _read_pair(path: Path) -> tuple[dict[str, Any], bytes]:
             f"{path.parent.parent}`"
         )
     content = read_json(path)
-    return content, (path.parent / Path(str(content.get("tensors"))).name).read_bytes()
+    tensors = path.parent / Path(str(content.get("tensors"))).name
+    if tensors.is_dir():
+        raise ValueError(f"cannot read {path}: it names no file of tensors; train the run again")
+    return content, tensors.read_bytes()
 
 
 def read_json(path: Path) -> dict[str, Any]:

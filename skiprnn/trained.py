@@ -123,12 +123,12 @@ class LoadedModel(SequenceModel):
         x = torch.as_tensor(np.array(given) if not isinstance(given, Tensor) else given.detach().cpu())
         if x.dim() not in ((1, 2) if size == 1 else (2,)) or x.shape[1:] not in ((), (size,)):
             raise ValueError(f"sequence {number} has shape {tuple(x.shape)}; {self.task} takes (T, {size})")
-        x = x.to(torch.int32 if words else torch.float32).reshape((-1,) if words else (-1, size))
+        x = x.to(torch.float64 if words else torch.float32).reshape((-1,) if words else (-1, size))
         wrong = ~x.isfinite() if not isinstance(self.embedding, nn.Embedding) else ~_within(x, self.embedding)
         if wrong.any():
             what = "no number of a word" if words else "NaN or infinity"
             raise ValueError(f"sequence {number}, step {int(wrong.nonzero()[0, 0])}: {what}; drop or fill it")
-        return x
+        return x.int() if words else x
 
     def _numbers(self, text: str, number: int) -> Tensor:
         if self._text is None:
@@ -160,19 +160,25 @@ def load(run: str | Path, *, cell: Cell | type[Cell] | None = None, device: torc
     # As they were in training: those beside it may have been edited. Runs of the first versions have only those.
     config = numbers.get("config") or read_json(folder / "config.json")
     task = numbers.get("task") or read_json(folder / "task.json")
-    try:
+    cell = _cell_of(config, cell, folder)
+
+    def described() -> LoadedModel:
         options = {name: config[name] for name in OF_THE_STACK if name in config}
         network = network_of_task(task)
         sizes = (network.input_size, config["hidden_size"], config.get("num_layers", 1))
-        rnn = recurrent_stack(_cell_of(config, cell, folder), *sizes, **options)
-        model = LoadedModel(
-            rnn, len(network.answers.names), network.embedding, config.get("dropout", 0.0), network.each_step,
+        return LoadedModel(
+            recurrent_stack(cell, *sizes, **options), len(network.answers.names), network.embedding,
+            config.get("dropout", 0.0), network.each_step,
             task=task["task"], answers=network.answers, step=numbers["step"],
         )  # fmt: skip
+
+    try:
+        with torch.device("meta"):  # shapes only: what sizes a file claims takes no memory before they fit
+            described().load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()})
+        model = described()
+        model.load_state_dict(weights)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder} does not describe its network: {error!r}; train the run again") from error
-    try:
-        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint} does not fit the run: {' '.join(str(error).split())}") from error
     if isinstance(model.embedding, nn.Embedding) and (folder / "words.txt").exists():
@@ -181,6 +187,8 @@ def load(run: str | Path, *, cell: Cell | type[Cell] | None = None, device: torc
 
 
 def _cell_of(config: Mapping[str, Any], given: Cell | type[Cell] | None, folder: Path) -> Cell:
+    if "cell" not in config:
+        raise ValueError(f"{folder} does not describe its network: it names no cell; train the run again")
     named = cell_named(config["cell"], reset_after=config.get("reset_after", True))
     if given is None and named is None:
         raise ValueError(f"{folder} has a cell of one's own, {config['cell']}; pass it: skiprnn.load(run, cell=...)")
@@ -192,4 +200,4 @@ def _cell_of(config: Mapping[str, Any], given: Cell | type[Cell] | None, folder:
 
 
 def _within(x: Tensor, embedding: nn.Embedding) -> Tensor:
-    return (x >= 0) & (x < embedding.num_embeddings)
+    return (x >= 0) & (x < embedding.num_embeddings) & (x == x.floor())

@@ -63,7 +63,11 @@ def _line(text: str, key: str) -> int:
 
 def _take(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
-        context.default_map = read_options(path)
+        repeated = {option.name for option in context.command.params if getattr(option, "multiple", False)}
+        context.default_map = {
+            name: [part for part in value.split(",") if part] if name in repeated else value
+            for name, value in read_options(path).items()
+        }
     return path
 
 

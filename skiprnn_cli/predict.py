@@ -129,15 +129,18 @@ def _table(found: "Iterable[Answer | Prediction]", names: list[str]) -> None:
 
     widths: dict[str, int] = {"": min(max(map(len, names)), WIDEST)}
     right: list[bool] = []
+    told = False
     for said in found:
         assert isinstance(said, Prediction)
         options.say_numeric_headers(int(said.numeric_header))
+        options.say_reordered(said.columns_reordered and not told)
+        told = told or said.columns_reordered
         row = _row(said)
         if len(widths) == 1:
             widths |= {name: max(len(name), NARROWEST) for name in row if name}
             click.echo("  ".join(f"{name:<{widths[name]}}" for name in row).rstrip())
-        widths = {name: max(widths.get(name, 0), len(text)) for name, text in row.items()}
-        click.echo("  ".join(f"{text:<{widths[name]}}" for name, text in row.items()).rstrip())
+        widths |= {name: max(widths.get(name, 0), len(text)) for name, text in row.items()}
+        click.echo("  ".join(f"{row.get(name, ''):<{width}}" for name, width in widths.items()).rstrip())
         if said.truth is not None and "class" in said.truth:
             right.append(said.truth["class"] == said.answer["class"])
     if right:

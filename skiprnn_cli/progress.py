@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PLAIN_EVERY = {USUAL: 5.0, VERBOSE: 1.0}  # seconds
 NARROW = 72  # columns of a terminal, fewer than which have no room for a bar
 GAP = 3  # spaces between fields
-WANTED = ("step", "val metric", "used samples", "left", "val loss", "train loss", "rate")  # the first most of all
+WANTED = ("step", "val {metric}", "used samples", "left", "val loss", "train loss", "rate")  # the first most of all
 
 
 @contextmanager
@@ -169,7 +169,8 @@ class TrainingDisplay:
     def table(self, width: int) -> Table:
         """The fields side by side; where there is no room for all, the last in ``WANTED`` are left out."""
         fields = self.fields()
-        for name in [name for name in fields if name not in WANTED] + [name for name in WANTED[::-1] if name in fields]:
+        wanted = [name.format(metric=self.report.metric_name) for name in WANTED] if self.report is not None else []
+        for name in [name for name in fields if name not in wanted] + [name for name in wanted[::-1] if name in fields]:
             if sum(max(len(key), len(value)) + GAP for key, value in fields.items()) - GAP <= width:
                 break
             if len(fields) > 1:

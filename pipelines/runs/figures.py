@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -27,6 +28,7 @@ from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Usage
 AT_ONCE = 256  # sequences
 NUMBERED = 20  # classes whose confusions are written as numbers, too
 STYLES = ("-", "--", ":", "-.")  # of lines that have one colour
+NO_FORMULAS: Any = {"text.parse_math": False}  # names are users' own, and may hold any "$"
 OF_ONE_CURVE = ("seed", "device", "preset")  # runs that differ in nothing else are drawn as one curve
 
 
@@ -86,7 +88,8 @@ def plot_usage(
     if Path(out).suffix.lower() == PAGE:
         write_text(out, task.usage_page(usage), overwrite=overwrite)
         return Path(out)
-    return save(task.draw_usage(usage), out, overwrite=overwrite)
+    with rc_context(NO_FORMULAS):
+        return save(task.draw_usage(usage), out, overwrite=overwrite)
 
 
 def _rows(task: Task, count: int, shown: int, chosen: Sequence[int], split: str) -> Tensor:
@@ -200,6 +203,7 @@ def check_confusion(run: Path, out: Path, *, overwrite: bool) -> None:
         raise SkipRNNError(f"{run} is of the task {task}, which has no single class to confuse; drop --confusion")
 
 
+@rc_context(NO_FORMULAS)
 def plot_confusion(found: list[OfClass], out: Path, title: str, *, overwrite: bool = False) -> Path:
     """Draw which classes are taken for which, a row a class and a column what was said, as shares of the row.
 

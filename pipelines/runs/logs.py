@@ -29,7 +29,7 @@ class Log(Protocol):
         """Add the values of an evaluation, by names such as val/loss."""
 
     def close(self, reason: str) -> None:
-        """Training has ended, and why."""
+        """Training has ended, and why; "failed" where an error ended it, or the log."""
 
 
 class TensorBoard:
@@ -69,7 +69,7 @@ class WandB:
         self._run.log(values, step=step)
 
     def close(self, reason: str) -> None:
-        self._run.finish()
+        self._run.finish(exit_code=int(reason == "failed"))
 
 
 class MLflow:
@@ -93,7 +93,7 @@ class MLflow:
         self._mlflow.log_metrics(values, step=step)
 
     def close(self, reason: str) -> None:
-        self._mlflow.end_run("KILLED" if reason == "interrupted" else "FINISHED")
+        self._mlflow.end_run({"interrupted": "KILLED", "failed": "FAILED"}.get(reason, "FINISHED"))
 
 
 KINDS: dict[str, type[TensorBoard] | type[WandB] | type[MLflow]] = {
@@ -142,7 +142,7 @@ class Logs:
     def write(self, record: dict[str, Any]) -> None:
         """Log a line of metrics.jsonl."""
         values = {f"{split}/{name}": value for split in ("train", "val") for name, value in record[split].items()}
-        values |= {name: record[name] for name in ("lam", "target_usage") if record.get(name) is not None}
+        values |= {"lam": record["lam"]} if record.get("lam") is not None else {}
         for name, log in list(self._open.items()):
             try:
                 log.write(record["step"], values)

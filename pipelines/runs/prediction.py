@@ -120,7 +120,10 @@ class Predictor:
         files = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in endings and path.name != TABLE and not path.name.startswith(".")
+            if path.suffix.lower() in endings
+            and path.name != TABLE
+            and not path.name.startswith(".")
+            and path.is_file()
         )
         if not files:
             raise SkipRNNError(f"{folder} holds no file to predict on, whose name would end in {', '.join(endings)}")

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def train(
         SkipRNNError: the run is in use, its files or data cannot be read or written, something in them was edited by
             hand, or the loss is no longer finite.
     """
-    with lock_run(run) if team.is_first else nullcontext():
+    with lock_run(run) if team.is_first else nullcontext(), ExitStack() as ending:
         if team.is_first:
             directory.remove_leftovers(run)
         config = load_config(run)
@@ -134,6 +134,7 @@ def train(
             progress.metrics_digest = directory.metrics_digest(run, progress.step)
             team.wait()
         logs = Logs(log if team.is_first else (), run, config, progress.step)
+        ending.callback(logs.close, "failed")  # unless they are closed below
 
         batches = batches_after(progress.step, config, task, splits, device, team)
         sums = torch.tensor(progress.sums, device=device, dtype=torch.float64)
@@ -280,25 +281,32 @@ def _step(
         share = len(batch) / float(team.sum(torch.tensor(float(len(batch)))))
     optimizer.zero_grad()
     means = torch.zeros(len(MEASURED) - 1, dtype=torch.float64, device=device)
+    used = steps = torch.zeros((), device=device)  # of a sequence of this process, if it has any
     if len(batch):
         if config.skip:  # a sequence's loss is this part of the one that is differentiated
             rnn: Any = model.rnn
             rnn.gate_grad_clip = None if config.gate_clip is None else config.gate_clip * share / len(batch)
         with autocast(config, device):
             prediction, update_gate = model(batch.x, batch.lengths)
+        used = used_samples(update_gate.detach(), batch_first=True).mean()
+        steps = torch.full_like(used, update_gate.shape[1]) if batch.lengths is None else batch.lengths.double().mean()
+    usage = used / steps
+    if team.size > 1 and config.target_usage is not None:  # which λ goes by, so that all processes have the same
+        joint_used, joint_steps = team.sum(torch.stack([used.double(), steps.double()]) * share)
+        usage = (joint_used / joint_steps).to(usage.dtype)
+    lam = cost(usage)
+    if len(batch):
         task_loss = task.loss(prediction, batch.y, batch.lengths)
-        steps = update_gate.shape[1] if batch.lengths is None else batch.lengths.double().mean()
-        usage = update_gate.detach().sum(1).mean() / steps
         if config.has_prices:
-            budget = weighted_budget_loss(update_gate, cost(usage), prices(config, batch.x), batch_first=True)
+            budget = weighted_budget_loss(update_gate, lam, prices(config, batch.x), batch_first=True)
         else:
-            budget = budget_loss(update_gate, cost(usage), batch_first=True)
+            budget = budget_loss(update_gate, lam, batch_first=True)
         loss = task_loss + budget
         acting = loss if lam_share == 1 else task_loss + budget * lam_share
         (acting if team.size == 1 else acting * share).backward()  # type: ignore[no-untyped-call]
         metric = task.metric(task.scores(prediction.detach(), batch.y, batch.lengths))
-        used = used_samples(update_gate.detach(), batch_first=True).mean()
-        means += torch.stack([value.detach().double() for value in (loss, task_loss, budget, metric, used)]) * share
+        measured = (loss, task_loss, budget, metric, used)
+        means += torch.stack([value.detach().double() for value in measured]) * share
     team.sum_gradients(model.parameters())
     grad_norm = clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()

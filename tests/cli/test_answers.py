@@ -83,6 +83,24 @@ def test_several_files_are_a_table_on_a_terminal(skiprnn, own, monkeypatch):
     assert all(row[head.index("class") :].startswith(NAMES) for row in rows)
     right = sum(f"class {NAMES[n % 3]} (" in line for n, line in enumerate(plain))
     assert last == f"{right} of 45 right ({right / 45:.1%})"
+    some = ["0.csv", "1.csv"]  # of which one is a class's
+    for name, place in zip(some, ("steady", "other"), strict=True):
+        (own / "some" / place).mkdir(parents=True)
+        (own / "some" / place / name).write_text("1,1\n")
+    _, *rows, _ = skiprnn("predict", own / "run", own / "some/steady", own / "some/other").stdout.splitlines()
+    assert len({row.index("1 of 1") for row in rows}) == 1
+
+
+def test_a_table_says_once_that_columns_were_reordered(skiprnn, own, tmp_path, monkeypatch):
+    monkeypatch.setattr("skiprnn_cli.predict._on_terminal", lambda: True)
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("y,x\n1,1\n")
+    (tmp_path / "c.csv").mkdir()
+    done = skiprnn("predict", own / "run", tmp_path)
+    assert (done.exit_code, len(done.stdout.splitlines())) == (0, 3)
+    assert done.stderr.splitlines() == [
+        "note: the columns stand in another order than in training; they were matched by their names"
+    ]
 
 
 def test_a_file_that_cannot_be_read_leaves_the_others_theirs(skiprnn, own, tmp_path):

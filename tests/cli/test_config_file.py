@@ -20,6 +20,14 @@ def test_the_command_line_comes_before_the_file_and_that_before_the_preset(skipr
     assert (config.gate_clip, config.seed, config.decay_from) == (None, 4, 0.5)
 
 
+@pytest.mark.parametrize("costs", ["", "1=5", "1=5,0=0.5"])
+def test_an_option_that_may_be_repeated_is_one_text(skiprnn, adding_file, costs):
+    Path("a.toml").write_text(f'{SMALL}lam = 1e-4\nfeature_cost = "{costs}"\n')
+    done = skiprnn("train", "--config", "a.toml", "--data", adding_file, "--out", "run")
+    assert done.exit_code == 0, done.output
+    assert load_config(Path("run")).feature_cost == costs
+
+
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [

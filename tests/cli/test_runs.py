@@ -63,7 +63,7 @@ def test_the_display_of_training_does_not_lose_digits(width):
         "val": {"loss": 0.23456, "metric": 0.34567, "used_mean": 456.7}, "lam": 0.001,
     }  # fmt: skip
     display.update(Report(0, 100_000, 0.0))
-    display.update(Report(99_999, 100_000, 2.0, record))
+    display.update(Report(99_999, 100_000, 2.0, record, metric_name="accuracy"))
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     console.print(display.table(width))
     text = console.file.getvalue()

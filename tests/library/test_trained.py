@@ -174,6 +174,10 @@ def test_text(make):
         model.predict([text, "..."])
     with pytest.raises(ValueError, match="sequence 0, step 2: no number of a word; drop or fill it"):
         model.predict(np.array([1, 2, 6]))
+    for wrong in (2**32 + 2, 2.5):
+        with pytest.raises(ValueError, match="sequence 0, step 0: no number of a word; drop or fill it"):
+            model.predict([[wrong, 2]])
+    assert len(model.predict([[1.0, 2.0]])) == 1
     (run / "words.txt").unlink()
     with pytest.raises(ValueError, match=r"sequence 0 is a text; this run reads numbers, or lacks its words.txt"):
         skiprnn.load(run).predict(text)
@@ -321,4 +325,19 @@ def test_what_is_no_run(make, tmp_path):
         skiprnn.load(run)
     best.unlink()
     with pytest.raises(FileNotFoundError, match="has no checkpoint 'best' yet; train it with `skiprnn train --resume"):
+        skiprnn.load(run)
+
+
+@pytest.mark.parametrize("size", [2**40, 7])
+def test_sizes_that_are_claimed_take_no_memory(make, size):
+    run = make(OF_TASKS["sine"])
+    best = run / "checkpoints" / "best.json"
+    content = json.loads(best.read_text())
+    content["numbers"]["config"]["hidden_size"] = size
+    best.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"best.json does not fit the run: "):
+        skiprnn.load(run)
+    content["tensors"] = ".."
+    best.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"cannot read .*best.json: it names no file of tensors; train the run again"):
         skiprnn.load(run)

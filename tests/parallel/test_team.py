@@ -1,17 +1,25 @@
 """One run in two processes, as torchrun starts them, against one process on the joint batch."""
 
+import copy
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from pipelines.parallel.team import Team
+from pipelines.data.sequences import Sequences
+from pipelines.parallel.team import ALONE, Team
 from pipelines.runs.checkpoints import load_checkpoint
 from pipelines.runs.directory import read_metrics
+from pipelines.runs.model import build_model
+from pipelines.runs.training import _step
+from pipelines.tasks import Adding
 from skiprnn_cli.main import cli
 
 OPTIONS = ["--hidden", 9, "--batch-size", 37, "--steps", 20, "--eval-every", 1, "--lam", 1e-3, "--device", "cpu"]
@@ -117,6 +125,37 @@ def test_errors_of_the_first_process_end_all(tmp_path):
     _, done = together(tmp_path / "run", tmp_path / "missing.h5", code=1)
     assert "no data file" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_share_that_is_used_is_that_of_the_joint_batch(config):
+    """λ that is found goes by it, and must be the same in all processes, here threads, of which one has no sequence."""
+    config, task = replace(config, lam=0.0, target_usage=0.5), Adding(length=12)
+    torch.manual_seed(0)
+    model = build_model(config, task).train()
+    torch.nn.init.normal_(model.rnn.update_weight, std=8.0)
+    batch = Sequences(5 * torch.randn(16, 12, 2), torch.zeros(16))
+    barrier, given = threading.Barrier(3), [torch.empty(0)] * 3
+    parts = [slice(0, 12), slice(12, 16), slice(0, 0)]
+
+    class Thread(Team):
+        def sum(self, tensor):
+            given[self.rank] = tensor.clone()
+            barrier.wait(60)
+            total = sum(given)
+            barrier.wait(60)
+            return tensor.copy_(total)
+
+    def usage_of(rows, team):
+        mine, found = copy.deepcopy(model), []
+        optimizer = torch.optim.SGD(mine.parameters(), lr=0.0)
+        _step(mine, optimizer, task, batch.take(rows), config, lambda u: (found.append(float(u)), 1e-3)[1], team=team)
+        return found[0]
+
+    alone = usage_of(slice(16), ALONE)
+    assert abs(usage_of(parts[0], ALONE) - usage_of(parts[1], ALONE)) > 0.01
+    with ThreadPoolExecutor(3) as threads:
+        shares = list(threads.map(usage_of, parts, [Thread(rank, 3) for rank in range(3)]))
+    assert shares == [pytest.approx(alone, abs=1e-6)] * 3
 
 
 def test_parts_cover_a_batch_once():

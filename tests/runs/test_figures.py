@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pipelines.errors import SkipRNNError
 from pipelines.runs import figures
+from pipelines.runs.classes import OfClass
 from pipelines.runs.colors import PLAIN
 from pipelines.runs.figures import plot_curves, plot_usage
 from pipelines.runs.load import load_run
@@ -168,6 +169,14 @@ def test_an_existing_figure_is_kept_unless_told(make_run, tmp_path):
     assert path.read_text() == "mine"
     plot_usage(run, path, overwrite=True)
     assert isinstance(matplotlib.image.imread(path), np.ndarray)
+
+
+def test_names_are_no_formulas(make_run, tmp_path, monkeypatch):
+    name = r"$\frac{$ and a$_$"
+    monkeypatch.setattr(Adding, "feature_names", ("value", name))
+    assert plot_usage(make_run(), tmp_path / "usage.png").exists()
+    found = [OfClass(each, 1.0, 1.0, 3, None, 50.0, {each: 3}) for each in (name, "b")]
+    assert figures.plot_confusion(found, tmp_path / "confusion.png", "title").exists()
 
 
 def test_no_global_matplotlib_state():

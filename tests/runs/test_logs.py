@@ -82,6 +82,17 @@ def test_mlflow_goes_on_with_the_run_it_began(make_run, calls):
     assert [arguments for name, arguments, _ in calls if name == "end_run"] == [("KILLED",), ("FINISHED",)]
 
 
+def test_an_error_that_ends_training_ends_the_logs(make_run, calls):
+    def fail(report):
+        raise RuntimeError("of whoever watches")
+
+    with pytest.raises(RuntimeError, match="of whoever watches"):
+        train(make_run(trained=False), log=["wandb", "mlflow"], on_progress=fail)
+    assert [(name, *arguments, *options.values()) for name, arguments, options in calls[-2:]] == [
+        ("finish", 1), ("end_run", "FAILED"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
 def test_a_network_that_fails_ends_the_log_and_not_the_training(make_run, calls, monkeypatch, where):
     def fail(*arguments, **options):

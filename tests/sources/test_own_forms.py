@@ -341,6 +341,21 @@ def test_ts_files_that_are_wrong(tmp_path, old, new, message):
     refused(path, f"{path}{message}")
 
 
+def test_two_ts_files_have_the_same_dimensions(tmp_path):
+    paths = [ts_of(tmp_path / "P_TRAIN.ts", CASES), ts_of(tmp_path / "P_TEST.ts", ["1,2:a", "3,4:b"])]
+    rewrite(paths[1], "@dimensions 2", "@dimensions 1")
+    refused(
+        paths,
+        f"{paths[1]}, line 7: 1 dimensions and a label, where there should be 2; mend it, or name another",
+    )
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X, y=Y)
+    source = (tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
+    assert write_own(source, tmp_path / "a.h5").sizes["train"] == 8
+
+
 def test_what_was_converted_is_known_again(tmp_path):
     folder, out = recordings(tmp_path), tmp_path / "a.h5"
 

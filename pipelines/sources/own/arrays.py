@@ -81,7 +81,7 @@ def read_arrays(path: Path, how: How) -> Raw:
 
 def _load(path: Path) -> dict[str, Any]:
     """The arrays there are of PARTS."""
-    opened: Any = (open_npz if path.suffix == ".npz" else open_hdf5)(path, REMEDY)
+    opened: Any = (open_npz if path.suffix.lower() == ".npz" else open_hdf5)(path, REMEDY)
     with closing(opened):
         found = [name for name in PARTS if name in opened]
         for name in found if isinstance(opened, Npz) else ():

@@ -143,11 +143,12 @@ def _read_header(text: str, header: _Header, where: str) -> bool:
 def _case(text: str, header: _Header, features: int | None, where: str) -> tuple[Floats, str]:
     """The numbers of a case, (T, D), and its label."""
     *parts, label = (part.strip() for part in text.split(":"))
-    wanted = header.dimensions or features
-    if not parts or (wanted and len(parts) != wanted):
-        raise SkipRNNError(
-            f"{where}: {len(parts)} dimensions and a label, where there should be {wanted or 'one at least'}; {REMEDY}"
-        )
+    for wanted in (header.dimensions, features):  # what this file says, and what the case before has, or file
+        if not parts or (wanted and len(parts) != wanted):
+            raise SkipRNNError(
+                f"{where}: {len(parts)} dimensions and a label, where there should be {wanted or 'one at least'}; "
+                f"{REMEDY}"
+            )
     if header.classes is None and not is_number(label):
         raise SkipRNNError(f"{where}: the label {label!r:.40} is not a number; {REMEDY}")
     if header.classes and label not in header.classes:
