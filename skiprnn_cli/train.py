@@ -17,7 +17,6 @@ from pipelines.errors import SkipRNNError
 from pipelines.runs.config import (
     CHOICES,
     DATA,
-    DEFAULT_SIZES,
     FOR_CELL,
     LOGS,
     MAY_CHANGE,
@@ -312,10 +311,14 @@ def _prepare(
     from pipelines.parallel.devices import choose_device
     from pipelines.runs.directory import check_run_path, create_run, default_run_path
     from pipelines.runs.model import check_engine
+    from pipelines.runs.named import refuse_training
     from pipelines.runs.training import load_training_data
+    from pipelines.tasks import TASKS, SyntheticTask
+    from skiprnn_cli.gen_data import ensure_data
 
     if resume is not None:
-        run = resume
+        run = options.run_or_model(resume)
+        refuse_training(run)
         _change_resumed(ctx, run, data, accept_edits, training)
     else:
         config = _configuration(task, preset, data, classes, training)
@@ -328,7 +331,9 @@ def _prepare(
         check_engine(config, device)
         detail(f"device: {device}")
         if data is None:
-            _ensure_data(config)
+            kind = TASKS[config.task]
+            if issubclass(kind, SyntheticTask):
+                ensure_data(Path(config.data), kind())
         load_training_data(config)  # refuse bad data before there is a run
         create_run(run, config, overwrite=overwrite)
     note(f"run: {run}")
@@ -481,21 +486,6 @@ def _change_resumed(
         changes["steps"] = None
     if changes:
         change_run(run, accept=accept_edits, **changes)
-
-
-def _ensure_data(config: TrainConfig) -> None:
-    """Generate the task's default data file if it is missing."""
-    path = Path(config.data)
-    if path.exists():
-        return
-    from pipelines.tasks import TASKS, SyntheticTask
-    from skiprnn_cli.gen_data import write_with_progress
-
-    kind = TASKS[config.task]
-    if issubclass(kind, SyntheticTask):
-        task = kind()
-        note(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does")
-        write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 
 def _train_with_display(

@@ -27,7 +27,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-import skiprnn
 from pipelines.data.doors import parse_json, read_json, read_text, reading
 from pipelines.data.fields import check_fields
 from pipelines.data.files import write_json, write_text
@@ -279,6 +278,8 @@ def record_environment(run: Path, config: TrainConfig, step: int, edits: dict[st
     What cannot be read is kept beside it, as ``environment.json.damaged``: it is a note, which no training waits for.
     """
     import torch
+
+    import skiprnn
 
     path = Path(run) / "environment.json"
     sessions: list[Any] = []
