@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from pipelines.data.samples import image_source
+from pipelines.data.images import image_source
 from pipelines.data.sequences import SPLITS, Sequences, read_sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import configure
