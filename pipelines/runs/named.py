@@ -105,7 +105,7 @@ def refuse_training(run: Path) -> None:
     """
     if is_model(run):
         raise SkipRNNError(
-            f"{run} is a model that is ready, with nothing to resume; train one like it with "
+            f"{run.name} is a model that is ready, with nothing to resume; train one like it with "
             f"`{read_record(run).trained.command}`, or fine-tune it in Python: skiprnn.load"
         )
 

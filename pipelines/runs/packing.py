@@ -5,11 +5,12 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipelines.data.doors import check_claim, check_file, file_digest, read_json, reading
 from pipelines.data.files import atomic_path, check_writable, write_json
@@ -191,26 +192,27 @@ def _unpack(archive: Path, model: Path, name: str) -> None:
     stored, claimed = check_file(archive, remedy), 0
     with reading(name, "a .zip or .tar archive", remedy):
         (model / "checkpoints").mkdir(parents=True)
-        for member, size, file in _members(archive):
-            part = PART.fullmatch(member)
-            if part is None or file is None or (model / part[1]).exists():
-                raise SkipRNNError(f"{name} holds {member!r:.80}, which is no part of a model; {remedy}")
-            claimed += size
-            check_claim(claimed, stored, name)
-            check_fits(claimed, name)
-            with file, open(model / part[1], "wb") as target:
-                shutil.copyfileobj(file, target)
+        with closing(_members(archive)) as members:
+            for member, size, opened in members:
+                part = PART.fullmatch(member)
+                if part is None or opened is None or (model / part[1]).exists():
+                    raise SkipRNNError(f"{name} holds {member!r:.80}, which is no part of a model; {remedy}")
+                claimed += size
+                check_claim(claimed, stored, name)
+                check_fits(claimed, name)
+                with opened() as file, open(model / part[1], "wb") as target:
+                    shutil.copyfileobj(file, target)
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    """Names, sizes and contents of what is in an archive, folders left out; no contents of what is no file."""
+def _members(path: Path) -> Generator[tuple[str, int, Callable[[], Any] | None]]:
+    """Names and sizes of what is in an archive, folders left out, and what opens it, unless it is no file."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if not entry.is_dir():
-                    yield entry.filename, entry.file_size, archive.open(entry)
+                    yield entry.filename, entry.file_size, partial(archive.open, entry)
         return
     with tarfile.open(path) as tar:
         for member in tar:
             if not member.isdir():
-                yield member.name, member.size, tar.extractfile(member) if member.isfile() else None
+                yield member.name, member.size, partial(tar.extractfile, member) if member.isfile() else None
