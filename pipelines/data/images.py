@@ -58,7 +58,8 @@ def _grey(image: Image.Image) -> Grey:
         if not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinity")
         most = values.max() if image.mode == "F" or values.max() > 65535 else 65535 if values.max() > 255 else 255
-        return np.clip(values / max(most, 1e-9) * 255, 0, 255)
+        scaled: Grey = np.clip(values / max(most, 1e-9) * 255, 0, 255)
+        return scaled
     solid = image.convert("RGBA")
     alpha = np.asarray(solid.getchannel("A"), dtype=np.float32)
     brightness = np.asarray(solid.convert("L"), dtype=np.float32)
@@ -78,7 +79,7 @@ def _ink(grey: Grey) -> Grey | None:
     strongest = difference.max()
     if strongest < CONTRAST:
         return None
-    ink = np.clip(difference / strongest, 0, 1)
+    ink: Grey = np.clip(difference / strongest, 0, 1)
     ink[ink < FAINT] = 0
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -92,7 +93,8 @@ def _fit(ink: Grey) -> Grey:
         padded = Image.fromarray(np.pad(ink, width))
         ink = np.asarray(padded.filter(ImageFilter.MaxFilter(2 * ((width + 1) // 2) + 1)))
     fitted = _resized(ink, BOX)
-    return fitted / fitted.max() * 255
+    fitted *= 255 / fitted.max()
+    return fitted
 
 
 def _stroke(ink: Grey) -> float:
@@ -106,7 +108,7 @@ def _stroke(ink: Grey) -> float:
 
 def _resized(ink: Grey, longer: int) -> Grey:
     height, width = (max(round(length * longer / max(ink.shape)), 1) for length in ink.shape)
-    return np.asarray(Image.fromarray(ink).resize((width, height), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(ink).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _centred(digit: Grey, side: int) -> Grey:
