@@ -311,14 +311,12 @@ def _prepare(
     from pipelines.parallel.devices import choose_device
     from pipelines.runs.directory import check_run_path, create_run, default_run_path
     from pipelines.runs.model import check_engine
-    from pipelines.runs.named import refuse_training
     from pipelines.runs.training import load_training_data
     from pipelines.tasks import TASKS, SyntheticTask
     from skiprnn_cli.gen_data import ensure_data
 
     if resume is not None:
-        run = options.run_or_model(resume)
-        refuse_training(run)
+        run = resume
         _change_resumed(ctx, run, data, accept_edits, training)
     else:
         config = _configuration(task, preset, data, classes, training)
@@ -459,6 +457,7 @@ def _refuse_two_lengths(training: dict[str, Any]) -> None:
 def _change_resumed(
     ctx: click.Context, run: Path, data: Path | None, accept_edits: bool, training: dict[str, Any]
 ) -> None:
+    from pipelines.runs.named import refuse_training
     from pipelines.runs.training import change_run
 
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
@@ -475,6 +474,7 @@ def _change_resumed(
                 drop.append(variable if sources[option.name] is Source.ENVIRONMENT else option.opts[0])
         raise click.UsageError(f"--resume continues a run as it was configured; drop {', '.join(sorted(drop))}.")
     _refuse_two_lengths(training)
+    refuse_training(options.run_or_model(run))
     changes = {name: training[name] for name in MAY_CHANGE if training.get(name) is not None}
     if changes.get("patience") == NONE:
         changes["patience"] = None
