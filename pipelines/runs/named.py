@@ -3,7 +3,7 @@
 model.json    how good the model is, and how it was trained
 the others    as in a run (directory.py), but that the data file is where `skiprnn gen-data` puts it
 
-What is here imports neither torch nor the library, which imports it, so that models are listed at once.
+What is here imports neither torch nor ``skiprnn``, which does, so that models are listed at once.
 """
 
 import os

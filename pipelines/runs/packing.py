@@ -62,7 +62,7 @@ def pack(
     config = load_config(run)
     if is_own_cell(config.cell):
         raise SkipRNNError(
-            f"{run} has a cell of its own, {config.cell}, whose code a model does not carry; share the run"
+            f"{run} has a cell of one's own, {config.cell}, whose code no model carries; pass on the run"
         )
     with _folder_beside(out) as work:
         model, source = work / "model", data or Path(config.data)

@@ -134,6 +134,11 @@ def test_what_a_model_is_not_for(skiprnn, tiny):
     assert (done.exit_code, done.stderr) == (1, said)
 
 
+def test_a_cell_of_ones_own_is_not_packed(skiprnn, make_run):
+    done = skiprnn("models", "pack", make_run(trained=False, cell="a.b:Cell"), "--out", "model")
+    assert "has a cell of one's own, a.b:Cell, whose code no model carries; pass on the run" in done.stderr
+
+
 def test_names_that_there_are_not(skiprnn, fetched):
     listed = ", ".join(SHIPPED)
     said = f"adding-lsmt is not a run directory, nor one of the models {listed} (did you mean 'adding-lstm'?); "
