@@ -1,14 +1,12 @@
 """A trained model put to another question: its recurrent network under a new head.
 
-skiprnn gen-data adding
-skiprnn train --preset quick --out runs/adding
-python examples/fine_tune.py runs/adding [STEPS]
+python examples/fine_tune.py adding-lstm [STEPS]    a model that comes with skiprnn
+python examples/fine_tune.py runs/NAME [STEPS]      or a run of your own on the adding task
 
-The run says the sum of two marked values; the new question is whether that sum is positive.
+The model says the sum of two marked values; the new question is whether that sum is positive.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,7 +17,7 @@ from pipelines.tasks import Adding
 from skiprnn.answers import Classes
 
 
-def main(run: Path, steps: int = 300) -> None:
+def main(run: str, steps: int = 300) -> None:
     model = skiprnn.load(run)
     model.head = nn.Linear(model.rnn.hidden_size, 2)
     model.answers = Classes(["negative", "positive"])
@@ -54,4 +52,4 @@ def main(run: Path, steps: int = 300) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from skiprnn.answers import Answers, Classes, Labels, Numbers
+from skiprnn.models import run_or_model
 from skiprnn.networks import Scale, Standardize, ToFloat
 from skiprnn.words import PADDING, TOKENIZER, digest_of_words
 
@@ -27,11 +28,12 @@ PREFIX = "model."  # of the network's tensors in a checkpoint; others are the op
 def find_checkpoint(path: Path) -> tuple[Path, Path]:
     """The run directory, and the JSON file of the checkpoint, that ``load`` was given a path of.
 
-    All that ``load`` takes passes through here, and so would names of models.
+    All that ``load`` takes passes through here, names of models too.
 
     Raises:
         FileNotFoundError, ValueError: there is none.
     """
+    path = run_or_model(path)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise FileNotFoundError(f"{path} is not a run directory (it has no config.json); `skiprnn train` makes one")

@@ -144,7 +144,8 @@ def load(run: str | Path, *, cell: Cell | type[Cell] | None = None, device: torc
 
     Args:
         run: a run directory, of which the best checkpoint is taken; or one of its checkpoints,
-            ``RUN/checkpoints/last.json`` or a safetensors file beside it.
+            ``RUN/checkpoints/last.json`` or a safetensors file beside it; or the name of a model, as `skiprnn models`
+            lists them.
         cell: of a run with a cell of one's own, that cell: no code is imported because a file names it.
         device: where to put it.
 
@@ -152,7 +153,7 @@ def load(run: str | Path, *, cell: Cell | type[Cell] | None = None, device: torc
         The model. Of videos it reads features of frames: ``skiprnn predict`` makes these of a video file.
 
     Raises:
-        FileNotFoundError: there is no such run or checkpoint.
+        FileNotFoundError: there is no such run, checkpoint or model.
         ValueError: a file is damaged or of another version, or the run has a cell of one's own.
     """
     folder, checkpoint = find_checkpoint(Path(run))

@@ -17,6 +17,7 @@ FEW = 20  # classes that are listed without being asked for
 @click.command(
     epilog="""\b
 Examples:
+  skiprnn evaluate adding-lstm
   skiprnn evaluate runs/NAME --split val --json
   skiprnn evaluate runs/NAME --per-class --confusion confusion.png"""
 )
@@ -67,10 +68,12 @@ def command(
     not faster the reason is given.
     """
     from pipelines.runs.evaluation import evaluate_run
+    from skiprnn_cli.gen_data import ensure_data_of_model
 
     if seed is not None and not sample:
         raise click.UsageError("--seed is of what --sample draws; add that, or drop --seed.")
     run = options.chosen_run(run, cell)
+    ensure_data_of_model(run, data)
     if confusion is not None:
         from pipelines.runs.figures import check_confusion
 

@@ -77,11 +77,14 @@ def command(
     if int8 and format == "torch":
         raise click.UsageError("--int8 is for ONNX; drop it, or --format torch")
     from pipelines.runs.export import SUFFIXES, export_run
+    from skiprnn_cli.gen_data import ensure_data_of_model
 
     run = options.chosen_run(run, cell)
+    ensure_data_of_model(run, data)
+    out = out or options.output_of_run(run, f"model{SUFFIXES[format]}")
     report = export_run(
-        run, out or run / f"model{SUFFIXES[format]}", format=format, input=input, int8=int8, split=split,
-        checkpoint=checkpoint, data=data, overwrite=overwrite,
+        run, out, format=format, input=input, int8=int8, split=split, checkpoint=checkpoint, data=data,
+        overwrite=overwrite,
     )  # fmt: skip
     if as_json:
         import json

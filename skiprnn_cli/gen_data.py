@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.errors import SkipRNNError
 from pipelines.runs.config import DATA, DEFAULT_SIZES, OWN_TASKS
 from skiprnn_cli import options
 from skiprnn_cli.groups import Group
@@ -299,3 +300,28 @@ def write_with_progress(task: "SyntheticTask", path: Path, sizes: dict[str, int]
     with counted(f"generating {task.name}", sum(sizes.values()), "sequences") as advance:
         generate(task, path, sizes, seed=seed, overwrite=overwrite, on_progress=advance)
     click.echo(f"wrote {path}: {_counts(sizes)} sequences, seed {seed}")
+
+
+def ensure_data(path: Path, task: "SyntheticTask") -> None:
+    """Generate a data file if it is missing."""
+    if not path.exists():
+        note(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does")
+        write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
+
+
+def ensure_data_of_model(run: Path, data: Path | None) -> None:
+    """Of a model, generate the data it is to be tried on, or say how to get it, unless other data was named."""
+    from pipelines.runs.directory import load_config, load_task
+    from pipelines.runs.named import is_model
+    from pipelines.tasks import Mnist, SyntheticTask, task_of_attributes
+
+    if data is not None or not is_model(run):
+        return
+    path = Path(load_config(run).data)
+    task = task_of_attributes(load_task(run), run / "task.json")
+    if isinstance(task, SyntheticTask):
+        ensure_data(path, task)
+    elif not path.exists():
+        digits = f" --digits {task.digits}" if isinstance(task, Mnist) and path.name != "mnist.h5" else ""
+        made = f"make it with `skiprnn gen-data {task.name}{digits}`, or " if task.name in command.commands else ""
+        raise SkipRNNError(f"no data file {path}, on which {run.name} is tried; {made}name one with --data")

@@ -23,6 +23,7 @@ COMMANDS = {
     "extract-features": "Compute the features of videos' frames: UCF-101 or your own.",
     "train": "Train a model, or continue a run.",
     "runs": "List runs: what they are, how far, how good.",
+    "models": "List trained models that are ready, or fetch others.",
     "evaluate": "Evaluate a trained run: metric, used samples, cost, time.",
     "predict": "Predict on a sequence, reading only the samples used.",
     "reproduce": "Train the models of a table of the paper, ours beside it.",

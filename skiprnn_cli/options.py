@@ -143,15 +143,34 @@ def cpu_name() -> str:
 
 
 def chosen_run(run: Path | None, cell: str | None = None) -> Path:
-    """The run named, or the one under runs/ that was trained last; ``cell``, if given, must be its own."""
+    """The run or model named, or the run under runs/ trained last; ``cell``, if given, must be its own."""
     from pipelines.runs.directory import newest_run
 
     if run is None:
         run = newest_run(RUNS)
         note(f"run: {run}")
+    else:
+        run = run_or_model(run)
     if cell is not None:
         check_cell(run, cell)
     return run
+
+
+def run_or_model(run: Path) -> Path:
+    """A path as it came, or the run directory of the model of that name."""
+    from skiprnn import models
+
+    try:
+        return models.run_or_model(run)
+    except FileNotFoundError as error:
+        raise SkipRNNError(str(error)) from error
+
+
+def output_of_run(run: Path, name: str) -> Path:
+    """Where a file about a run goes by default: into it, but into the current folder of a model, which is only read."""
+    from pipelines.runs.named import is_model
+
+    return Path(f"{run.name}-{name}") if is_model(run) else run / name
 
 
 def check_cell(run: Path, cell: str) -> None:

@@ -21,6 +21,7 @@ def _numbers(context: click.Context, option: click.Parameter, value: str | None)
     epilog="""\b
 Examples:
   skiprnn plot-usage runs/NAME --examples 6 --out usage.pdf
+  skiprnn plot-usage adding-lstm
   skiprnn plot-usage runs/NAME --sequences 3,17 --feature speed"""
 )
 @options.run_argument
@@ -35,7 +36,11 @@ Examples:
 @click.option("--videos", type=options.PATH, help="Folder of the videos.  [default: where they were extracted from]")
 @options.device
 @options.own_cell
-@click.option("--out", type=options.PATH, help="A .png, .pdf or .svg file; .html for imdb.  [default: RUN/usage.png]")
+@click.option(
+    "--out",
+    type=options.PATH,
+    help="A .png, .pdf or .svg file; .html for imdb.  [default: RUN/usage.png]",
+)
 @options.overwrite
 def command(
     run: Path | None,
@@ -59,13 +64,15 @@ def command(
     time stand under the samples.
     """
     from pipelines.runs.figures import plot_usage
+    from skiprnn_cli.gen_data import ensure_data_of_model
 
     if sequences and examples is not None:
         raise click.UsageError("--sequences says how many there are; drop --examples")
     run = options.chosen_run(run, cell)
+    ensure_data_of_model(run, data)
     path = plot_usage(
         run,
-        out or run / "usage.png",
+        out or options.output_of_run(run, "usage.png"),
         examples=examples,
         chosen=sequences,
         feature=feature,

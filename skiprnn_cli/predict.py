@@ -20,6 +20,7 @@ WIDEST, NARROWEST = 60, 12  # characters of a table's first column, and of the o
 @click.command(
     epilog="""\b
 Examples:
+  skiprnn predict mnist-gru digit.png
   skiprnn predict runs/NAME data/adding.h5 --index 3
   skiprnn predict runs/NAME recording.csv --json
   skiprnn predict runs/NAME recordings
@@ -59,15 +60,16 @@ def command(
     form: str,
     as_json: bool,
 ) -> None:
-    """Predict with the trained RUN on the sequences in INPUTS, reading only the samples it uses.
+    """Predict with the trained RUN, or a model of `skiprnn models`, on INPUTS, reading only the samples it uses.
 
     An input is a CSV file (a sample a row), a .npy, .npz, .h5 or .hdf5 file of numbers (T, D) or (N, T, D), or - for
     CSV rows on standard input, which are answered as they come: a line after each row that is used, and a last one for
     the whole. Of a run with an answer to each step the same lines come of files too: what is said at a step that is
-    used stands until the next one, whose number is given with it. A run on MNIST takes images too; one on IMDB takes a
-    text, in a file or on standard input; one on UCF-101 or other videos takes a video, of which only the frames used go
-    through the convolutional network. Samples that are skipped are neither parsed nor checked. Runs on the CPU, in
-    compiled code, unless --device says otherwise.
+    used stands until the next one, whose number is given with it. A run on MNIST takes images of a digit too, of any
+    size: one of 28 x 28 pixels as it is, in others the digit is found and put into the middle, as MNIST was made. One
+    on IMDB takes a text, in a file or on standard input; one on UCF-101 or other videos takes a video, of which only
+    the frames used go through the convolutional network. Samples that are skipped are neither parsed nor checked. Runs
+    on the CPU, in compiled code, unless --device says otherwise.
 
     Of a folder the files in and below it are taken. The truth stands beside an answer where it is known: from a data
     file, from a folder's labels.csv, or from the name of the folder that a file lies in, if that is a class.

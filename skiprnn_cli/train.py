@@ -17,7 +17,6 @@ from pipelines.errors import SkipRNNError
 from pipelines.runs.config import (
     CHOICES,
     DATA,
-    DEFAULT_SIZES,
     FOR_CELL,
     LOGS,
     MAY_CHANGE,
@@ -313,6 +312,8 @@ def _prepare(
     from pipelines.runs.directory import check_run_path, create_run, default_run_path
     from pipelines.runs.model import check_engine
     from pipelines.runs.training import load_training_data
+    from pipelines.tasks import TASKS, SyntheticTask
+    from skiprnn_cli.gen_data import ensure_data
 
     if resume is not None:
         run = resume
@@ -328,7 +329,9 @@ def _prepare(
         check_engine(config, device)
         detail(f"device: {device}")
         if data is None:
-            _ensure_data(config)
+            kind = TASKS[config.task]
+            if issubclass(kind, SyntheticTask):
+                ensure_data(Path(config.data), kind())
         load_training_data(config)  # refuse bad data before there is a run
         create_run(run, config, overwrite=overwrite)
     note(f"run: {run}")
@@ -454,6 +457,7 @@ def _refuse_two_lengths(training: dict[str, Any]) -> None:
 def _change_resumed(
     ctx: click.Context, run: Path, data: Path | None, accept_edits: bool, training: dict[str, Any]
 ) -> None:
+    from pipelines.runs.named import refuse_training
     from pipelines.runs.training import change_run
 
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
@@ -470,6 +474,7 @@ def _change_resumed(
                 drop.append(variable if sources[option.name] is Source.ENVIRONMENT else option.opts[0])
         raise click.UsageError(f"--resume continues a run as it was configured; drop {', '.join(sorted(drop))}.")
     _refuse_two_lengths(training)
+    refuse_training(options.run_or_model(run))
     changes = {name: training[name] for name in MAY_CHANGE if training.get(name) is not None}
     if changes.get("patience") == NONE:
         changes["patience"] = None
@@ -481,21 +486,6 @@ def _change_resumed(
         changes["steps"] = None
     if changes:
         change_run(run, accept=accept_edits, **changes)
-
-
-def _ensure_data(config: TrainConfig) -> None:
-    """Generate the task's default data file if it is missing."""
-    path = Path(config.data)
-    if path.exists():
-        return
-    from pipelines.tasks import TASKS, SyntheticTask
-    from skiprnn_cli.gen_data import write_with_progress
-
-    kind = TASKS[config.task]
-    if issubclass(kind, SyntheticTask):
-        task = kind()
-        note(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does")
-        write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 
 def _train_with_display(

@@ -4,7 +4,6 @@ A source hands out single samples, so that what a model skips is neither parsed 
 """
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -14,21 +13,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipelines.data.arrays import is_zip, map_npy, open_npz
 from pipelines.data.columns import beyond_float32, order_of
-from pipelines.data.doors import lines_of, opening, reading
+from pipelines.data.doors import lines_of, reading
 from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.sequences import Split
 from pipelines.errors import SkipRNNError
 
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 TABLES = (".ts", ".parquet", ".pq")
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
 CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
-PIXELS = 2**26  # of an image, at most
 REMEDY = "name another file, or mend this one"
 LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
 COLUMNS = ("columns", "features")  # arrays that hold the names of columns
@@ -137,34 +133,10 @@ def sequence_sources(
             return x[0][t].numpy()
 
         length = sequences.steps if lengths is None else int(lengths[row])
-        found = _array_source(sample, length, f"{name}[{index or row}]" if several else name)
+        found = array_source(sample, length, f"{name}[{index or row}]" if several else name)
         return replace(found, target=sequences.y[row].cpu() if labelled else None, reordered=reordered)
 
     return _Lazily(len(sequences), source)
-
-
-def image_source(path: Path, side: int) -> Source:
-    """An image as side² bytes, row by row: grey, bright strokes on a dark ground, scaled to fit.
-
-    Raises:
-        SkipRNNError: it is no image.
-    """
-    with opening(path, "an image", REMEDY), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is odd about it, its size among that
-        with Image.open(path) as image:
-            if image.width * image.height > PIXELS:
-                raise SkipRNNError(
-                    f"{path} has {image.width:,} x {image.height:,} pixels, which are too many for a digit; scale it "
-                    "down"
-                )
-            solid = ImageOps.exif_transpose(image).convert("RGBA")
-            grey = Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("L")
-    pixels = np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    if border.mean() > 127:  # dark strokes on a bright ground
-        pixels = 255 - pixels
-    values = np.ascontiguousarray(pixels.reshape(-1, 1))
-    return _array_source(lambda t: values[t], len(values), str(path))
 
 
 def csv_source(
@@ -328,16 +300,18 @@ def _array_sources(array: Any, input_size: int, path: Path, dataset: str, order:
             f"(N, T, {input_size}) for several sequences"
         )
     if not several:
-        return [_array_source(lambda t: array[t].reshape(-1), shape[0], name, path, order)]
+        return [array_source(lambda t: array[t].reshape(-1), shape[0], name, path, order)]
     return _Lazily(
         shape[0],
-        lambda i: _array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path, order),
+        lambda i: array_source(lambda t: array[i, t].reshape(-1), shape[1], f"{name}[{i}]", path, order),
     )
 
 
-def _array_source(
+def array_source(
     sample: Callable[[int], Any], length: int, name: str, path: Path | None = None, order: list[int] | None = None
 ) -> Source:
+    """A sequence whose samples, each (D,), a function returns by their number."""
+
     def read(t: int) -> Floats | None:
         if t >= length:
             return None

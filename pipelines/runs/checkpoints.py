@@ -24,6 +24,7 @@ from pipelines.data.fields import check_fields
 from pipelines.data.files import atomic_path, write_json
 from pipelines.data.memory import UNLIMITED
 from pipelines.errors import SkipRNNError
+from pipelines.runs.named import is_model
 from skiprnn.run_directory import SCHEMA, SCHEMA_VERSION
 
 NAMES = ("last", "best")
@@ -118,6 +119,10 @@ def load_checkpoint(run: Path, name: str) -> Checkpoint:
     """
     path = Path(run) / "checkpoints" / f"{name}.json"
     if not path.exists():
+        if is_model(run):
+            raise SkipRNNError(
+                f"{Path(run).name} is a model that is ready, with the checkpoint 'best' alone; ask for that"
+            )
         raise SkipRNNError(f"{run} has no checkpoint {name!r} yet; train it with `skiprnn train --resume {run}`")
     try:
         return _load(path)

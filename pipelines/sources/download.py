@@ -14,7 +14,12 @@ TIMEOUT = 60  # seconds without a byte
 
 
 def download(
-    urls: Sequence[str], path: Path, algorithm: str, digest: str, on_progress: Callable[[int], None] = lambda size: None
+    urls: Sequence[str],
+    path: Path,
+    algorithm: str,
+    digest: str,
+    on_progress: Callable[[int], None] = lambda size: None,
+    remedy: str = "Fetch it by other means and name its folder with --source",
 ) -> Path:
     """Fetch a file from the first address that gives the right one.
 
@@ -23,6 +28,7 @@ def download(
         path: where to put it.
         algorithm, digest: what the file must hash to.
         on_progress: called with the number of bytes just received.
+        remedy: what the user can do where none gives it.
 
     Raises:
         SkipRNNError: no mirror gave the file.
@@ -41,9 +47,7 @@ def download(
             return path
         except (ValueError, SkipRNNError) as error:
             failures.append(f"{url}: {error}")
-    raise SkipRNNError(
-        f"cannot download {path.name}: {'; '.join(failures)}. Fetch it by other means and name its folder with --source"
-    )
+    raise SkipRNNError(f"cannot download {path.name}: {'; '.join(failures)}. {remedy}")
 
 
 def _blocks(url: str) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipelines.data.samples import IMAGES, Source, image_source
+from pipelines.data.samples import Source
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
 from pipelines.tasks.base import ClassificationTask, Reading, Usage
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 AVERAGED = 1_000  # digits over which the use of a pixel is averaged
 SIDE = 28  # pixels
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ class Mnist(ClassificationTask):
         return x[:, 0].float() / 255
 
     def open(self, path: Path, reading: Reading) -> AbstractContextManager[Sequence[Source]]:
-        return nullcontext([image_source(path, SIDE)]) if path.suffix.lower() in IMAGES else super().open(path, reading)
+        if path.suffix.lower() not in IMAGES:
+            return super().open(path, reading)
+        from pipelines.data.images import image_source
+
+        return nullcontext([image_source(path, SIDE)])
 
     def usage_rows(self, count: int, shown: int) -> Tensor:
         return torch.arange(min(max(shown, AVERAGED), count))

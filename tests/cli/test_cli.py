@@ -96,7 +96,7 @@ def test_from_data_to_figure(skiprnn, tmp_path, task, cell):
 
 
 def test_train_generates_missing_data_and_says_so(skiprnn, monkeypatch, tmp_path):
-    monkeypatch.setattr("skiprnn_cli.train.DEFAULT_SIZES", {"train": 64, "val": 16, "test": 16})
+    monkeypatch.setattr("skiprnn_cli.gen_data.DEFAULT_SIZES", {"train": 64, "val": 16, "test": 16})
     done = skiprnn("train", *SMALL)
     assert done.exit_code == 0, done.output
     assert "adding.h5 yet: generating it, as `skiprnn gen-data adding` does" in done.stderr

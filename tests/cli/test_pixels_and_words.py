@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
-from pipelines.data.samples import image_source
+from pipelines.data.images import image_source
 from pipelines.data.sequences import SPLITS, Sequences, read_sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import configure
@@ -103,18 +103,81 @@ def test_mnist(make, mnist_file, tmp_path):
         plot_usage(run, tmp_path / "usage.html")
 
 
-def test_images_of_any_size(tmp_path):
-    image = Image.new("RGB", (90, 60), "white")
-    image.paste("black", (30, 20, 60, 40))
-    image.save(tmp_path / "large.png")
-    source = image_source(tmp_path / "large.png", 28)
-    pixels = np.array([source.read(t)[0] for t in range(784)]).reshape(28, 28)
+def pixels_of(image, path, **options):
+    """What MNIST's networks read of an image."""
+    image.save(path, **options)
+    source = image_source(path, 28)
     assert source.read(784) is None
-    assert pixels[14, 14] > 250
-    assert pixels[2, 2] == 0
+    return np.array([source.read(t)[0] for t in range(784)]).reshape(28, 28)
+
+
+def seven(size, pen, place=(0.0, 0.0)):
+    """A dark seven on white."""
+    image = Image.new("L", size, "white")
+    corners = [((x + place[0]) * size[1], (y + place[1]) * size[1]) for x, y in ((0.2, 0.2), (0.6, 0.2), (0.35, 0.8))]
+    ImageDraw.Draw(image).line(corners, fill="black", width=pen, joint="curve")
+    return image
+
+
+def with_alpha(image, color):
+    drawn = Image.new("RGBA", image.size, color)
+    drawn.putalpha(ImageOps.invert(image))
+    return drawn
+
+
+DRAWN = seven((400, 300), 24)
+IN_OTHER_WAYS = {
+    "light on dark": ImageOps.invert(DRAWN),
+    "colours": ImageOps.colorize(DRAWN, (20, 40, 160), (250, 230, 120)),
+    "faint": DRAWN.point(lambda value: 150 + value // 4),
+    "black on transparent": with_alpha(DRAWN, "black"),
+    "white on transparent": with_alpha(DRAWN, "white"),
+    "16 bits": Image.fromarray(np.asarray(DRAWN).astype(np.uint16) * 257),
+    "floats": Image.fromarray(np.asarray(DRAWN).astype(np.float32) / 255),
+    "a bit": DRAWN.convert("1"),
+    "palette": DRAWN.convert("P"),
+    "CMYK": DRAWN.convert("CMYK"),
+    "elsewhere": seven((400, 300), 24, (0.6, 0.05)),
+    "large": seven((1600, 1200), 96),
+    "small": DRAWN.resize((80, 60), Image.Resampling.BOX),
+}
+
+
+@pytest.mark.parametrize("how", IN_OTHER_WAYS)
+def test_a_digit_is_read_alike_however_it_is_drawn(how, tmp_path):
+    usual, other = (pixels_of(image, tmp_path / "digit.tif") for image in (DRAWN, IN_OTHER_WAYS[how]))
+    shifts = [-1, 0, 1] if how in ("large", "small") else [0]  # where whole pixels are rounded otherwise
+    moved = [np.roll(other, (down, right), (0, 1)).ravel() for down in shifts for right in shifts]
+    assert max(np.corrcoef(usual.ravel(), pixels)[0, 1] for pixels in moved) > 0.95
+
+
+def test_images_are_prepared_as_those_of_mnist(tmp_path):
+    pixels = pixels_of(DRAWN, tmp_path / "digit.jpg", quality=60)
+    rows, columns = (np.flatnonzero(pixels.max(axis=axis) > 40) for axis in (1, 0))
+    assert rows[-1] - rows[0] + 1 == 20  # the longer side
+    assert columns[-1] - columns[0] + 1 < 20
+    assert (pixels.max(), pixels[0].max()) == (255, 0)
+    centre = [np.average(np.arange(28), weights=pixels.sum(axis=axis)) for axis in (1, 0)]
+    assert centre == pytest.approx([14, 14], abs=0.6)
+    pencil = pixels_of(seven((1600, 1200), 2), tmp_path / "pencil.png")
+    assert 0.15 < pencil.sum() / pixels.sum() < 1  # no thinner than a pen on paper
+
+
+def test_images_of_28_pixels_are_taken_as_they_are(tmp_path):
+    image = ImageOps.invert(DRAWN.resize((28, 28))).point(lambda value: value // 2)
+    assert (pixels_of(image, tmp_path / "digit.png") == np.asarray(image)).all()
+    assert (pixels_of(ImageOps.invert(image), tmp_path / "digit.png") == np.asarray(image)).all()
+
+
+def test_what_shows_no_digit(tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    for name, said in (("text.png", "truncated, damaged or not an image"), ("missing.png", "No such file")):
-        with pytest.raises(SkipRNNError, match=f"cannot read .*{name}: {said}"):
+    Image.new("RGB", (90, 60), "white").save(tmp_path / "blank.png")
+    for name, said in (
+        ("text.png", "cannot read .*text.png: truncated, damaged or not an image"),
+        ("missing.png", "cannot read .*missing.png: No such file"),
+        ("blank.png", "blank.png shows no digit: all of it has nearly one colour; name another file"),
+    ):
+        with pytest.raises(SkipRNNError, match=said):
             image_source(tmp_path / name, 28)
 
 
