@@ -150,6 +150,12 @@ def test_many_classes_are_listed_when_asked_for(skiprnn, own, monkeypatch):
     assert "precision" in skiprnn("evaluate", own / "run", "--per-class").stdout
 
 
+def test_numbers_have_no_classes_to_list(skiprnn, make_run):
+    done = skiprnn("evaluate", make_run(), "--per-class")
+    assert (done.exit_code, done.stderr) == (0, "note: adding has no single class to list results of\n")
+    assert "precision" not in done.stdout
+
+
 def test_that_skipping_is_not_faster_is_said_with_the_reason(skiprnn, own, monkeypatch):
     monkeypatch.setattr("pipelines.runs.evaluation._seconds", lambda model, batch, config: 1e-9)
     done = skiprnn("evaluate", own / "run", "--no-per-class")
