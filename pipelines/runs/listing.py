@@ -110,7 +110,7 @@ def _records(run: Path) -> dict[int, dict[str, Any]]:
         return {}
     try:
         lines = [json.loads(line) for line in read_text(path, "UTF-8 text", "").split("\n")[:-1]]
-        found = {
+        found: dict[int, dict[str, Any]] = {
             int(line["step"]): {
                 "val": {name: float(line["val"][name]) for name in ("metric", "used_mean")},
                 "collapsed": line.get("collapsed") is True,
