@@ -3,7 +3,7 @@
 python examples/few_frames.py VIDEO
 
 Weights are random here, so what it says means nothing; which frames it leaves out shows how. With trained weights,
-`skiprnn predict` does this: see "Video" in the README.
+`skiprnn predict` does this: see docs/video.md.
 """
 
 import sys
@@ -13,6 +13,7 @@ import torch
 import torchvision
 
 from skiprnn import SkipLSTM, Stream
+from skiprnn.gate import NEVER
 
 CLASSES = 10
 
@@ -52,7 +53,8 @@ def main(path: str) -> None:
 
     frames, stream = Frames(path), Stream(rnn, head, embed=look)
     for t, output in stream.pull(frames):
-        print(f"frame {t}: class {int(output.argmax())}, until frame {t + 1 + stream.skip_next}")
+        until = "the end" if stream.skip_next == NEVER else f"frame {t + 1 + stream.skip_next}"
+        print(f"frame {t}: class {int(output.argmax())}, until {until}")
     print(f"looked at {stream.used} of {frames.passed} frames")
 
 

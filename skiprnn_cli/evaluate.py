@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skiprnn_cli import options
+from skiprnn_cli.messages import note
 
 if TYPE_CHECKING:
     from pipelines.runs.classes import OfClass
@@ -92,7 +93,9 @@ def command(
         click.echo(json.dumps(asdict(report)))
     else:
         click.echo(_text(report))
-        if per_class or (per_class is None and 0 < len(report.by_class) <= FEW):
+        if per_class and not report.by_class:
+            note(f"note: {report.task} has no single class to list results of")
+        elif per_class or (per_class is None and 0 < len(report.by_class) <= FEW):
             click.echo("\n" + _classes(report.by_class))
     if confusion is not None:
         click.echo(f"wrote {confusion}", err=as_json)

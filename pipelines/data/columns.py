@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.doors import reading
 from pipelines.errors import SkipRNNError
 
+COLUMNS = ("columns", "features")  # arrays that hold the names of columns, where they hold texts
 SHOWN = 300  # characters of a list of names
 
 
@@ -35,6 +37,15 @@ def order_of(wanted: Sequence[str], found: Sequence[str], where: Path | str) -> 
         )
     check_different(found, where)
     return [list(found).index(name) for name in wanted]
+
+
+def texts_of(array: Any, path: Path) -> list[str]:
+    """The texts of an array, (K,), of an .npz or HDF5 file."""
+    with reading(path, "UTF-8 in its texts", "name another file, or mend this one"):
+        texts = array.asstr()[()] if hasattr(array, "asstr") else array
+        if texts.ndim != 1 or texts.dtype.kind not in "USO":
+            raise ValueError("the names of columns must be texts, (D,)")
+        return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
 def check_different(names: Sequence[str], where: Path | str) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pipelines.data.arrays import is_zip, map_npy, open_npz
-from pipelines.data.columns import beyond_float32, order_of
+from pipelines.data.columns import COLUMNS, beyond_float32, order_of, texts_of
 from pipelines.data.doors import lines_of, reading
 from pipelines.data.hdf5 import open_hdf5
 from pipelines.data.sequences import Split
@@ -27,7 +27,6 @@ TABLES = (".ts", ".parquet", ".pq")
 CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
 REMEDY = "name another file, or mend this one"
 LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
-COLUMNS = ("columns", "features")  # arrays that hold the names of columns
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -95,11 +94,13 @@ def open_sources(
     if header is not None:
         raise SkipRNNError(f"{path} is no CSV file, so it has no header; drop --header and --no-header")
     with _open_arrays(path) as (names, read):
-        name = _choose([name for name in names if name not in COLUMNS], dataset, path)
-        order = None
-        for key in {*COLUMNS} & {*names} if columns else ():
-            order = order_of(columns, texts_of(read(key), path), path)
-        yield _array_sources(read(name), input_size, path, name, order)
+        others = [name for name in names if name not in COLUMNS]
+        asked = bool(columns) or dataset in COLUMNS or not others  # else it does not matter what they hold
+        held = {name: read(name) for name in COLUMNS if name in names and asked}
+        texts = [name for name, array in held.items() if array.dtype.kind in "SUO"]  # what holds numbers may be samples
+        name = _choose([name for name in names if name in others or name in {*held} - {*texts}], dataset, path)
+        order = order_of(columns, texts_of(held[texts[0]], path), path) if columns and texts else None
+        yield _array_sources(held[name] if name in held else read(name), input_size, path, name, order)
 
 
 class _Lazily(Sequence[Source]):
@@ -240,15 +241,6 @@ def check_sample(values: npt.NDArray[Any], where: str, columns: Sequence[str] = 
             raise beyond_float32(values[column], place)
         raise SkipRNNError(f"{place}: NaN or infinity, of which no prediction follows; drop or fill it")
     return sample
-
-
-def texts_of(array: Any, path: Path) -> list[str]:
-    """The texts of an array, (K,), of an .npz or HDF5 file."""
-    with reading(path, "UTF-8 in its texts", REMEDY):
-        texts = array.asstr()[()] if hasattr(array, "asstr") else array
-        if texts.ndim != 1 or texts.dtype.kind not in "USO":
-            raise ValueError("the names of columns must be texts, (D,)")
-        return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
 @contextmanager

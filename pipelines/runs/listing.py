@@ -1,6 +1,7 @@
 """The runs of a folder at a glance: small files alone are read, and neither torch nor the data is needed."""
 
 import json
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -109,14 +110,17 @@ def _records(run: Path) -> dict[int, dict[str, Any]]:
         return {}
     try:
         lines = [json.loads(line) for line in read_text(path, "UTF-8 text", "").split("\n")[:-1]]
-        return {
+        found: dict[int, dict[str, Any]] = {
             int(line["step"]): {
                 "val": {name: float(line["val"][name]) for name in ("metric", "used_mean")},
                 "collapsed": line.get("collapsed") is True,
             }
             for line in lines
         }
-    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+        if not all(math.isfinite(value) for record in found.values() for value in record["val"].values()):
+            raise ValueError("a value is not finite")
+        return found
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError, OverflowError) as error:
         raise SkipRNNError(f"{path} is no log of evaluations") from error
 
 

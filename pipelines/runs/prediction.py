@@ -1,7 +1,5 @@
 """``predict``: what a trained run says of one sequence, reading only the samples it uses."""
 
-import csv
-import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,15 +10,14 @@ from typing import Any
 
 import torch
 
-from pipelines.data.doors import read_text, reading
-from pipelines.data.samples import Source, csv_source, separator_of, sequence_sources
+from pipelines.data.samples import Source, csv_source, sequence_sources
 from pipelines.data.schema import FEATURES, schema_of
 from pipelines.data.sequences import SPLITS
 from pipelines.errors import SkipRNNError
 from pipelines.runs.directory import load_words
 from pipelines.runs.load import TrainedModel, load_model
 from pipelines.runs.model import stream, without_skipping
-from pipelines.sources.own.folder import TABLE
+from pipelines.sources.own.folder import TABLE, labels_of
 from pipelines.tasks import load_data
 from pipelines.tasks.base import Reading
 from skiprnn import Stream
@@ -116,7 +113,7 @@ class Predictor:
         return found
 
     def _in_folder(self, folder: Path) -> list[Input]:
-        endings, labels = self._model.task.file_endings, _labels_of(folder / TABLE)
+        endings, labels = self._model.task.file_endings, labels_of(folder)
         files = sorted(
             path
             for path in folder.rglob("*")
@@ -247,19 +244,6 @@ class Predictor:
         if not self.each_step:
             return task.truth(target)
         return task.truth(target[step]) if step >= 0 else None
-
-
-def _labels_of(table: Path) -> dict[str, str]:
-    """The column label of a folder's table, by the column file; of a folder without one there are none."""
-    if not table.is_file():
-        return {}
-    remedy = "it needs the columns file and label; mend it, or move it away"
-    text = read_text(table, "a table", remedy)
-    text = text.removeprefix("\ufeff")
-    with reading(table, "a table", remedy):
-        separator = separator_of(text.partition("\n")[0]) or ","
-        records = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
-    return {Path(r["file"]).as_posix(): r["label"] for r in records if r.get("file") and r.get("label")}
 
 
 def _chosen(sources: Sequence[Source], index: int | None, path: Path) -> Sequence[Source]:

@@ -55,6 +55,14 @@ def test_a_folder_is_answered_with_the_truth_of_its_table(skiprnn, own):
     assert [line["truth"] for line in single] == [None]
 
 
+def test_a_table_of_labels_may_have_blanks_and_gaps(skiprnn, own, tmp_path):
+    for name in ("a.csv", "b.csv", "c.csv"):
+        (tmp_path / name).write_text("1,1\n")
+    (tmp_path / "labels.csv").write_text("file, label\n a.csv , shaking \nb.csv\n,steady\n")
+    found = lines_of(skiprnn("predict", own / "run", tmp_path, "--json"))
+    assert [line["truth"] for line in found] == [{"class": "shaking"}, None, None]
+
+
 def test_classes_are_said_by_name_with_their_probabilities(skiprnn, own):
     (record,) = lines_of(skiprnn("predict", own / "run", own / "own.h5", "--index", 1, "--json"))
     (first, p), (second, q), *_ = record["answer"]["likeliest"].items()
@@ -140,6 +148,12 @@ def test_many_classes_are_listed_when_asked_for(skiprnn, own, monkeypatch):
     monkeypatch.setattr("skiprnn_cli.evaluate.FEW", 2)
     assert "precision" not in skiprnn("evaluate", own / "run").stdout
     assert "precision" in skiprnn("evaluate", own / "run", "--per-class").stdout
+
+
+def test_numbers_have_no_classes_to_list(skiprnn, make_run):
+    done = skiprnn("evaluate", make_run(), "--per-class")
+    assert (done.exit_code, done.stderr) == (0, "note: adding has no single class to list results of\n")
+    assert "precision" not in done.stdout
 
 
 def test_that_skipping_is_not_faster_is_said_with_the_reason(skiprnn, own, monkeypatch):

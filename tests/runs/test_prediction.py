@@ -233,6 +233,22 @@ def test_the_dataset_must_be_clear(tmp_path):
         open_sources(written(tmp_path, ".csv", np.zeros((2, 2))), 2, "b").__enter__()
 
 
+@pytest.mark.parametrize("columns", [(), ("a", "b")])
+def test_an_array_called_features_is_names_where_it_holds_texts(tmp_path, columns):
+    x, path = np.array([[1.0, 2.0]]), tmp_path / "a.npz"
+
+    def first(dataset=None):
+        with open_sources(path, 2, dataset, columns=columns) as sources:
+            return sources[0].read(0).tolist()
+
+    np.savez(path, features=x)
+    assert first() == first("features") == [1, 2]
+    np.savez(path, x=x, features=np.array(2))
+    assert first("x") == [1, 2]
+    np.savez(path, x=x, features=np.array(["b", "a"]))
+    assert first() == ([2, 1] if columns else [1, 2])
+
+
 def test_one_feature_may_be_left_out(tmp_path):
     for x, count in ((np.arange(6.0), 1), (np.arange(6.0)[:, None], 1), (np.arange(12.0).reshape(2, 6), 2)):
         with open_sources(written(tmp_path, ".npy", x), 1) as sources:

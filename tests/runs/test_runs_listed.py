@@ -32,7 +32,8 @@ def test_states(make_run):
     shut = json.dumps({**json.loads(lines[-1]), "collapsed": True})
     (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], shut, '{"half']))
     assert summarise(run).state == "collapsed"
-    for damage in ("[1]\n", '{"step": 1}\n', "no\n"):
+    infinite = '{"step": 1, "val": {"metric": 1e999, "used_mean": 1}}\n'
+    for damage in ("[1]\n", '{"step": 1}\n', "no\n", '{"step": 1e999}\n', infinite):
         (run / "metrics.jsonl").write_text(damage)
         assert summarise(run).state == "damaged"
 

@@ -52,6 +52,7 @@ def test_separators_of_the_table(tmp_path, separator):
         ("03.csv,y", "./02.csv,x", "line 5: ./02.csv is listed in line 4 already; drop one"),
         ("03.csv,y", "03.csv,0,5", "line 5: the row has more cells than the first line; quote what has commas"),
         ("03.csv,y", ",y", "line 5: file is empty; fill it in, or take the row out"),
+        ("03.csv,y", "\0,y", "line 5: the name of a file holds a null byte; mend it, or name another"),
     ],
 )
 def test_rows_of_the_table_that_are_wrong(tmp_path, old, new, message):

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.data.arrays import Npz, open_npz
+from pipelines.data.columns import COLUMNS
 from pipelines.data.doors import reading
 from pipelines.data.hdf5 import open_hdf5
-from pipelines.data.samples import COLUMNS
 from pipelines.errors import SkipRNNError
 from pipelines.sources.own.labels import Array, Given, check_shape, is_binary
 from pipelines.sources.own.raw import REMEDY, How, Raw, floats

@@ -80,11 +80,8 @@ def _records(folder: Path, needs_labels: bool) -> list[Record]:
             raise SkipRNNError(f"{folder} holds no CSV files")
         return [(str(folder / name), {"file": name}) for name in names]
     columns = "the columns file and label" if needs_labels else "the column file"
-    text = doors.read_text(table, "a table", f"{folder} needs {TABLE} with {columns}").removeprefix("\ufeff")
-    with reading(table, f"a table with {columns}", REMEDY):
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator_of(text.partition("\n")[0]) or ",")
-        rows = [(reader.line_num, record) for record in reader]
-    known = {(name or "").strip() for name in reader.fieldnames or ()}
+    first, rows = _rows(table, f"a table with {columns}", f"{folder} needs {TABLE} with {columns}")
+    known = {(name or "").strip() for name in first}
     if not rows or "file" not in known or (needs_labels and not known - {*NO_LABELS, ""}):
         more = ", or several columns of labels" if needs_labels else ""
         raise SkipRNNError(f"{table} must have {columns}{more}, and a row for each file")
@@ -100,6 +97,8 @@ def _records(folder: Path, needs_labels: bool) -> list[Record]:
                 f"{table}, line {line}: the row has more cells than the first line; quote what has commas"
             )
         cells = {name.strip(): cell.strip() for name, cell in record.items()}
+        if "\0" in cells["file"]:
+            raise SkipRNNError(f"{table}, line {line}: the name of a file holds a null byte; {REMEDY}")
         if empty := [name for name, cell in cells.items() if name in used and not cell]:
             raise SkipRNNError(f"{table}, line {line}: {empty[0]} is empty; fill it in, or take the row out")
         before = listed_in.setdefault(os.path.realpath(folder / cells["file"]), line)
@@ -107,6 +106,26 @@ def _records(folder: Path, needs_labels: bool) -> list[Record]:
             raise SkipRNNError(f"{table}, line {line}: {cells['file']} is listed in line {before} already; drop one")
         records.append((f"{table}, line {line}", cells))
     return records
+
+
+def labels_of(folder: Path) -> dict[str, str]:
+    """The column label of a folder's table by the column file, as far as both are there; without a table, none."""
+    if not (folder / TABLE).is_file():
+        return {}
+    _, rows = _rows(folder / TABLE, "a table", "it needs the columns file and label; mend it, or move it away")
+    found = [
+        {name.strip(): cell.strip() for name, cell in r.items() if name and isinstance(cell, str)} for _, r in rows
+    ]
+    return {Path(r["file"]).as_posix(): r["label"] for r in found if r.get("file") and r.get("label")}
+
+
+def _rows(table: Path, what: str, remedy: str) -> tuple[Sequence[str], list[tuple[int, dict[str | Any, str | Any]]]]:
+    """The first line of a table, and the others, each with its number in the file, by the names of the first."""
+    text = doors.read_text(table, "a table", remedy).removeprefix("\ufeff")
+    with reading(table, what, REMEDY):
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator_of(text.partition("\n")[0]) or ",")
+        rows = [(reader.line_num, record) for record in reader]
+        return reader.fieldnames or (), rows
 
 
 def _checked(folder: Path, records: list[Record], allow_outside: bool) -> Iterator[Path]:
