@@ -1,4 +1,4 @@
-"""A training script in which nn.LSTM became SkipLSTM: four lines changed, which carry the old one as a comment, one new.
+"""A training script in which nn.LSTM became SkipLSTM: the four changed lines carry the old one as a comment; one is new.
 
 python examples/replace_lstm.py [STEPS]
 
