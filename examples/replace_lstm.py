@@ -1,4 +1,4 @@
-"""A training script in which nn.LSTM became SkipLSTM: the four changed lines carry the old one as a comment; one is new.
+"""A training script whose nn.LSTM became SkipLSTM: the four changed lines carry the old one as a comment, one is new.
 
 python examples/replace_lstm.py [STEPS]
 
