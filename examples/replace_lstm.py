@@ -1,4 +1,4 @@
-"""A training script in which nn.LSTM became SkipLSTM: three lines changed, beside what they were.
+"""A training script whose nn.LSTM became SkipLSTM: the four changed lines carry the old one as a comment, one is new.
 
 python examples/replace_lstm.py [STEPS]
 
@@ -23,7 +23,7 @@ class Classifier(nn.Module):
 
     def forward(self, x):
         out = self.rnn(x)  # output, (h, c) = self.rnn(x)
-        return self.head(out.output[:, -1]), out
+        return self.head(out.output[:, -1]), out  # return self.head(output[:, -1])
 
 
 def batch(size: int = 64, steps: int = 40):
@@ -37,9 +37,9 @@ def main(steps: int = 200) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(steps):
         x, y = batch()
-        prediction, out = model(x)
+        prediction, out = model(x)  # prediction = model(x)
         loss = nn.functional.cross_entropy(prediction, y)
-        loss = loss + budget_loss(out, COST_PER_SAMPLE)  # not there
+        loss = loss + budget_loss(out, COST_PER_SAMPLE)  # new
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
