@@ -514,6 +514,8 @@ def _summarise(outcome: "Outcome", log: tuple[str, ...]) -> None:
     click.echo(f"{outcome.run}: {how} at step {outcome.step} of {outcome.total_steps}{_best(outcome)}")
     if outcome.remedy is not None:
         click.echo(f"the gate is shut and the metric at chance: {outcome.remedy}")
+    if outcome.missed is not None:
+        click.echo(f"Warning: {outcome.missed}", err=True)
     if outcome.reason == "interrupted":
         click.echo(f"continue with: skiprnn train --resume {named}{''.join(f' --log {name}' for name in log)}")
     else:
