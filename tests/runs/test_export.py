@@ -199,7 +199,7 @@ def test_a_file_says_what_it_must_be_given(file, own_runs):
         "task": "own-classes", "input": "raw", "x": "samples as they are in the data, standardised inside",
         "features": 2, "columns": None, "mean": list(task.mean), "std": list(task.std), "answers": "classes",
         "names": ["high", "low"], "each_step": False, "true_lengths": True,
-        "parameters": {"classes": ["high", "low"]},
+        "parameters": {"label_columns": [], "classes": ["high", "low"]},
     }  # fmt: skip
     assert task.mean[0] == pytest.approx(500, abs=5)
 
