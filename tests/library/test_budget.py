@@ -67,6 +67,19 @@ def test_prices_of_every_form():
             used_cost(GATE, weights, batch_first=False)
 
 
+def test_what_is_no_gate():
+    lstm, x = SkipLSTM(2, 3).as_lstm(), torch.randn(4, 2, 2)
+    remedy = "of a module made by as_lstm() or as_gru() pass its gate after the call: lstm.update_gate"
+    cases = (
+        (lstm, "a DropIn"), (lstm.update_gate, "None, before the module's first call"), (lstm(x), "a tuple")
+    )  # fmt: skip
+    for given, shown in cases:
+        with pytest.raises(TypeError) as refused:
+            budget_loss(given, 1e-3)
+        assert str(refused.value) == f"update_gate must be what a Skip RNN returned, or its gate, got {shown}; {remedy}"
+    budget_loss(lstm.update_gate, 1e-3, batch_first=False).backward()
+
+
 def test_unknown_norm():
     with pytest.raises(ValueError, match="norm must be 'l1' or 'l2', got 'l3'"):
         target_budget_loss(GATE, 1.0, 1.0, norm="l3", batch_first=False)

@@ -52,14 +52,11 @@ def _seen_from(out: Path, source: Path) -> str:
 
 def how_of(options: dict[str, Any]) -> How:
     """How a source was read, by the stored options; what is outside of it is for the user alone to allow."""
+    known: dict[str, Any] = {}
+    for names, kind in ((("id_column", "time_column"), str), (("each_step", "header"), bool)):
+        known |= {name: value for name in names if isinstance(value := options.get(name), kind)}
     columns = options.get("label_columns")
-    texts = {name: options.get(name) for name in ("id_column", "time_column")}
-    choices = {name: options.get(name) for name in ("each_step", "header")}
-    return How(
-        label_columns=tuple(map(str, columns)) if isinstance(columns, list) else (),
-        **{name: value if isinstance(value, str) else None for name, value in texts.items()},
-        **{name: value if isinstance(value, bool) else None for name, value in choices.items()},
-    )
+    return How(label_columns=tuple(map(str, columns)) if isinstance(columns, list) else (), **known)
 
 
 def stored_fingerprint(path: Path) -> Fingerprint | None:

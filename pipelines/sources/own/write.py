@@ -132,7 +132,7 @@ class Earlier:
     found: str  # "same": what would be written; "changed": of this source, but of other files or labels; "other"
     task: str | None  # what the labels are, as one says now, or said then
     classes: bool | None
-    how: How = How()  # as it was read then
+    how: How  # as it was read then
 
 
 def earlier(source: Path | Sequence[Path], path: Path, *, task: str | None, classes: bool | None) -> Earlier:
@@ -142,7 +142,7 @@ def earlier(source: Path | Sequence[Path], path: Path, *, task: str | None, clas
     """
     sources, then = _paths(source), stored_fingerprint(path)
     if then is None:
-        return Earlier("other", task, classes)
+        return Earlier("other", task, classes, How())
     options = json.loads(then.source_options)
     said = (options.get("task"), options.get("classes"))
     task, classes = said if task is None and classes is None else (task, classes)
