@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from skiprnn import (
     MetricCost,
     SkipGRU,
+    SkipLSTM,
     UsageCost,
     budget_loss,
     growing_budget_loss,
