@@ -4,6 +4,7 @@ python docs/write_cli.py
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,11 +66,16 @@ def _option(option: click.Option, context: click.Context) -> str:
 
 
 def _prose(text: str) -> str:
-    """Help as Markdown: names of options as code, and nothing that Markdown would read otherwise."""
-    text = re.sub(r"([*<_[\]])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![\w`-])(--[a-z][a-z0-9-]*)", r"`\1`", text)
+    """Help as Markdown: names of options as code, and nothing that Markdown would read otherwise; code as it is."""
+    parts = " ".join(text.split()).split("`")  # every second one is code
+    for place in range(0, len(parts), 2):
+        escaped = re.sub(r"([*<_[\]])", r"\\\1", parts[place])
+        parts[place] = re.sub(r"(?<![\w-])(--[a-z][a-z0-9-]*)", r"`\1`", escaped)
+    return "`".join(parts)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit("usage: python docs/write_cli.py, without arguments")
     PAGE.write_text(page(), encoding="utf-8")
     print(f"wrote {PAGE}")

@@ -88,7 +88,7 @@ def budget_loss(update_gate: Gate, cost_per_sample: float | Tensor, *, batch_fir
         The mean cost of a sequence, a scalar.
 
     Raises:
-        TypeError: a batch's gate without ``batch_first``.
+        TypeError: a batch's gate without ``batch_first``, or what is no gate.
         ValueError: ``batch_first`` contradicts what the network returned.
 
     Source: Campos et al., ICLR 2018, section 3.2.
@@ -220,6 +220,12 @@ def _time_major(given: Gate, batch_first: bool | None) -> Tensor:
             gate = gate.sum(1)
     if isinstance(gate, PackedSequence):
         return pad_packed_sequence(gate)[0]
+    if not isinstance(gate, Tensor):
+        what = "None, before the module's first call" if gate is None else f"a {type(gate).__name__}"
+        raise TypeError(
+            f"update_gate must be what a Skip RNN returned, or its gate, got {what}; of a module made by as_lstm() or "
+            "as_gru() pass its gate after the call: lstm.update_gate"
+        )
     steps: Tensor = gate
     if steps.dim() < 2:
         return steps

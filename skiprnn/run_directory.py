@@ -108,6 +108,7 @@ class Network(NamedTuple):
     answers: Answers
     embedding: nn.Module | None = None
     each_step: bool = False
+    columns: tuple[str, ...] = ()  # names of the features, where the data has them
 
 
 def network_of_task(task: Mapping[str, Any]) -> Network:
@@ -135,7 +136,8 @@ def network_of_task(task: Mapping[str, Any]) -> Network:
     else:
         answers = Classes(_listed(task["classes"]))
     standardize = Standardize(_listed(task["mean"]), _listed(task["std"]))
-    return Network(task["features"], answers, standardize, name == "own-tags" or task.get("each_step", False))
+    each_step, columns = name == "own-tags" or task.get("each_step", False), tuple(_listed(task.get("columns", "[]")))
+    return Network(task["features"], answers, standardize, each_step, columns)
 
 
 def _listed(value: Any) -> list[Any]:

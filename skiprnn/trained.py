@@ -35,13 +35,15 @@ class LoadedModel(SequenceModel):
         embedding: what is done to raw samples first: ``Standardize`` of one's own data, with ``mean`` and ``std``,
             ``Scale`` of bytes, an ``nn.Embedding`` of words, ``nn.Identity``.
         each_step: whether each step has an answer, instead of the sequence.
+        columns: names of the features, in the order in which samples hold them; () where the data has none.
         task: the name of the task.
         answers: what outputs mean: ``Classes``, ``Labels`` or ``Numbers``. With another head, set another.
         step: updates of the weights at the checkpoint.
     """
 
-    def __init__(self, *network: Any, task: str, answers: Answers, step: int) -> None:
+    def __init__(self, *network: Any, task: str, answers: Answers, columns: tuple[str, ...], step: int) -> None:
         super().__init__(*network)
+        self.columns = columns
         self.task = task
         self.answers = answers
         self.step = step
@@ -170,7 +172,7 @@ def load(run: str | Path, *, cell: Cell | type[Cell] | None = None, device: torc
         return LoadedModel(
             recurrent_stack(cell, *sizes, **options), len(network.answers.names), network.embedding,
             config.get("dropout", 0.0), network.each_step,
-            task=task["task"], answers=network.answers, step=numbers["step"],
+            task=task["task"], answers=network.answers, columns=network.columns, step=numbers["step"],
         )  # fmt: skip
 
     try:

@@ -66,7 +66,7 @@ def command(
     that looks at video frames, absent ones too. Time is the median of several forward passes of one batch, beside the
     same weights with skipping off (the plain LSTM or GRU, on the compiled engine where that can run; of other cells the
     gate is kept open); and of single sequences, read by a stream that takes only the samples it uses. Where skipping is
-    not faster the reason is given.
+    slower, by more than a twentieth, the reason is given.
     """
     from pipelines.runs.evaluation import evaluate_run
     from skiprnn_cli.gen_data import ensure_data_of_model

@@ -134,16 +134,18 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
         if is_finished(run):
             state = "finished"
         else:
-            state = "to go on" if run.path.exists() else "to train"
-            state += f", about {clock(seconds)} from its beginning" if seconds else ", its data is not there yet"
+            state, of = ("to go on", " in all") if run.path.exists() else ("not trained yet", "")
+            state += f", about {clock(seconds)}{of}" if seconds else ", its data is not there yet"
             total += seconds or 0
             unknown += not seconds
         alike.setdefault((replace(run.config, seed=0), state), []).append(run)
     for (config, state), group in alike.items():
-        path, seeds = str(group[0].path), ""
+        here = group[0].path
+        path, seeds = str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here), ""
         if len(group) > 1:
             path = f"{path.removesuffix(str(group[0].config.seed))}*"
-            seeds = f"{len(group)} seeds ({', '.join(str(run.config.seed) for run in group)}), each "
+            seeds = f"{len(group)} seeds ({', '.join(str(run.config.seed) for run in group)}), "
+            state += " each" if "about" in state else ""
         click.echo(f"{path}: {config.model_name} on {Path(config.data).name}, {seeds}{state}")
     if total:
         count = at_once(len(left), choose_device(runs[0].config.device), jobs)

@@ -1,5 +1,6 @@
 """Groups of commands: what is mistyped is met with what is alike, and every command has what all have."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -37,6 +38,22 @@ class Group(click.Group):
                     option.envvar = name
         return command
 
+    def _warn_of_variables(self, ctx: click.Context, name: str, command: click.Command) -> None:
+        """Say which of the environment's variables look like an option of the command that runs, and are none."""
+        prefix = f"{ctx.auto_envvar_prefix}_{name}".replace("-", "_").upper()
+        known = {
+            variable_of(option, prefix).removeprefix(f"{prefix}_"): variable_of(option, prefix)
+            for option in command.params
+            if isinstance(option, click.Option)
+        }
+        for variable in os.environ:
+            word = variable.removeprefix(f"{prefix}_")
+            if word not in (variable, *known):
+                alike = "".join(f" Did you mean {known[near]}?" for near in get_close_matches(word, known, n=1))
+                click.echo(
+                    f"Warning: {variable} is no option of {ctx.command_path} {name}, and is ignored.{alike}", err=True
+                )
+
     def find(self, name: str) -> click.Command | None:
         """The command of a name, or None."""
         return self.commands.get(name)
@@ -47,4 +64,7 @@ class Group(click.Group):
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.find(name) is None:
             raise click.UsageError(f"No such command {name!r}.{did_you_mean(name, self.list_commands(ctx))}", ctx)
-        return super().resolve_command(ctx, args)
+        found, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not isinstance(command, click.Group) and not ctx.resilient_parsing:
+            self._warn_of_variables(ctx, name, command)
+        return found, command, rest

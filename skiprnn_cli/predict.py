@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skiprnn_cli import options
+from skiprnn_cli.messages import note
 
 if TYPE_CHECKING:
     from pipelines.runs.prediction import Answer, Input, Prediction, Predictor, VideoPrediction
@@ -28,7 +29,7 @@ Examples:
   skiprnn predict runs/NAME clip.avi --compare"""
 )
 @click.argument("run", type=options.PATH)
-@click.argument("inputs", type=options.PATH, nargs=-1, required=True)
+@click.argument("inputs", type=options.PATH, nargs=-1, metavar="INPUTS...")
 @click.option("--dataset", help="Array of an NPZ or HDF5 file.  [default: the only one, x or test/x]")
 @click.option("--index", type=click.IntRange(min=0), help="Predict on this one of several sequences, counted from 0.")
 @options.header
@@ -78,6 +79,8 @@ def command(
     from pipelines.errors import SkipRNNError
     from pipelines.runs.prediction import Predictor
 
+    if not inputs:
+        raise click.UsageError("RUN comes first: skiprnn predict RUN INPUT...")
     piped = Path("-") in inputs
     if piped and len(inputs) > 1:
         raise click.UsageError("standard input stands alone; drop - or the other inputs")
@@ -131,12 +134,10 @@ def _table(found: "Iterable[Answer | Prediction]", names: list[str]) -> None:
 
     widths: dict[str, int] = {"": min(max(map(len, names)), WIDEST)}
     right: list[bool] = []
-    told = False
+    told: set[str] = set()
     for said in found:
         assert isinstance(said, Prediction)
-        options.say_numeric_headers(int(said.numeric_header))
-        options.say_reordered(said.columns_reordered and not told)
-        told = told or said.columns_reordered
+        _notes(said, told)
         row = _row(said)
         if len(widths) == 1:
             widths |= {name: max(len(name), NARROWEST) for name in row if name}
@@ -171,16 +172,25 @@ def _row(p: "Prediction") -> dict[str, str]:
 def _say(found: "Iterable[Answer | Prediction]", as_json: bool) -> None:
     from pipelines.runs.prediction import Answer
 
-    told = False
+    told: set[str] = set()
     for said in found:
         if not isinstance(said, Answer):
-            options.say_numeric_headers(int(said.numeric_header))
-            options.say_reordered(said.columns_reordered and not told)
-            told = told or said.columns_reordered
+            _notes(said, told)
         if as_json:
             click.echo(json.dumps(asdict(said)))
         else:
             click.echo(_line(said) if isinstance(said, Answer) else _text(said))
+
+
+def _notes(said: "Prediction", told: set[str]) -> None:
+    """What is to be known of how a file was read, each only once of several files."""
+    options.say_numeric_headers(int(said.numeric_header))
+    options.say_reordered(said.columns_reordered and "order" not in told)
+    told |= {"order"} if said.columns_reordered else set()
+    for name in said.columns_left_out:
+        if f"label {name}" not in told:
+            note(f"note: the column {name} holds labels, and is left out")
+        told.add(f"label {name}")
 
 
 def _line(answer: "Answer") -> str:

@@ -43,13 +43,13 @@ def command(folder: Path, as_json: bool) -> None:
 
 def _cells(run: "RunSummary", folder: Path) -> dict[str, str]:
     path = Path(run.run)
-    length = f"{run.total_steps:,}" if run.total_steps is not None else f"{run.epochs} epochs"
+    of_all = "" if run.total_steps is None else f" of {run.total_steps:,}"
     return {
         "run": str(path.relative_to(folder)) if path != folder else str(path),
         "task": run.task or "",
         "model": run.model or "",
         "budget": run.budget or "",
-        "steps": "" if run.step is None else f"{run.step:,} of {length}",
+        "steps": "" if run.step is None else f"{run.step:,}{of_all}",
         "metric": "" if run.metric is None else f"{run.metric_name} {run.metric:.4g}",
         "used": "" if run.used_samples is None else f"{run.used_samples:.1f}",
         "state": run.state,

@@ -39,6 +39,7 @@ from skiprnn_cli.messages import detail, note
 if TYPE_CHECKING:
     from pipelines.parallel.team import Team
     from pipelines.runs.training import Outcome
+    from pipelines.sources.own import How
 
 OF_THE_GATE = (
     "lam", "lam_warmup", "cost_growth", "feature_cost", "keep", "target_usage", "gate_clip", "gate", "min_skip",
@@ -413,7 +414,7 @@ def _configuration(
 def _imported(data: Path, task: str | None, classes: bool | None) -> Path:
     """The data file itself, or one's own sequences made into one, for a task if that was named."""
     from pipelines.data.schema import schema_of
-    from pipelines.sources.own import SUFFIXES, earlier
+    from pipelines.sources.own import SUFFIXES, How, earlier
 
     if not data.exists() or schema_of(data) or not (data.is_dir() or data.suffix.lower() in SUFFIXES):
         _refuse_classes(classes)
@@ -423,11 +424,12 @@ def _imported(data: Path, task: str | None, classes: bool | None) -> Path:
     path = data_file_of([data])
     if path.exists() and path.resolve() == data.resolve():
         path = DATA / f"{data.resolve().stem}-skiprnn.h5"
-    found = "none"
+    found, how = "none", How()
     if path.exists():
         before = earlier(data, path, task=task, classes=classes)
-        found, task, classes = before.found, before.task, before.classes
+        found, task, classes, how = before.found, before.task, before.classes, before.how
     settings = f" --task {task}" if task else {None: "", True: " --classes", False: " --numbers"}[classes]
+    settings += _reading(how)
     if found == "other":
         raise SkipRNNError(
             f"{path} exists already, and was not made of {data} as it would be now; train on it with --data {path}, or "
@@ -439,8 +441,18 @@ def _imported(data: Path, task: str | None, classes: bool | None) -> Path:
     why = f", or what it is taken for, has changed since {path} was made of it"
     why = " is no data file yet" if found == "none" else why
     note(f"{data}{why}: converting it, as `skiprnn gen-data own {data} --out {path}{settings}` does")
-    import_own([data], path, task=task, classes=classes, overwrite=found == "changed")
+    import_own([data], path, task=task, classes=classes, overwrite=found == "changed", **vars(how))
     return path
+
+
+def _reading(how: "How") -> str:
+    """How sequences of one's own are read, as options of ``gen-data own``."""
+    said = [f"--label-column {shlex.quote(name)}" for name in how.label_columns]
+    columns = {"--id": how.id_column, "--time": how.time_column}
+    said += [f"{flag} {shlex.quote(name)}" for flag, name in columns.items() if name is not None]
+    said += [] if how.each_step is None else ["--per-step" if how.each_step else "--per-sequence"]
+    said += [] if how.header is None else ["--header" if how.header else "--no-header"]
+    return "".join(f" {words}" for words in said)
 
 
 def _refuse_classes(classes: bool | None) -> None:
@@ -514,6 +526,8 @@ def _summarise(outcome: "Outcome", log: tuple[str, ...]) -> None:
     click.echo(f"{outcome.run}: {how} at step {outcome.step} of {outcome.total_steps}{_best(outcome)}")
     if outcome.remedy is not None:
         click.echo(f"the gate is shut and the metric at chance: {outcome.remedy}")
+    if outcome.missed is not None:
+        click.echo(f"Warning: {outcome.missed}", err=True)
     if outcome.reason == "interrupted":
         click.echo(f"continue with: skiprnn train --resume {named}{''.join(f' --log {name}' for name in log)}")
     else:

@@ -36,6 +36,20 @@ def test_the_page_of_all_commands_is_what_their_help_says():
     assert written == page(), "docs/cli.md is stale: run `python docs/write_cli.py`"
 
 
+def test_code_in_help_is_code_on_the_page_too():
+    prose = runpy.run_path(str(DOCS / "write_cli.py"))["_prose"]
+    assert (
+        prose("SKIPRNN_LR=1 is `train --lr 1` of a_b, --lr too")
+        == r"SKIPRNN\_LR=1 is `train --lr 1` of a\_b, `--lr` too"
+    )
+
+
+def test_the_writer_of_the_page_takes_no_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["write_cli.py", "--help"])
+    with pytest.raises(SystemExit, match="without arguments"):
+        runpy.run_path(str(DOCS / "write_cli.py"), run_name="__main__")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_figures_of_a_page_are_there(page):
     """Those of the site are also held by mkdocs, but README.md is not of it."""

@@ -31,10 +31,10 @@ def order_of(wanted: Sequence[str], found: Sequence[str], where: Path | str) -> 
     others = [name for name in found if name not in wanted]
     if missing or others:
         said = [f"{kind} {listed(names)}" for kind, names in (("lacks", missing), ("has", others)) if names]
-        raise SkipRNNError(
-            f"{where} {' and '.join(said)}: the columns must be {listed(wanted)}, in any order; rename, add or "
-            "drop them"
+        must = (
+            f"columns must be {listed(wanted)}, in any order" if len(wanted) > 1 else f"column must be {listed(wanted)}"
         )
+        raise SkipRNNError(f"{where} {' and '.join(said)}: the {must}; rename, add or drop them")
     check_different(found, where)
     return [list(found).index(name) for name in wanted]
 

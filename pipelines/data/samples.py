@@ -46,6 +46,8 @@ class Source:
     """Names of the numbers of a sample, as they are read; () where they have none."""
     reordered: bool = False
     """Whether the columns stood in another order than they are read in."""
+    left_out: tuple[str, ...] = ()
+    """Columns that hold labels, not samples."""
     frames: Callable[[], tuple[int, int]] | None = None
     """Of a video: how many frames went through the network, and how many there are."""
     every: Callable[[], Floats] | None = None
@@ -61,6 +63,7 @@ def open_sources(
     dataset: str | None = None,
     header: bool | None = None,
     columns: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Iterator[Sequence[Source]]:
     """The sequences of a file.
 
@@ -72,6 +75,7 @@ def open_sources(
         header: whether a CSV file begins with one; None follows the rule of ``csv_source``.
         columns: the names that the columns should have; those of a CSV header, or of an array ``columns`` or
             ``features``, are put in that order.
+        labels: the names of columns that a CSV file may have besides, which are left out.
 
     Raises:
         SkipRNNError: the file cannot be read, or does not hold what it should.
@@ -89,7 +93,7 @@ def open_sources(
         with reading(path, "CSV", REMEDY):
             file = path.open(encoding="utf-8-sig", errors="replace", newline="")
         with file:
-            yield [csv_source(file, input_size, str(path), header, columns)]
+            yield [csv_source(file, input_size, str(path), header, columns, labels)]
         return
     if header is not None:
         raise SkipRNNError(f"{path} is no CSV file, so it has no header; drop --header and --no-header")
@@ -141,7 +145,12 @@ def sequence_sources(
 
 
 def csv_source(
-    file: Iterable[str], input_size: int | None, name: str, header: bool | None = None, columns: Sequence[str] = ()
+    file: Iterable[str],
+    input_size: int | None,
+    name: str,
+    header: bool | None = None,
+    columns: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Source:
     """A sequence from rows of numbers, separated by commas, semicolons, tabs or blanks, after at most one header.
 
@@ -150,7 +159,7 @@ def csv_source(
 
     Rows that are not asked for are passed over without being parsed. Empty lines do not count. Where ``input_size`` is
     None the first row says it. A header with a cell for each of the first row's names the columns, which are then put
-    in the order of ``columns``, if that is given.
+    in the order of ``columns``, if that is given; columns that are called as one of ``labels`` are left out.
 
     Raises:
         SkipRNNError: there is no row, or the header names other columns; or, when it is asked for, a row that is not
@@ -166,6 +175,10 @@ def csv_source(
     if first is None:
         raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
     named = _names(said, first[1]) if said else ()
+    left_out = tuple(label for label in named if label in labels and label not in columns)
+    left_out = left_out if len(left_out) < len(named) else ()
+    kept = [place for place, label in enumerate(named) if label not in left_out] if left_out else None
+    named = tuple(label for label in named if label not in left_out)
     order = order_of(columns, named, name)
     width = len(cells_of(first[1])) if input_size is None else input_size
     rows, taken = chain([first], numbered), 0
@@ -175,7 +188,7 @@ def csv_source(
         for number, line in rows:
             taken += 1
             if taken == t + 1:
-                sample = _parse(line, width, f"{name}, line {number}", named)
+                sample = _parse(line, width, f"{name}, line {number}", named, kept)
                 return sample if order is None else sample[order]
         return None
 
@@ -184,7 +197,8 @@ def csv_source(
         taken += sum(1 for _ in rows)
         return taken
 
-    return Source(read, count, name, numeric, named if order is None else tuple(columns), order is not None)
+    read_as = named if order is None else tuple(columns)
+    return Source(read, count, name, numeric, read_as, order is not None, left_out)
 
 
 def cells_of(line: str) -> list[str]:
@@ -218,8 +232,12 @@ def is_number(cell: str, kind: type = float) -> bool:
     return True
 
 
-def _parse(line: str, input_size: int, where: str, columns: Sequence[str]) -> Floats:
+def _parse(line: str, input_size: int, where: str, columns: Sequence[str], kept: Sequence[int] | None = None) -> Floats:
     cells = cells_of(line)
+    if kept is not None:
+        if len(cells) <= kept[-1]:
+            raise SkipRNNError(f"{where}: the row is too short")
+        cells = [cells[place] for place in kept]
     if len(cells) != input_size:
         raise SkipRNNError(f"{where}: a row has {input_size} numbers, this has {len(cells)}")
     for number, cell in enumerate(cells, start=1):

@@ -78,6 +78,22 @@ def usage_of(result: Evaluation, steps: float) -> float:
     return result.used_mean / max(steps, 1)
 
 
+def missed(config: TrainConfig, task: Task, metric: float, usage: float) -> str | None:
+    """What to say of a best checkpoint that is not what was asked for; None where it is, or where λ was given."""
+    if config.keep is not None and not holds(config, task, metric):
+        never = "reached" if task.higher_is_better else "fell to"
+        return (
+            f"the validation {task.metric_name} never {never} {config.keep:g}, the best checkpoint has {metric:.4g}; "
+            "train longer (--epochs, --steps), or ask for less"
+        )
+    if config.target_usage is not None and abs(usage / config.target_usage - 1) > NEAR:
+        used, aimed = f"{100 * usage:.3g} %", f"{100 * config.target_usage:.3g} %"
+        return (
+            f"used {used} of the samples, aimed at {aimed}; train longer (--epochs, --steps) or begin at a larger --lam"
+        )
+    return None
+
+
 def objective(config: TrainConfig, task: Task, result: Evaluation, steps: float) -> float:
     """What the best checkpoint has least of, from an evaluation on sequences of so many steps.
 

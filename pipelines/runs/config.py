@@ -99,6 +99,8 @@ class TrainConfig:
             )
         if self.keep is not None and self.target_usage is not None:
             raise SkipRNNError("keep and target_usage ask for different numbers of samples; give one of them")
+        if self.keep is not None and self.keep > 1 and METRICS.get(self.task, "MSE") != "MSE":
+            raise SkipRNNError(f"keep is what the {METRICS[self.task]} is to be, which is at most 1, got {self.keep:g}")
         if self.target_usage is not None and self.target_usage > 1:
             raise SkipRNNError(f"target_usage is a share of the samples, 1 at most, got {self.target_usage}")
         if not 0 <= self.dropout < 1:

@@ -25,6 +25,7 @@ from skiprnn.networks import ModelOutput, SequenceModel
 
 TIMED_REPEATS = 5
 TIMED_SEQUENCES = 32  # one at a time
+SLOWER = 1.05  # times as long, from which on it is no chance of the clock
 MOST_USED = 80  # percent of the samples, from which on there is little to save
 
 
@@ -155,8 +156,8 @@ def evaluate_run(
 
 
 def _not_faster(config: TrainConfig, used_percent: float, seconds: float, plain: float, cuda: bool) -> str | None:
-    """Why skipping takes as long as the plain cell or longer; None where it does not, or nothing is skipped."""
-    if seconds < plain or not config.skip:
+    """Why skipping takes longer than the plain cell; None where it hardly does, or nothing is skipped."""
+    if seconds <= SLOWER * plain or not config.skip:
         return None
     if used_percent >= MOST_USED:
         return f"{used_percent:.0f} % of the samples are used, and deciding costs more than the few others save"
@@ -173,7 +174,7 @@ def _not_faster(config: TrainConfig, used_percent: float, seconds: float, plain:
 
 
 def _alone_not_faster(trained: TrainedRun, used_percent: float, seconds: float | None, plain: float) -> str | None:
-    if seconds is not None and seconds >= plain and trained.task.each_step:
+    if seconds is not None and seconds > SLOWER * plain and trained.task.each_step:
         return "there is an answer to each sample used, and each is a call of its own"
     on_gpu = trained.device.type == "cuda"
     return None if seconds is None else _not_faster(trained.config, used_percent, seconds, plain, on_gpu)

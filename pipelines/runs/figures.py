@@ -27,6 +27,7 @@ from pipelines.tasks.base import FORMATS, PAGE, ClassificationTask, Usage
 
 AT_ONCE = 256  # sequences
 NUMBERED = 20  # classes whose confusions are written as numbers, too
+FEW_EVALUATIONS = 10  # fewer than these are marked one by one
 STYLES = ("-", "--", ":", "-.")  # of lines that have one colour
 NO_FORMULAS: Any = {"text.parse_math": False}  # names are users' own, and may hold any "$"
 OF_ONE_CURVE = ("seed", "device", "preset")  # runs that differ in nothing else are drawn as one curve
@@ -254,9 +255,9 @@ def _draw_curve(axis: Axes, group: list[list[dict[str, Any]]], key: str, label: 
     if not steps:
         raise SkipRNNError(f"the runs of {label} were never evaluated at the same step; plot them one by one")
     values = torch.tensor([[run[step] for step in steps] for run in by_step], dtype=torch.float64)
-    (line,) = axis.plot(
-        steps, values.mean(0), label=f"{label} ({len(group)} runs)" if len(group) > 1 else label, **look
-    )
+    name = f"{label} ({len(group)} runs)" if len(group) > 1 else label
+    marker = "o" if len(steps) < FEW_EVALUATIONS else ""
+    (line,) = axis.plot(steps, values.mean(0), label=name, marker=marker, markersize=4, **look)
     if len(group) > 1:
         axis.fill_between(steps, values.amin(0), values.amax(0), color=line.get_color(), alpha=0.25, linewidth=0)
 

@@ -25,7 +25,7 @@ class RunSummary:
     model: str | None = None
     budget: str | None = None  # what is asked of the number of samples
     step: int | None = None
-    total_steps: int | None = None  # None where epochs are counted
+    total_steps: int | None = None  # None where epochs are counted and have not come to their end
     epochs: int | None = None
     metric_name: str | None = None
     metric: float | None = None  # of the best checkpoint on the validation split
@@ -65,6 +65,7 @@ def summarise(run: Path) -> RunSummary:
     else:
         state = "untrained" if not step else "interrupted"
     val = records.get(best_step, {}).get("val", {})
+    is_whole = outcome is not None and outcome["reason"] == "finished"
     return RunSummary(
         str(run),
         state,
@@ -73,7 +74,7 @@ def summarise(run: Path) -> RunSummary:
         config.model_name,
         config.budget_name if config.skip else None,
         step,
-        config.steps,
+        step if config.steps is None and is_whole else config.steps,
         config.epochs,
         METRICS[config.task],
         val.get("metric"),

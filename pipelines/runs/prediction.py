@@ -55,6 +55,7 @@ class Prediction:
     seconds: float  # reading included
     numeric_header: bool  # whether a first line 0,1,... was passed over as names of columns
     columns_reordered: bool  # whether its columns stood in another order than the run reads them in
+    columns_left_out: tuple[str, ...]  # which hold labels, not samples
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class Predictor:
     def rows(self, lines: Iterable[str], name: str, header: bool | None = None) -> Iterator[Answer | Prediction]:
         """Predict on CSV rows as they arrive: an answer after each row that is used, and the prediction at the end."""
         task = self._model.task
-        yield from self._follow(csv_source(lines, task.stored_size, name, header, task.columns))
+        yield from self._follow(csv_source(lines, task.stored_size, name, header, task.columns, task.label_columns))
 
     def _follow(self, source: Source, label: str | None = None) -> Iterator[Answer | Prediction]:
         start = time.perf_counter()
@@ -233,8 +234,9 @@ class Predictor:
         seconds = time.perf_counter() - start if source.frames is None else seconds
         truth = self._truth(source, label, given - 1)
         return Prediction(
-            source.name, answer, truth, self._stream.used, given, seconds, source.numeric_header, source.reordered
-        )
+            source.name, answer, truth, self._stream.used, given, seconds, source.numeric_header, source.reordered,
+            source.left_out,
+        )  # fmt: skip
 
     def _truth(self, source: Source, label: str | None, step: int) -> dict[str, Any] | None:
         """What the model should say of a sequence, or of one of its steps."""

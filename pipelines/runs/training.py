@@ -57,6 +57,7 @@ class Outcome:
     reason: str  # "finished", "patience", "collapsed" or "interrupted"
     best_step: int
     remedy: str | None = None  # where the gate has shut
+    missed: str | None = None  # what was asked of metric or usage and not reached, with the remedy
 
 
 def train(
@@ -215,7 +216,13 @@ def train(
         if (said := logs.failures()) is not None:
             on_progress(Report(progress.step, last_step, time.monotonic() - started, warning=said))
         remedy = collapse.remedy(config, progress) if collapse.has_collapsed(progress) else None
-        outcome = Outcome(Path(run), progress.step, last_step, reason, progress.best_step, remedy)
+        missed = None
+        if reason != "interrupted" and team.is_first:
+            records = {record["step"]: record["val"] for record in directory.read_metrics(run)}
+            if (best := records.get(progress.best_step)) is not None:
+                usage = best["used_mean"] / max(mean_steps(splits["val"]), 1)
+                missed = budgets.missed(config, task, best["metric"], usage)
+        outcome = Outcome(Path(run), progress.step, last_step, reason, progress.best_step, remedy, missed)
         if reason != "interrupted" and team.is_first:
             directory.record_outcome(run, {"reason": reason, "step": progress.step, "best_step": progress.best_step})
         return outcome

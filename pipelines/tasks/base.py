@@ -151,6 +151,11 @@ class Task(ABC):
         return ()
 
     @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Names of the columns that hold labels of the steps beside the samples; () where there are none."""
+        return ()
+
+    @property
     @abstractmethod
     def output_size(self) -> int:
         """Outputs of the head."""
@@ -287,7 +292,7 @@ class Task(ABC):
         Raises:
             SkipRNNError: it cannot be read, or does not hold what the task takes.
         """
-        return open_sources(path, self.stored_size, reading.dataset, reading.header, self.columns)
+        return open_sources(path, self.stored_size, reading.dataset, reading.header, self.columns, self.label_columns)
 
     def text(self, text: str, name: str, reading: Reading) -> Source:
         """A text as a sequence, of a task that ``reads_text``."""

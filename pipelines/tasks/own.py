@@ -50,8 +50,9 @@ class _Own(Task):
     mean: tuple[float, ...] = (0.0,)  # of each feature, over the training split
     std: tuple[float, ...] = (1.0,)
     columns: tuple[str, ...] = ()  # names of the features, where they have names
+    label_columns: tuple[str, ...] = ()  # names of labels of the steps, where they have names
 
-    as_json: ClassVar[tuple[str, ...]] = ("mean", "std", "columns")
+    as_json: ClassVar[tuple[str, ...]] = ("mean", "std", "columns", "label_columns")
     signal_name = "feature 0"
     drawn_feature = 0
 
@@ -65,7 +66,7 @@ class _Own(Task):
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> Self:
-        return super().from_attributes({"columns": "[]", **attributes})  # which files of before do not have
+        return super().from_attributes({"columns": "[]", "label_columns": "[]", **attributes})  # of before
 
     @property
     def input_size(self) -> int:

@@ -239,7 +239,7 @@ USAGE_ERRORS = [
     (("gen-data", "adding", "--length", "9"), "9 is not in the range x>=10"),
     (("gen-data", "sine", "--duration", "inf"), "inf is not a finite number"),
     (("gen-data", "juggling"), "No such command 'juggling'"),
-    (("plot-curves",), "Missing argument 'RUNS...'"),
+    (("predict", "recording.csv"), "RUN comes first: skiprnn predict RUN INPUT..."),
     (("dance",), "No such command 'dance'"),
     (("plot-usage", "run", "--sequences", "3,x"), "'3,x' is not up to 100 numbers from 0, such as 3,17."),
     (("plot-usage", "run", "--sequences", "3", "--examples", "2"), "drop --examples"),

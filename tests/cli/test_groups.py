@@ -66,6 +66,21 @@ def test_options_come_from_the_environment_behind_the_command_line(skiprnn, addi
     assert "drop --cell, SKIPRNN_TRAIN_HIDDEN, SKIPRNN_TRAIN_LR." in done.stderr
 
 
+def test_a_mistyped_variable_is_told(skiprnn, monkeypatch):
+    monkeypatch.setenv("SKIPRNN_TRAIN_LRR", "3")
+    monkeypatch.setenv("SKIPRNN_GEN_DATA_ADDING_XYZZY", "3")
+    monkeypatch.setenv("SKIPRNN_TRAIN_LR", "3")
+    monkeypatch.setenv("SKIPRNN_MODELS", "elsewhere")
+    assert skiprnn("train", "--resume", "none").stderr.startswith(
+        "Warning: SKIPRNN_TRAIN_LRR is no option of skiprnn train, and is ignored. Did you mean SKIPRNN_TRAIN_LR?\n"
+    )
+    done = skiprnn("gen-data", "adding", *SIZES, "--length", 10)
+    assert (done.exit_code, done.stderr.splitlines()[0]) == (
+        0, "Warning: SKIPRNN_GEN_DATA_ADDING_XYZZY is no option of skiprnn gen-data adding, and is ignored.",
+    )  # fmt: skip
+    assert "Warning" not in skiprnn("runs").stderr
+
+
 def test_a_wrong_value_says_that_it_comes_from_the_environment(skiprnn, monkeypatch):
     monkeypatch.setenv("SKIPRNN_GEN_DATA_ADDING_LENGTH", "5")
     done = skiprnn("gen-data", "adding")

@@ -79,6 +79,41 @@ def test_columns_in_another_order_are_matched_and_others_refused(skiprnn, tmp_pa
     assert answer("data/theirs.h5")[1:] == (True, NOTE)
 
 
+def test_labels_of_steps_stay_where_they_were_said_to_be(skiprnn, tmp_path):
+    """Conversion by ``train`` as it was made with ``--label-column``, and prediction on files that still have it."""
+    folder, draws = tmp_path / "tags", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(9):
+        volts = draws.normal(0, 1, 6)
+        write(folder / f"{number}.csv", [[v, "up" if v > 0 else "down"] for v in volts], ["volt", "phase"])
+    assert skiprnn("gen-data", "own", "tags", "--label-column", "phase").exit_code == 0
+    done = skiprnn("train", "--data", "tags", "--out", "run", *OPTIONS)
+    assert done.stderr.splitlines()[0] == "tags has not changed since it was converted: training on data/tags.h5"
+    assert done.exit_code == 0
+    write(folder / "9.csv", [[1, "up"], [-1, "down"]], ["volt", "phase"])
+    done = skiprnn("train", "--data", "tags", "--out", "other", *OPTIONS)
+    assert done.stderr.splitlines()[0] == (
+        "tags, or what it is taken for, has changed since data/tags.h5 was made of it: converting it, as `skiprnn "
+        "gen-data own tags --out data/tags.h5 --label-column phase` does"
+    )
+    assert done.exit_code == 0
+
+    note = "note: the column phase holds labels, and is left out\n"
+    write(tmp_path / "bare.csv", [row[:1] for row in read(folder / "9.csv")[1:]], ["volt"])
+    bare, whole = (skiprnn("predict", "run", name, "--json") for name in ("bare.csv", "tags/9.csv"))
+    assert (bare.stderr, whole.stderr) == ("", note)
+    answers = [[json.loads(line)["answer"] for line in done.stdout.splitlines()] for done in (bare, whole)]
+    assert answers[0] == answers[1]
+    assert json.loads(whole.stdout.splitlines()[-1])["columns_left_out"] == ["phase"]
+    piped = CliRunner().invoke(cli, ["predict", "run", "-"], input=(folder / "9.csv").read_text())
+    assert (piped.exit_code, piped.stderr) == (0, note)
+    assert skiprnn("predict", "run", "tags/8.csv", "tags/9.csv").stderr == note  # once
+    write(tmp_path / "short.csv", [["up"]], ["phase"])
+    assert skiprnn("predict", "run", "short.csv").stderr == (
+        "Error: short.csv lacks volt and has phase: the column must be volt; rename, add or drop them\n"
+    )
+
+
 def test_a_folder_is_converted_once(skiprnn, tmp_path):
     folder = recordings(tmp_path)
 

@@ -31,6 +31,18 @@ def test_runs_are_listed_plainly_and_as_json(skiprnn, make_run, tmp_path):
     assert said[1]["metric_name"] == "MSE"
 
 
+def test_steps_stand_beside_steps_alone(skiprnn, make_run):
+    make_run("runs/whole", steps=None, epochs=1)
+    make_run("runs/begun", trained=False, steps=None, epochs=1)
+    rows = {line.split()[0]: line.split() for line in skiprnn("runs").stdout.splitlines()}
+    assert rows["whole"][5:8] == ["3", "of", "3"]
+    assert rows["begun"][5:7] == ["0", "untrained"]
+    said = [json.loads(line) for line in skiprnn("runs", "--json").stdout.splitlines()]
+    assert {run["run"]: (run["total_steps"], run["epochs"]) for run in said} == {
+        "runs/whole": (3, 1), "runs/begun": (None, 1),
+    }  # fmt: skip
+
+
 def test_a_folder_without_runs(skiprnn, tmp_path):
     assert skiprnn("runs").stderr == "Error: no folder runs; `skiprnn train` makes runs/, or name another folder\n"
     done = skiprnn("runs", tmp_path)

@@ -19,7 +19,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.grids import sweep
 from pipelines.grids.paper import NUMBERS, table
 from pipelines.grids.report import count_figures, write_report
-from pipelines.grids.results import COLUMNS, cells, latex, lines_of, markdown, read_results, write_results
+from pipelines.grids.results import COLUMNS, Line, cells, latex, lines_of, markdown, read_results, write_results
 from pipelines.grids.sweep import (
     evaluate_all,
     grid,
@@ -461,6 +461,15 @@ def test_estimates_are_of_the_kind_of_model(configs):
     assert sweep.estimate([missing], 1) == {missing: None}
 
 
+def test_cells_of_a_table_have_one_decimal():
+    line = Line(
+        data="own", model="LSTM", lam=None, p_skip=None, runs=2, metric_name="accuracy", metric=0.5, metric_std=None,
+        solved=None, used=30.84, used_std=0.0, steps=30.8421, cost=1.0, training_seconds=1.0, training_vs_plain=None,
+        inference_ms=1.0, inference_vs_plain=1.0, paper=None,
+    )  # fmt: skip
+    assert "30.8 ± 0.0 of 30.8" in cells(line)
+
+
 SETTINGS = ("--set", "steps=4", "--set", "eval_every=2", "--set", "hidden_size=5", "--set", "batch_size=16")
 
 
@@ -468,13 +477,16 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
     command = ("sweep", "--data", adding_file, "--lam", "none,1e-3", "--seeds", "0-1", "--out", "grid", *SETTINGS)
     result = skiprnn(*command, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert result.output.count(" on adding.h5, 2 seeds (0, 1), each to train, about ") == 2
-    assert "grid/runs/adding-skip-lstm-lam0.001-seed*: Skip LSTM on adding.h5, 2 seeds" in result.output
+    assert result.output.count(" on adding.h5, 2 seeds (0, 1), not trained yet, about ") == 2
+    said = result.output.splitlines()
+    assert said[1].startswith("grid/runs/adding-skip-lstm-lam0.001-seed*: Skip LSTM on adding.h5, 2 seeds")
+    assert said[1].endswith(" each")
     assert not (tmp_path / "grid").exists()
     result = skiprnn(*command)
     assert result.exit_code == 0, result.output
     assert "4 of 4 runs finished" in result.output
     assert result.output.count("| adding |") == 2
+    assert "| training (× as fast as plain) | inference (× as fast as without skipping) |" in result.output
     assert (tmp_path / "grid/table.tex").exists()
     result = skiprnn(*command)
     assert "4 of 4 runs are finished already" in result.output

@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from skiprnn import (
     MetricCost,
     SkipGRU,
+    SkipLSTM,
     UsageCost,
     budget_loss,
     growing_budget_loss,
@@ -65,6 +66,19 @@ def test_prices_of_every_form():
     for weights in (torch.ones(2), torch.ones(2, 3), torch.ones(3, 1), torch.tensor(1.0)):
         with pytest.raises(ValueError, match=r"weights must have the shape of the gates, \(3, 2\) with time first, or"):
             used_cost(GATE, weights, batch_first=False)
+
+
+def test_what_is_no_gate():
+    lstm, x = SkipLSTM(2, 3).as_lstm(), torch.randn(4, 2, 2)
+    remedy = "of a module made by as_lstm() or as_gru() pass its gate after the call: lstm.update_gate"
+    cases = (
+        (lstm, "a DropIn"), (lstm.update_gate, "None, before the module's first call"), (lstm(x), "a tuple")
+    )  # fmt: skip
+    for given, shown in cases:
+        with pytest.raises(TypeError) as refused:
+            budget_loss(given, 1e-3)
+        assert str(refused.value) == f"update_gate must be what a Skip RNN returned, or its gate, got {shown}; {remedy}"
+    budget_loss(lstm.update_gate, 1e-3, batch_first=False).backward()
 
 
 def test_unknown_norm():

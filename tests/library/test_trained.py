@@ -191,6 +191,8 @@ def test_what_it_knows_of_its_task(make):
     assert skiprnn.load(make(OF_TASKS["mnist"], "mnist")).names == ["1", "7"]
     assert isinstance(skiprnn.load(make(OF_TASKS["mnist"], "mnist2")).embedding, Scale)
     assert skiprnn.load(make(OF_TASKS["own-numbers"], "numbers")).names == ["a", "b"]
+    named = OwnTags(**OWN, columns=("volt", "heart rate"))
+    assert (model.columns, skiprnn.load(make(named, "named")).columns) == ((), ("volt", "heart rate"))
 
 
 def test_a_trained_run_and_each_of_its_checkpoints(make_run):

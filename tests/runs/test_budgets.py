@@ -152,6 +152,7 @@ def test_prices_that_cannot_be(skiprnn, adding_file):
         ({"feature_cost": "0=-1", "lam": 1.0}, "a feature's cost is FEATURE=COST, such as 2=5, .*, got '0=-1'"),
         ({"keep": 0.9, "target_usage": 0.5}, "give one of them"),
         ({"target_usage": 1.5}, "target_usage is a share of the samples, 1 at most, got 1.5"),
+        ({"keep": 5.0, "task": "sine"}, "keep is what the accuracy is to be, which is at most 1, got 5"),
         ({"keep": 0.0}, "keep must be a positive number, got 0.0"),
         ({"keep": 0.9, "skip": False}, "lam, keep and target_usage have nothing to act on"),
     ],
@@ -159,6 +160,25 @@ def test_prices_that_cannot_be(skiprnn, adding_file):
 def test_impossible_budgets(options, message):
     with pytest.raises(SkipRNNError, match=message):
         TrainConfig(steps=1, **options)
+
+
+def test_a_budget_that_was_missed_is_told(skiprnn, adding_file):
+    short = ("train", "--data", adding_file, "--steps", 2, "--eval-every", 1, "--hidden", 3, "--device", "cpu")
+    done = skiprnn(*short, "--out", "usage", "--target-usage", 0.2)
+    assert done.stderr.splitlines()[-1] == (
+        "Warning: used 100 % of the samples, aimed at 20 %; train longer (--epochs, --steps) or begin at a larger --lam"
+    )
+    done = skiprnn(*short, "--out", "keep", "--keep", 1e-9)
+    best = min((record["val"] for record in read_metrics("keep")), key=lambda val: val["objective"])["metric"]
+    assert done.stderr.splitlines()[-1] == (
+        f"Warning: the validation MSE never fell to 1e-09, the best checkpoint has {best:.4g}; train longer (--epochs, "
+        "--steps), or ask for less"
+    )
+    assert "Warning" not in skiprnn(*short, "--out", "reached", "--target-usage", 0.95).stderr
+    assert "never reached 0.99, the best checkpoint has 0.98" in budgets.missed(
+        TrainConfig(keep=0.99, steps=1), Sine(), 0.98, 1
+    )
+    assert budgets.missed(TrainConfig(keep=0.99, steps=1), Sine(), 0.995, 1) is None
 
 
 def test_budgets_have_names():

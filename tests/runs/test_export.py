@@ -199,7 +199,7 @@ def test_a_file_says_what_it_must_be_given(file, own_runs):
         "task": "own-classes", "input": "raw", "x": "samples as they are in the data, standardised inside",
         "features": 2, "columns": None, "mean": list(task.mean), "std": list(task.std), "answers": "classes",
         "names": ["high", "low"], "each_step": False, "true_lengths": True,
-        "parameters": {"classes": ["high", "low"]},
+        "parameters": {"label_columns": [], "classes": ["high", "low"]},
     }  # fmt: skip
     assert task.mean[0] == pytest.approx(500, abs=5)
 
@@ -235,6 +235,28 @@ def assert_the_loop_answers_as_predict(run, model, capsys):
 def test_the_loop_of_the_examples_answers_as_predict_does(file, own_runs, capsys):
     steps, _ = assert_the_loop_answers_as_predict(own_runs / "own-classes", file[0], capsys)
     assert steps == []
+
+
+def test_the_loop_takes_columns_by_their_names():
+    assert onnx_loop.order_of(["heart rate", "b"], 'b,"heart rate"\n') == [1, 0]
+    assert onnx_loop.order_of(None, "b,a\n") is None
+    for header in ("b,pulse\n", "b\n", "b,heart rate,t\n"):
+        with pytest.raises(SystemExit) as refused:
+            onnx_loop.order_of(["heart rate", "b"], header)
+        found = header.strip().replace(",", ", ")
+        assert refused.value.code == f"the columns must be heart rate, b, in any order; the header says {found}"
+
+
+def test_the_loop_with_columns_in_another_order(file, own_runs, tmp_path, monkeypatch, capsys):
+    known = {**onnx_loop.about(onnxruntime.InferenceSession(file[0])), "columns": ["force", "tilt"]}
+    monkeypatch.setattr(onnx_loop, "about", lambda session: known)
+    swapped = [",".join(line.split(",")[::-1]) for line in (own_runs / "one.csv").read_text().splitlines()]
+    (tmp_path / "swapped.csv").write_text("\n".join(swapped))
+    said = []
+    for table in (own_runs / "one.csv", tmp_path / "swapped.csv"):
+        onnx_loop.main(str(file[0]), str(table))
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
 
 
 def test_the_loop_with_samples_it_standardises_itself(own_runs, tmp_path, capsys):

@@ -135,6 +135,7 @@ def test_curves_join_seeds(make_run, tmp_path, drawn):
     values = [[r["val"]["used_mean"] for r in figures.read_metrics(run)] for run in runs[:3]]
     assert used.lines[0].get_ydata().tolist() == pytest.approx(np.mean(values, 0).tolist())
     assert metric.get_ylabel() == "val MSE"
+    assert {line.get_marker() for line in (*metric.lines, *used.lines)} == {"o"}  # as they are few
     assert metric.get_xlim()[0] == used.get_xlim()[0] == used.get_ylim()[0] == 0
 
 
@@ -146,6 +147,18 @@ def test_curves_tell_configurations_apart(make_run, tmp_path, drawn):
     assert [line.get_linestyle() for line in lines] == ["-", "--", "-"]
     labels = [line.get_label() for line in lines]
     assert labels == ["Skip LSTM, λ=0.001, hidden_size=6", "Skip LSTM, λ=0.001, hidden_size=7", "LSTM"]
+
+
+def test_curves_of_many_evaluations_have_no_markers(make_run, tmp_path, drawn):
+    plot_curves([make_run(steps=10, eval_every=1)], tmp_path / "curves.png")
+    assert drawn().axes[0].lines[0].get_marker() == ""
+
+
+def test_curves_of_the_run_trained_last(skiprnn, make_run):
+    make_run("runs/first")
+    make_run("runs/second")
+    assert skiprnn("plot-curves").stdout == "wrote curves.png\n"
+    assert skiprnn("plot-curves", "--overwrite").stderr == "run: runs/second\n"
 
 
 def test_what_cannot_be_drawn(make_run, sine_file, tmp_path):

@@ -50,6 +50,15 @@ def _seen_from(out: Path, source: Path) -> str:
         return str(source.resolve())
 
 
+def how_of(options: dict[str, Any]) -> How:
+    """How a source was read, by the stored options; what is outside of it is for the user alone to allow."""
+    known: dict[str, Any] = {}
+    for names, kind in ((("id_column", "time_column"), str), (("each_step", "header"), bool)):
+        known |= {name: value for name in names if isinstance(value := options.get(name), kind)}
+    columns = options.get("label_columns")
+    return How(label_columns=tuple(map(str, columns)) if isinstance(columns, list) else (), **known)
+
+
 def stored_fingerprint(path: Path) -> Fingerprint | None:
     """That of a data file; None where it has none."""
     try:

@@ -17,7 +17,7 @@ from pipelines.data.memory import check_fits
 from pipelines.data.sequences import SPLITS, Sequences, sequences_writer
 from pipelines.errors import SkipRNNError
 from pipelines.seeds import derive_seed
-from pipelines.sources.own.fingerprint import fingerprint, stored_fingerprint
+from pipelines.sources.own.fingerprint import fingerprint, how_of, stored_fingerprint
 from pipelines.sources.own.forms import read
 from pipelines.sources.own.labels import CLASSES, LABELS, NUMBERS, TAGS, Targets, recognise
 from pipelines.sources.own.raw import How, Raw, column_name
@@ -132,20 +132,22 @@ class Earlier:
     found: str  # "same": what would be written; "changed": of this source, but of other files or labels; "other"
     task: str | None  # what the labels are, as one says now, or said then
     classes: bool | None
+    how: How  # as it was read then
 
 
 def earlier(source: Path | Sequence[Path], path: Path, *, task: str | None, classes: bool | None) -> Earlier:
     """Hold a data file against a source that is to be converted to it, without other options than these.
 
-    Where these say nothing, what was said when the file was made holds.
+    Where these say nothing, what was said when the file was made holds, and how the source is read is what it was then.
     """
     sources, then = _paths(source), stored_fingerprint(path)
     if then is None:
-        return Earlier("other", task, classes)
+        return Earlier("other", task, classes, How())
     options = json.loads(then.source_options)
     said = (options.get("task"), options.get("classes"))
     task, classes = said if task is None and classes is None else (task, classes)
-    now = fingerprint(sources, path, How(), _options(task, classes))
+    how = how_of(options)
+    now = fingerprint(sources, path, how, _options(task, classes))
     plain = json.dumps({**options, "task": task, "classes": classes}, sort_keys=True)
     if plain != now.source_options:
         found = "other"
@@ -153,7 +155,7 @@ def earlier(source: Path | Sequence[Path], path: Path, *, task: str | None, clas
         found = "same"
     else:
         found = "changed" if then.source_place == now.source_place else "other"
-    return Earlier(found, task, classes)
+    return Earlier(found, task, classes, how)
 
 
 def _paths(source: Path | Sequence[Path]) -> list[Path]:
@@ -215,6 +217,7 @@ def _task(raw: Raw, targets: Targets, training: Tensor, rows: npt.NDArray[np.int
     steps = np.concatenate([raw.sequences[row] for row in rows]).astype(np.float64)
     mean, std = _moments(steps)
     features: dict[str, Any] = {"features": len(mean), "mean": mean, "std": std, "columns": raw.columns}
+    features["label_columns"] = (targets.each_step and raw.labels.names) or ()
     if targets.task == CLASSES:
         return OwnClasses(**features, classes=targets.names)
     if targets.task == TAGS:
