@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from pipelines.runs.checkpoints import Progress
+from pipelines.runs.checkpoints import REWINDS, Progress
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.evaluation import Evaluation
 from pipelines.tasks import Task
@@ -12,6 +12,7 @@ from skiprnn.budget import NEAR, MetricCost, UsageCost
 
 START = 1e-5  # λ at first where it is found and none was given
 MISSED = 1e3  # of an objective, more than any loss
+LOST = 10  # evaluations in a row that do not keep the metric, before training goes back to one that did
 
 Cost = Callable[[Tensor], "float | Tensor"]
 """λ of a training step, from the share of its batch's samples that is used."""
@@ -55,6 +56,21 @@ def holds(config: TrainConfig, task: Task, metric: float) -> bool:
     if config.keep is None:
         return False
     return metric >= config.keep if task.higher_is_better else metric <= config.keep
+
+
+def is_lost(config: TrainConfig, progress: Progress) -> bool:
+    """Whether a metric that was to be kept, and was, has not been for so long that training goes back to then."""
+    was_kept = config.keep is not None and progress.best_objective < MISSED
+    return was_kept and progress.lost_evaluations >= LOST and progress.rewinds < REWINDS
+
+
+def back(config: TrainConfig, progress: Progress, metric_name: str) -> str:
+    """What to say where training goes back because the metric is lost."""
+    return (
+        f"{metric_name} was not kept at {config.keep:g} for {progress.lost_evaluations} evaluations; going back to "
+        f"the weights of step {progress.best_step:,}, with half the learning rate (rewind {progress.rewinds + 1} of "
+        f"{REWINDS})"
+    )
 
 
 def usage_of(result: Evaluation, steps: float) -> float:

@@ -28,6 +28,7 @@ from pipelines.runs.named import is_model
 from skiprnn.run_directory import SCHEMA, SCHEMA_VERSION
 
 NAMES = ("last", "best")
+REWINDS = 3  # of a run, to its best checkpoint
 JSON_BYTES = 2**24  # of the JSON, at most
 MEASURED = ("loss", "task_loss", "budget_loss", "metric", "used", "grad_norm")
 
@@ -43,6 +44,7 @@ class Progress:
     evaluations_since_best: int = 0
     shut_evaluations: int = 0  # in a row until now, see collapse.py
     shut_since: int = 0  # step of the first of them
+    lost_evaluations: int = 0  # in a row until now that did not keep the metric that is to be kept, see budgets.py
     rewinds: int = 0
     lr_scale: float = 1.0  # halved by each rewind
     lam: float | None = None  # where it is found while training, see budgets.py; None at first
@@ -59,6 +61,8 @@ class Progress:
             raise ValueError("its steps contradict each other")
         if not (0 <= self.shut_evaluations <= self.step and 0 <= self.shut_since <= self.step and self.rewinds >= 0):
             raise ValueError("its counts of a shut gate contradict its step")
+        if not 0 <= self.lost_evaluations <= self.step:
+            raise ValueError("its count of evaluations that lost the metric contradicts its step")
         if not 0 < self.lr_scale <= 1:
             raise ValueError("its lr_scale must lie in 0..1, 0 excluded")
         if not (0 < (1 if self.lam is None else self.lam) < math.inf):

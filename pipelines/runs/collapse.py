@@ -7,13 +7,12 @@ shuts where the gradient explodes in single sequences, or where λ outweighs wha
 from dataclasses import dataclass
 
 from pipelines.data.sequences import Split, mean_steps
-from pipelines.runs.checkpoints import Progress
+from pipelines.runs.checkpoints import REWINDS, Progress
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.evaluation import Evaluation
 from pipelines.tasks import Task
 
 EVALUATIONS = 2  # in a row that find the gate shut and the metric at chance, before it counts as collapsed
-REWINDS = 3  # of a run
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,9 @@ def train(
                 budget.save(progress)
                 if progress.lam is not None:
                     record["lam"] = progress.lam
-                budget.note(budgets.holds(config, task, result.metric))
+                holds = budgets.holds(config, task, result.metric)
+                budget.note(holds)
+                progress.lost_evaluations = 0 if holds else progress.lost_evaluations + 1
                 if watch is not None:
                     watch.note(result, progress)
                     warning = watch.warning(config, progress, last_step, result)
@@ -185,6 +187,10 @@ def train(
                     if collapse.may_rewind(config, progress, last_step):
                         record["rewound_to"] = progress.best_step
                         _rewind(run, progress, model, optimizer)
+                if budgets.is_lost(config, progress) and progress.step < last_step:
+                    warning = budgets.back(config, progress, task.metric_name)
+                    record["rewound_to"] = progress.best_step
+                    _rewind(run, progress, model, optimizer)
                 if team.is_first:
                     progress.metrics_digest = directory.append_metrics(run, record, progress.metrics_digest)
                 logs.write(record)
@@ -356,7 +362,7 @@ def _rewind(run: Path, progress: Progress, model: SequenceModel, optimizer: torc
     _restore(run, "best", saved, model, optimizer)
     progress.lr_scale /= 2
     progress.rewinds += 1
-    progress.evaluations_since_best = progress.shut_evaluations = progress.shut_since = 0
+    progress.evaluations_since_best = progress.lost_evaluations = progress.shut_evaluations = progress.shut_since = 0
 
 
 def _restore(run: Path, which: str, saved: Checkpoint, model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.errors import SkipRNNError
-from pipelines.runs import budgets, checkpoints
+from pipelines.runs import budgets, checkpoints, training
 from pipelines.runs.checkpoints import Progress
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, read_metrics
@@ -70,6 +70,30 @@ def test_an_interrupted_run_finds_the_same(make_run, options):
     assert len(set(found[0])) == 4
     tensors = [checkpoints.load_checkpoint(run, "last").tensors for run in (whole, halted)]
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+
+
+def test_a_metric_that_is_lost_is_gone_back_to(make_run, monkeypatch):
+    monkeypatch.setattr(budgets, "LOST", 2)
+    kept = iter([True, False, True, *[False] * 5])  # the evaluations after steps 2, 4 and so on
+    found = []
+
+    def evaluate(*arguments):
+        found.append(evaluated(*arguments))
+        return replace(found[-1], metric=0.001 if next(kept) else 0.1, used_mean=10.0 - len(found))
+
+    evaluated = training.evaluate
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    run, reports = make_run(trained=False, keep=0.01, steps=16, eval_every=2, lr=0.01), []
+    train(run, on_progress=reports.append)
+    records = read_metrics(run)
+    assert {r["step"]: r["rewound_to"] for r in records if "rewound_to" in r} == {10: 6, 14: 6}
+    progress = checkpoints.load_checkpoint(run, "last").progress
+    assert (progress.best_step, progress.rewinds, progress.lr_scale, progress.lost_evaluations) == (6, 2, 0.25, 1)
+    warning, _ = (report.warning for report in reports if report.warning)
+    assert warning == (
+        "MSE was not kept at 0.01 for 2 evaluations; going back to the weights of step 6, with half the learning rate "
+        "(rewind 1 of 3)"
+    )
 
 
 def test_a_target_is_reached(make_run):
