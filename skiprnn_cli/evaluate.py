@@ -84,7 +84,9 @@ def command(
     if confusion is not None:
         from pipelines.runs.figures import plot_confusion
 
-        title = f"{report.model} on {report.task}, {report.sequences:,} {report.split} sequences"
+        counted, of_split = sum(of.support for of in report.by_class), f"{report.sequences:,} {report.split} sequences"
+        of_what = of_split if counted == report.sequences else f"{counted:,} steps of {of_split}"
+        title = f"{report.model} on {report.task}, {of_what}"
         plot_confusion(report.by_class, confusion, title, overwrite=overwrite)
     if as_json:
         import json

@@ -105,7 +105,7 @@ def _text(e: "Export", split: str) -> str:
         "x": about["x"],
         "answer": f"{ANSWERS[about['answers']]} {names}",
         "checked": f"{e.sequences:,} {split} sequences in {where}, beside the run itself",
-        "equal gates": f"{e.gates_equal:,} of {e.gates:,} ({e.gates_equal / e.gates:.4%})",
+        "equal gates": f"{e.gates_equal:,} of {e.gates:,} ({100 * e.gates_equal / e.gates:.4f} %)",
         "output": f"differs by at most {e.output_difference:.2g}",
         e.metric_name: f"{e.metric_exported:.6g}; the run itself {e.metric:.6g}",
         "used samples": f"{e.used_mean_exported:.2f}; the run itself {e.used_mean:.2f}",

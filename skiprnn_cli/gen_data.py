@@ -83,7 +83,10 @@ def sine(sampling_period: float, duration: float, **of_file: Any) -> None:
     _write(Sine(sampling_period=sampling_period, duration=duration), **of_file)
 
 
-@command.command(epilog="Example: skiprnn gen-data mnist --digits 1,7 --source ~/mnist")
+@command.command(
+    short_help="Convert MNIST: digits pixel by pixel, 784 steps.",
+    epilog="Example: skiprnn gen-data mnist --digits 1,7 --source ~/mnist",
+)
 @click.option("--digits", default="0,1,2,3,4,5,6,7,8,9", show_default=True, help="Classes, such as 1,7.")
 @source_option
 @seed_option
@@ -155,16 +158,17 @@ def imdb(
     click.echo(f"wrote {path}: {_counts(written.sizes)} sequences, seed {seed}")
     click.echo(
         f"vocabulary: {written.vocabulary:,} words of the training text; vectors were found for "
-        f"{written.covered_words:.1%} of them, which are {written.covered_tokens:.1%} of the text"
+        f"{100 * written.covered_words:.1f} % of them, which are {100 * written.covered_tokens:.1f} % of the text"
     )
 
 
 @command.command(
+    short_help="Convert your own sequences, with labels.",
     epilog="""\b
 Examples:
   skiprnn gen-data own recordings/ --out data/recordings.h5
   skiprnn gen-data own table.csv --id patient --time seconds --label diagnosis
-  skiprnn gen-data own NAME_TRAIN.ts NAME_TEST.ts"""
+  skiprnn gen-data own NAME_TRAIN.ts NAME_TEST.ts""",
 )
 @click.argument("source", type=options.PATH, nargs=-1, required=True)
 @click.option("--val", type=options.Number(0, 1, max_open=True), default=0.15, show_default=True, help="Share of val.")

@@ -145,7 +145,7 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
         if len(group) > 1:
             path = f"{path.removesuffix(str(group[0].config.seed))}*"
             seeds = f"{len(group)} seeds ({', '.join(str(run.config.seed) for run in group)}), "
-        each = " each" if len(group) > 1 and "about" in state else ""
+        each = " each" if seeds and "about" in state else ""
         click.echo(f"{path}: {config.model_name} on {Path(config.data).name}, {seeds}{state}{each}")
     if total:
         count = at_once(len(left), choose_device(runs[0].config.device), jobs)

@@ -2,6 +2,7 @@
 
 import math
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from click.shell_completion import CompletionItem
 
 from pipelines.errors import SkipRNNError
 from pipelines.runs.config import CHOICES, NONE, is_own_cell
+from skiprnn_cli.groups import did_you_mean
 from skiprnn_cli.messages import note
 
 RUNS = Path("runs")
@@ -28,7 +30,13 @@ else:
 class Number(click.FloatRange):
     """A float range that refuses NaN and infinity."""
 
+    wanted = "a number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not {self.wanted}.", param, ctx)
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -72,7 +80,8 @@ class CellType(ParamType[str]):
             import_cell(name)
         elif name not in CHOICES["cell"]:
             known = ", ".join(map(repr, CHOICES["cell"]))
-            self.fail(f"{name!r} is not one of {known}, nor one of your own, 'package.module:Cell'.", param, ctx)
+            alike = did_you_mean(name, CHOICES["cell"])
+            self.fail(f"{name!r} is not one of {known}, nor one of your own, 'package.module:Cell'.{alike}", param, ctx)
         return name
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
@@ -160,6 +169,10 @@ def run_or_model(run: Path) -> Path:
     """A path as it came, or the run directory of the model of that name."""
     from skiprnn import models
 
+    if len(run.parts) > 1 and not run.exists():
+        alike = get_close_matches(run.name, [config.parent.name for config in run.parent.glob("*/config.json")], n=1)
+        if alike:
+            raise SkipRNNError(f"there is no run {run}; did you mean {run.parent / alike[0]}?")
     try:
         return models.run_or_model(run)
     except FileNotFoundError as error:
@@ -201,3 +214,4 @@ class NumberOrNone(OrNone, Number):
     """A number or NONE."""
 
     name = "number or none"
+    wanted = "a number or none"

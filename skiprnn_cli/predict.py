@@ -73,7 +73,8 @@ def command(
     on the CPU, in compiled code, unless --device says otherwise.
 
     Of a folder the files in and below it are taken. The truth stands beside an answer where it is known: from a data
-    file, from a folder's labels.csv, or from the name of the folder that a file lies in, if that is a class.
+    file, from the labels.csv of a folder or beside a file, or from the name of the folder that a file lies in, if that
+    is a class.
     """
     from pipelines.data.doors import TEXT
     from pipelines.errors import SkipRNNError
@@ -147,7 +148,7 @@ def _table(found: "Iterable[Answer | Prediction]", names: list[str]) -> None:
         if said.truth is not None and "class" in said.truth:
             right.append(said.truth["class"] == said.answer["class"])
     if right:
-        click.echo(f"{sum(right):,} of {len(right):,} right ({sum(right) / len(right):.1%})")
+        click.echo(f"{sum(right):,} of {len(right):,} right ({100 * sum(right) / len(right):.1f} %)")
 
 
 def _row(p: "Prediction") -> dict[str, str]:
@@ -160,8 +161,8 @@ def _row(p: "Prediction") -> dict[str, str]:
         width = max(map(len, likeliest))  # as the next rows will need it too
         row |= {
             "class": f"{first:<{width}}",
-            "probability": f"{probability:.1%}",
-            "next": f"{second:<{width}} {less:.1%}",
+            "probability": f"{100 * probability:.1f} %",
+            "next": f"{second:<{width}} {100 * less:.1f} %",
         }
     else:
         row |= {name: text for name, value in p.answer.items() if (text := value_in_words(value)) is not None}
@@ -219,7 +220,7 @@ def _video_text(p: "VideoPrediction") -> str:
 
     truth = "" if p.truth is None else f"; true {in_words(p.truth)}"
     lines = [f"{p.sequence}: class {p.answer['class']}{truth}"]
-    lines += [f"  {probability:7.2%}  {name}" for name, probability in p.answer["likeliest"].items()]
+    lines += [f"  {100 * probability:6.2f} %  {name}" for name, probability in p.answer["likeliest"].items()]
     absent = p.used - p.frames_used
     more = f", and {absent} of {p.given - p.frames} absent ones" if p.given > p.frames else ""
     lines.append(
@@ -234,4 +235,4 @@ def _video_text(p: "VideoPrediction") -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "there are none"
+    return f"{100 * part / whole:.1f} %" if whole else "there are none"

@@ -4,6 +4,7 @@ A source hands out single samples, so that what a model skips is neither parsed 
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ TABLES = (".ts", ".parquet", ".pq")
 CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
 REMEDY = "name another file, or mend this one"
 LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -232,6 +234,15 @@ def is_number(cell: str, kind: type = float) -> bool:
     return True
 
 
+def decimal_comma(line: str) -> str:
+    """What to say of a row between whose semicolons or tabs stand numbers with decimal commas; "" of others."""
+    cells = re.split("[;\t]", line)
+    number = next((cell.strip() for cell in cells if DECIMAL_COMMA.fullmatch(cell.strip().strip('"'))), "")
+    if len(cells) < 2 or not number:
+        return ""
+    return f"{number} has a decimal comma; write numbers with points, {number.replace(',', '.')}"
+
+
 def _parse(line: str, input_size: int, where: str, columns: Sequence[str], kept: Sequence[int] | None = None) -> Floats:
     cells = cells_of(line)
     if kept is not None:
@@ -239,12 +250,14 @@ def _parse(line: str, input_size: int, where: str, columns: Sequence[str], kept:
             raise SkipRNNError(f"{where}: the row is too short")
         cells = [cells[place] for place in kept]
     if len(cells) != input_size:
-        raise SkipRNNError(f"{where}: a row has {input_size} numbers, this has {len(cells)}")
+        said = decimal_comma(line) or f"a row has {input_size} numbers, this has {len(cells)}"
+        raise SkipRNNError(f"{where}: {said}")
     for number, cell in enumerate(cells, start=1):
         if not is_number(cell):
             table = any(map(is_number, cells))  # what is none is not quoted: it may be any file
             said = f"{cell!r:.40}" if table else f"the text in column {number}"
-            raise SkipRNNError(f"{where}: {said} is not a number; mend the row, or pass --header if it is one")
+            said = f"{said} is not a number; mend the row, or pass --header if it is one"
+            raise SkipRNNError(f"{where}: {decimal_comma(line) or said}")
     return check_sample(np.array(cells, dtype=np.float64), where, columns)
 
 

@@ -100,6 +100,8 @@ def _draw(axis: Axes, series: Series, colors: dict[str, str], task: Task) -> Non
             "color": colors[name],
             "linestyle": STYLES[same % len(STYLES)],
             "marker": MARKERS[same % len(MARKERS)],
+            "markerfacecolor": "none",  # so that none hides another
+            "clip_on": False,
         }
         ordered = sorted(groups.items())
         used, metric = ([mean(point[i] for point in group) for _, group in ordered] for i in (0, 1))
@@ -118,5 +120,7 @@ def _draw(axis: Axes, series: Series, colors: dict[str, str], task: Task) -> Non
     axis.set_xlim(left=0)
     if not task.higher_is_better:
         axis.set_yscale("log")
+    elif axis.get_ylim()[1] > 1:  # a share
+        axis.set_ylim(top=1)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, frameon=False)

@@ -21,6 +21,7 @@ from pipelines.runs.model import with_gate
 from pipelines.runs.onnx_step import OnnxStep, no_log, write_onnx
 from pipelines.runs.traced import InputForm, description, trace_sequences, trace_step
 from pipelines.tasks import Task
+from pipelines.tasks.measures import is_step
 from skiprnn.networks import SequenceModel
 
 Format = Literal["onnx", "torch"]
@@ -151,10 +152,11 @@ def _compare(replay: Replay, model: SequenceModel, task: Task, sequences: Split,
     metric, exported = (
         float(task.metric(task.scores(said, sequences.y, sequences.lengths))) for said in (expected_output, output)
     )
+    there = is_step(gate, sequences.lengths)
     return {
         "sequences": len(sequences),
-        "gates": gate.numel(),
-        "gates_equal": int((gate == expected_gate).sum()),
+        "gates": int(there.sum()),
+        "gates_equal": int((gate == expected_gate)[there].sum()),
         "output_difference": float((output - expected_output).abs().max()),
         "metric_name": task.metric_name,
         "metric": metric,

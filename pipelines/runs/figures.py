@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from pipelines.data.files import atomic_path, check_writable, write_text
@@ -222,12 +222,12 @@ def plot_confusion(found: list[OfClass], out: Path, title: str, *, overwrite: bo
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     inches = min(max(3.2, 0.55 * count), 15.0)  # of the matrix
     size = min(9.0, 72 * 0.8 * inches / count)  # points of names, which must not overlap
-    figure = Figure(figsize=(inches + 2.4, inches + 1.8), layout="constrained")
+    figure = Figure(figsize=(inches + 2.4, inches + 1.8), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     axis = figure.subplots()
-    image = axis.imshow(shares.numpy(), cmap="Greys", norm=PowerNorm(0.5, 0, 1))  # so that few are seen
+    image = axis.imshow(shares.numpy(), cmap="Greys", vmin=0, vmax=1)
     if count <= NUMBERED:
         for row, column in counts.nonzero().tolist():
-            color = "white" if shares[row, column] > 0.3 else "black"
+            color = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, f"{int(counts[row, column]):,}", ha="center", va="center", color=color, fontsize=8)
     axis.set_xticks(range(count), names, rotation=0 if count <= 3 else 90, fontsize=size)
     axis.set_yticks(range(count), names, fontsize=size)

@@ -103,14 +103,15 @@ class Predictor:
         """The files themselves, and of folders those in and below them whose names end as what the task takes does.
 
         The label of a file in a folder is that of the folder's ``labels.csv``, or else the name of the folder it lies
-        in, where that is a class.
+        in, where that is a class; that of a file by itself is that of the ``labels.csv`` beside it.
 
         Raises:
             SkipRNNError: a folder holds no such file, or its table cannot be read.
         """
         found: list[Input] = []
+        beside = cache(_labels_beside)
         for path in map(Path, paths):
-            found += self._in_folder(path) if path.is_dir() else [Input(path)]
+            found += self._in_folder(path) if path.is_dir() else [Input(path, beside(path.parent).get(path.name))]
         return found
 
     def _in_folder(self, folder: Path) -> list[Input]:
@@ -246,6 +247,14 @@ class Predictor:
         if not self.each_step:
             return task.truth(target)
         return task.truth(target[step]) if step >= 0 else None
+
+
+def _labels_beside(folder: Path) -> dict[str, str]:
+    """The labels of a folder that was not asked for, whose table may be anything."""
+    try:
+        return labels_of(folder)
+    except SkipRNNError:
+        return {}
 
 
 def _chosen(sources: Sequence[Source], index: int | None, path: Path) -> Sequence[Source]:

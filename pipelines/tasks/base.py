@@ -41,7 +41,7 @@ def check_classes(names: Sequence[str]) -> None:
 def in_words(answer: dict[str, Any]) -> str:
     """What an answer or a truth says, on one line: a class with its probability and the next ones, or else by name."""
     if "likeliest" in answer:
-        first, *others = [f"{name} ({p:.1%})" for name, p in answer["likeliest"].items() if p >= SEEN][:SHOWN]
+        first, *others = [f"{name} ({100 * p:.1f} %)" for name, p in answer["likeliest"].items() if p >= SEEN][:SHOWN]
         return f"class {first}" + (f", then {', '.join(others)}" if others else "")
     return _by_name(answer, 6)
 
@@ -51,7 +51,7 @@ def in_short(answer: dict[str, Any]) -> str:
     if "class" in answer:
         name = str(answer["class"])
         name = name if len(name) <= SHORT else name[: SHORT - 1] + "…"
-        return f"{name} ({answer['probability']:.0%})" if "probability" in answer else name
+        return f"{name} ({100 * answer['probability']:.0f} %)" if "probability" in answer else name
     return _by_name(answer, 3)
 
 

@@ -52,7 +52,7 @@ def test_a_folder_is_answered_with_the_truth_of_its_table(skiprnn, own):
     assert list(answer["likeliest"].values()) == sorted(answer["probabilities"], reverse=True)
     assert {name: answer["probabilities"][NAMES.index(name)] for name in NAMES} == answer["likeliest"]
     single = lines_of(skiprnn("predict", own / "run", own / "recordings" / "00.csv", "--json"))
-    assert [line["truth"] for line in single] == [None]
+    assert [line["truth"] for line in single] == [{"class": NAMES[0]}]
 
 
 def test_a_table_of_labels_may_have_blanks_and_gaps(skiprnn, own, tmp_path):
@@ -67,8 +67,18 @@ def test_classes_are_said_by_name_with_their_probabilities(skiprnn, own):
     (record,) = lines_of(skiprnn("predict", own / "run", own / "own.h5", "--index", 1, "--json"))
     (first, p), (second, q), *_ = record["answer"]["likeliest"].items()
     said = skiprnn("predict", own / "run", own / "own.h5", "--index", 1).stdout
-    assert said.startswith(f"{own}/own.h5:test/x[1]: class {first} ({p:.1%}), then {second} ({q:.1%})")
+    assert said.startswith(f"{own}/own.h5:test/x[1]: class {first} ({100 * p:.1f} %), then {second} ({100 * q:.1f} %)")
     assert f"; true class {record['truth']['class']}; used {record['used']} of {record['given']} samples (" in said
+
+
+def test_a_table_beside_a_file_says_the_truth_too(skiprnn, own, tmp_path):
+    (tmp_path / "a.csv").write_text("1,1\n")
+    (tmp_path / "b.csv").write_text("1,1\n")
+    (tmp_path / "labels.csv").write_text("file,label\na.csv,shaking\n")
+    found = lines_of(skiprnn("predict", own / "run", tmp_path / "a.csv", tmp_path / "b.csv", "--json"))
+    assert [line["truth"] for line in found] == [{"class": "shaking"}, None]
+    (tmp_path / "labels.csv").write_text("\0")
+    assert lines_of(skiprnn("predict", own / "run", tmp_path / "a.csv", "--json"))[0]["truth"] is None
 
 
 def test_folders_of_classes_say_the_truth_too(skiprnn, own, tmp_path):
@@ -90,7 +100,7 @@ def test_several_files_are_a_table_on_a_terminal(skiprnn, own, monkeypatch):
     assert [row.split()[0] for row in rows] == [line.split(": ")[0] for line in plain]
     assert all(row[head.index("class") :].startswith(NAMES) for row in rows)
     right = sum(f"class {NAMES[n % 3]} (" in line for n, line in enumerate(plain))
-    assert last == f"{right} of 45 right ({right / 45:.1%})"
+    assert last == f"{right} of 45 right ({100 * right / 45:.1f} %)"
     some = ["0.csv", "1.csv"]  # of which one is a class's
     for name, place in zip(some, ("steady", "other"), strict=True):
         (own / "some" / place).mkdir(parents=True)

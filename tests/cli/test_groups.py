@@ -34,6 +34,21 @@ def test_mistyped_options_are_too(skiprnn):
     assert "--hidden" in skiprnn("train", "--hiden", 5).stderr.splitlines()[-1]
 
 
+def test_mistyped_cells_runs_and_numbers_are_told(skiprnn, tmp_path):
+    (tmp_path / "runs/recordings").mkdir(parents=True)
+    (tmp_path / "runs/recordings/config.json").write_text("{}")
+    for words, message in (
+        (("train", "--cell", "lsmt"), "nor one of your own, 'package.module:Cell'. Did you mean 'lstm'?"),
+        (("train", "--lam", "abc"), "Invalid value for '--lam': 'abc' is not a number."),
+        (("evaluate", "runs/recording"), "there is no run runs/recording; did you mean runs/recordings?"),
+    ):
+        assert skiprnn(*words).stderr.splitlines()[-1].endswith(message)
+
+
+def test_help_of_data_files_is_not_cut(skiprnn):
+    assert "..." not in skiprnn("gen-data", "--help").stdout.replace("[ARGS]...", "")
+
+
 @pytest.mark.parametrize("words", [("-q", "train"), ("train", "-q")])
 def test_quiet_leaves_results_and_errors(skiprnn, adding_file, words):
     done = skiprnn(*words, "--data", adding_file, "--out", "run", *SMALL)

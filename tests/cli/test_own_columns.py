@@ -79,7 +79,7 @@ def test_columns_in_another_order_are_matched_and_others_refused(skiprnn, tmp_pa
     assert answer("data/theirs.h5")[1:] == (True, NOTE)
 
 
-def test_labels_of_steps_stay_where_they_were_said_to_be(skiprnn, tmp_path):
+def test_labels_of_steps_stay_where_they_were_said_to_be(skiprnn, tmp_path, monkeypatch):
     """Conversion by ``train`` as it was made with ``--label-column``, and prediction on files that still have it."""
     folder, draws = tmp_path / "tags", np.random.default_rng(0)
     folder.mkdir()
@@ -108,6 +108,10 @@ def test_labels_of_steps_stay_where_they_were_said_to_be(skiprnn, tmp_path):
     piped = CliRunner().invoke(cli, ["predict", "run", "-"], input=(folder / "9.csv").read_text())
     assert (piped.exit_code, piped.stderr) == (0, note)
     assert skiprnn("predict", "run", "tags/8.csv", "tags/9.csv").stderr == note  # once
+    titles = []
+    monkeypatch.setattr("pipelines.runs.figures.plot_confusion", lambda by_class, out, title, **k: titles.append(title))
+    assert skiprnn("evaluate", "other", "--confusion", "c.png", "--split", "val").exit_code == 0
+    assert titles == ["Skip LSTM on own-tags, 12 steps of 2 val sequences"]
     write(tmp_path / "short.csv", [["up"]], ["phase"])
     assert skiprnn("predict", "run", "short.csv").stderr == (
         "Error: short.csv lacks volt and has phase: the column must be volt; rename, add or drop them\n"

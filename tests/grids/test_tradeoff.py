@@ -12,6 +12,7 @@ from pipelines.grids.sweep import evaluate_all, in_turn, plan, train_all
 from pipelines.grids.tradeoff import plot_tradeoff
 from pipelines.runs.colors import PLAIN, SKIPPING
 from pipelines.runs.config import configure
+from pipelines.tasks import Sine
 
 
 @pytest.fixture
@@ -57,6 +58,15 @@ def test_points_are_the_runs_and_lines_the_tasks(swept, tmp_path, drawn):
     assert axis.get_yscale() == "log"
     assert {lines[name].get_color() for name in ("Skip LSTM", "LSTM")} == {SKIPPING["lstm"], PLAIN["lstm"]}
     assert axis.get_xlim()[0] == 0
+
+
+def test_a_share_ends_at_1_and_no_marker_hides_another():
+    axis = Figure().subplots()
+    tradeoff._draw(
+        axis, {"Skip LSTM": {(1e-3, "λ"): [(3.0, 1.0)], (0, "λ"): [(5.0, 0.5)]}}, {"Skip LSTM": "C0"}, Sine()
+    )
+    assert axis.get_ylim()[1] == 1
+    assert axis.lines[0].get_markerfacecolor() == "none"
 
 
 def test_several_folders_are_told_apart(swept, tmp_path, drawn):

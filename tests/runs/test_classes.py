@@ -43,6 +43,7 @@ def test_every_class_has_its_name_in_the_figure(tmp_path, monkeypatch, count):
     found = [OfClass(name, 1.0, 1.0, 4, 1.0, 1.0, {name: 3, names[0]: 1}) for name in names]
     plot_confusion(found, tmp_path / "c.png", "title")
     axis = kept[0].axes[0]
+    assert axis.images[0].norm(0.25) == 0.25
     assert [label.get_text() for label in axis.get_yticklabels()] == names
     assert axis.images[0].get_array()[1].tolist()[:3] == ([0.25, 0.75] if count == 2 else [0.25, 0.75, 0])
     assert [text.get_text() for text in axis.texts] == (["1", "1", "3"] if count == 2 else [])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.data.sequences import Sequences
 from pipelines.errors import SkipRNNError
-from pipelines.runs import traced
+from pipelines.runs import export, traced
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import create_run
 from pipelines.runs.export import ABOUT_FILE, export_run
@@ -75,13 +76,13 @@ def exported(tmp_path_factory):
     """A model, its trace and its file, by name."""
 
     @functools.cache
-    def export(name):
+    def exported_as(name):
         model = build(name, -2.0)
         found, path = trace_step(model, TASK), tmp_path_factory.mktemp("step") / "step.onnx"
         write_onnx(found, path, {})
         return model, found, OnnxStep(path)
 
-    return export
+    return exported_as
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -202,6 +203,18 @@ def test_a_file_says_what_it_must_be_given(file, own_runs):
         "parameters": {"label_columns": [], "classes": ["high", "low"]},
     }  # fmt: skip
     assert task.mean[0] == pytest.approx(500, abs=5)
+
+
+def test_gates_past_the_ends_do_not_count():
+    model, lengths = build("lstm", 0.0), torch.tensor([3, 9])
+    x, y = samples(2, 9), torch.zeros(2, 4, dtype=torch.uint8)
+
+    def replay(x, lengths):
+        output, gate = model(x, lengths)
+        return output, gate.bool() | (torch.arange(9) >= lengths[:, None])  # other than the run past the ends
+
+    report = export._compare(replay, model, TASK, Sequences(x, y, lengths), "raw")
+    assert (report["gates"], report["gates_equal"]) == (12, 12)
 
 
 def test_export_in_8_bits(file, own_runs, tmp_path):

@@ -72,7 +72,11 @@ def test_titles_say_the_prediction_and_the_truth(make_run, sine_file, tmp_path, 
         trained = load_run(run, split=split)
         output, y = trained.model(trained.sequences.x[:1]).output[0].detach(), trained.sequences.y[0]
         p = output.softmax(0)
-        said = f"sum {output[0]:.3g}, true {y:.3g}" if len(output) == 1 else f"{p.argmax()} ({p.max():.0%}), true {y}"
+        said = (
+            f"sum {output[0]:.3g}, true {y:.3g}"
+            if len(output) == 1
+            else f"{p.argmax()} ({100 * p.max():.0f} %), true {y}"
+        )
         assert drawn().axes[0].get_title(loc="left") == f"#0: {said}"
 
 

@@ -301,6 +301,14 @@ def test_a_single_zero_is_a_sample():
     assert csv_source(io.StringIO("0\n5\n"), 1, "rows").read(0).tolist() == [0]
 
 
+def test_decimal_commas_are_named():
+    said = "5,1 has a decimal comma; write numbers with points, 5.1"
+    for text, width, line in (("5,1;0,2\n", 2, 1), ("a;b\n5,1;0,2\n", None, 2), ("a\tb\n5,1\t0,2\n", 2, 2)):
+        with pytest.raises(SkipRNNError) as refused:
+            csv_source(io.StringIO(text), width, "rows").read(0)
+        assert str(refused.value) == f"rows, line {line}: {said}"
+
+
 def test_what_is_no_table_is_not_quoted():
     for text, width in (("secret\nroot:x:0:0\n", None), ("1,2\nsecret,more\n", 2)):
         source = csv_source(io.StringIO(text), width, "rows")

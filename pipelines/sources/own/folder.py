@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipelines.data import doors
 from pipelines.data.columns import check_different, listed
 from pipelines.data.doors import opening, reading
-from pipelines.data.samples import Source, cells_of, csv_source, separator_of
+from pipelines.data.samples import Source, cells_of, csv_source, decimal_comma, separator_of
 from pipelines.errors import SkipRNNError
 from pipelines.sources.own.labels import Given, values_of
 from pipelines.sources.own.raw import REMEDY, Floats, How, Raw
@@ -207,6 +207,8 @@ def _without(lines: Iterable[str], path: Path, columns: Sequence[str], taken: li
                 raise SkipRNNError(f"{path} has no columns but those of labels; it needs samples too")
         elif row:
             if len(row) != len(names):
+                if comma := decimal_comma(line):
+                    raise SkipRNNError(f"{path}, line {number}: {comma}")
                 raise SkipRNNError(f"{path}, line {number}: a row has {len(names)} cells, this has {len(row)}")
             cells = [row[names.index(name)] for name in columns]
             if "" in cells:

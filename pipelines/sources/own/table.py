@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pipelines.data import memory
 from pipelines.data.columns import beyond_float32, check_different, listed
 from pipelines.data.doors import check_claim, lines_of, opening
-from pipelines.data.samples import is_number, separator_of
+from pipelines.data.samples import decimal_comma, is_number, separator_of
 from pipelines.errors import SkipRNNError
 from pipelines.sources.own.labels import Array, Given, values_of
 from pipelines.sources.own.raw import REMEDY, How, Raw
@@ -194,7 +194,8 @@ def _csv(path: Path, how: How) -> _Table:
                 try:
                     numbers.append(float(row[place]))
                 except ValueError as error:
-                    said = f"{row[place]!r:.40} is not a number; mend it, or leave the column out"
+                    comma = decimal_comma(f"{row[place]};")
+                    said = comma or f"{row[place]!r:.40} is not a number; mend it, or leave the column out"
                     what = said if row[place].strip() else f"the cell {EMPTY}"
                     raise SkipRNNError(f"{path}, line {rows.line_num}, column {name}: {what}") from error
     features = np.frombuffer(numbers, dtype=np.float64).reshape(-1, len(others))
