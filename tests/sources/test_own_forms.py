@@ -266,7 +266,8 @@ def test_tables_that_are_wrong(tmp_path, old, new, how, message):
 def test_decimal_commas_of_a_table_are_named(tmp_path):
     (tmp_path / "t.csv").write_text("id;a;label\n1;5,1;x\n")
     refused(
-        tmp_path / "t.csv", f"{tmp_path}/t.csv, line 2, column a: 5,1 has a decimal comma; write numbers with points, 5.1",
+        tmp_path / "t.csv", f"{tmp_path}/t.csv, line 2, column a: 5,1 has a decimal comma; "
+        "write numbers with points, 5.1",
         id_column="id", label_columns=["label"],
     )  # fmt: skip
 
