@@ -65,9 +65,7 @@ def test_a_bounded_gradient_of_the_gate_is_the_references(engine, name, bias):
     assert not torch.allclose(expected[1][-2], unbounded[1][-2], rtol=0.01)  # it acted on the update weights
 
 
-@pytest.mark.parametrize(
-    ("engine", "seed"), [*(("triton", seed) for seed in range(3)), ("graph", 0), ("graph", 1)], indirect=["engine"]
-)
+@pytest.mark.parametrize(("engine", "seed"), [("triton", 0), ("triton", 1), ("graph", 0)], indirect=["engine"])
 @each_cell
 def test_random_problems(engine, name, seed):
     draws = torch.Generator().manual_seed(seed)

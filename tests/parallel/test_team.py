@@ -48,7 +48,7 @@ def together(run, data, *more, code=0):
     return run, done
 
 
-@pytest.mark.parametrize("options", [(), ("--cell", "gru", "--fresh-batches"), ("--layers", "2")])
+@pytest.mark.parametrize("options", [(), ("--cell", "gru", "--fresh-batches", "--layers", "2")])
 def test_two_processes_are_one_on_the_joint_batch(adding_file, tmp_path, options):
     one = alone(tmp_path / "one", adding_file, *options)
     both, done = together(tmp_path / "both", adding_file, *options)

@@ -197,7 +197,7 @@ def test_bfloat16_trains_as_float32_does(make_run):
 def test_the_gpu_engine_trains_and_is_evaluated_anywhere(make_run, monkeypatch):
     triton_events = pytest.importorskip("skiprnn.engines.triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    short = {"steps": 4, "eval_every": 2, "batch_size": 16}  # a GPU's kernels take their time in the interpreter
+    short = {"steps": 2, "eval_every": 2, "batch_size": 8}  # a GPU's kernels take their time in the interpreter
     run, plain = make_run(engine="triton", device=device, **short), make_run("events", **short)
     for name, weight in tensors(plain).items():
         if name.startswith("model."):
