@@ -95,6 +95,7 @@ def test_several_files_are_a_table_on_a_terminal(skiprnn, own, monkeypatch):
     plain = skiprnn("predict", own / "run", own / "recordings").stdout.splitlines()
     assert len(plain) == 45
     monkeypatch.setattr("skiprnn_cli.predict._on_terminal", lambda: True)
+    monkeypatch.setattr("skiprnn_cli.predict.WIDEST", 200)  # of the folder that tests have
     head, *rows, last = skiprnn("predict", own / "run", own / "recordings").stdout.splitlines()
     assert head.split() == ["class", "probability", "next", "true", "class", "used", "time"]
     assert [row.split()[0] for row in rows] == [line.split(": ")[0] for line in plain]

@@ -120,6 +120,7 @@ def test_ctrl_c_says_how_to_go_on(skiprnn, monkeypatch, inside, words, kept):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inside, interrupt)
+    Path("run").mkdir()
     done = skiprnn(*words)
     what = "what is done is kept; go on" if kept else "nothing was written; begin again"
     typed = " ".join(f"'{word}'" if " " in word else word for word in words)
