@@ -100,11 +100,15 @@ def bfloat16_dot(monkeypatch):
 
 @pytest.mark.usefixtures("bfloat16_dot")
 @pytest.mark.parametrize(
-    ("engine", "shape"),
-    [("triton", (15, 5, 2, 9)), ("triton", (15, 5, 2, 100)), ("graph", (8, 2, 2, 40))],
+    ("engine", "name", "shape"),
+    [
+        ("triton", "lstm", (15, 5, 2, 9)),
+        ("triton", "gru", (15, 5, 2, 100)),
+        ("graph", "lstm", (8, 2, 2, 40)),
+        ("graph", "gru", (8, 2, 2, 40)),
+    ],
     indirect=["engine"],
 )
-@each_cell
 def test_bfloat16_products_are_as_good_as_bfloat16(engine, name, shape):
     """Gates that follow from the bias alone: rounding may not flip them. Sums of gates stay float32."""
     both = pair(engine, name, shape, -1.0)
