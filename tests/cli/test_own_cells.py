@@ -122,7 +122,7 @@ def test_a_sweep_s_workers_import_the_cell(own, forget, adding_file, config):
     arguments = ("--data", adding_file, "--cell", "lstm,my_cells:Mine", "--set", "steps=2", "--device", "cpu")
     done = own("sweep", *arguments, "--lam", 0, "--dry-run")
     assert done.exit_code == 0, done.output
-    assert "adding-skip-my_cells.mine-lam0-seed0: Skip my_cells:Mine on adding.h5, to train" in done.stdout
+    assert "adding-skip-my_cells.mine-lam0-seed0: Skip my_cells:Mine on adding.h5, not trained yet" in done.stdout
     done = own("sweep", *arguments, "--lam", "none,0", "--dry-run")
     assert (done.exit_code, "in a sweep a --lam other than none" in done.stderr) == (1, True)
 
