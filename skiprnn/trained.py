@@ -164,11 +164,14 @@ def load(run: str | Path, *, cell: Cell | type[Cell] | None = None, device: torc
     config = numbers.get("config") or read_json(folder / "config.json")
     task = numbers.get("task") or read_json(folder / "task.json")
     cell = _cell_of(config, cell, folder)
+    layers = config.get("num_layers", 1)
+    if not any(name.endswith(f"_l{layers - 1}") for name in weights):  # before so many are made
+        raise ValueError(f"{checkpoint} does not fit the run, which has num_layers {layers}")
 
     def described() -> LoadedModel:
         options = {name: config[name] for name in OF_THE_STACK if name in config}
         network = network_of_task(task)
-        sizes = (network.input_size, config["hidden_size"], config.get("num_layers", 1))
+        sizes = (network.input_size, config["hidden_size"], layers)
         return LoadedModel(
             recurrent_stack(cell, *sizes, **options), len(network.answers.names), network.embedding,
             config.get("dropout", 0.0), network.each_step,

@@ -90,9 +90,13 @@ def command(
         plot_confusion(report.by_class, confusion, title, overwrite=overwrite)
     if as_json:
         import json
+        import math
         from dataclasses import asdict
 
-        click.echo(json.dumps(asdict(report)))
+        known = asdict(report)
+        if math.isnan(report.metric):  # of labels none of which occurs; JSON has no NaN
+            known["metric"] = None
+        click.echo(json.dumps(known))
     else:
         click.echo(_text(report))
         if per_class and not report.by_class:
