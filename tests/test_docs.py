@@ -1,5 +1,6 @@
 """README, the pages of docs/, and the site that is made of them."""
 
+import json
 import os
 import re
 import runpy
@@ -7,9 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -73,10 +72,12 @@ def test_the_site_is_made_without_a_warning(tmp_path):
     assert {"index.html", "cli.html", "notebooks/first_tour.html", "notebooks/own_sensor.html"} <= pages
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the packages that start a kernel
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), path.name, "exec"), names)
+    said = capsys.readouterr().out
     assert "answered" in said or "accuracy" in said
