@@ -281,6 +281,8 @@ FOR_CELL: dict[tuple[str | None, str, str], dict[str, Any]] = {
     **{("sine", preset, "gru"): {"gate_clip": 1.0} for preset in ("quick", "settled")},
     **{(None, preset, "gru"): {"reset_after": False} for preset in ("settled", "paper")},
 }
+# Without a gate no number of used samples has to settle.
+FOR_PLAIN: dict[tuple[str, str], dict[str, Any]] = {("sine", "settled"): {"steps": 4_000}}
 
 
 def is_own_cell(name: str) -> bool:
@@ -319,6 +321,7 @@ def configure(task: str, preset: str, **options: object) -> TrainConfig:
     changes = FOR_CELL.get((None, preset, cell), {}) | FOR_CELL.get((task, preset, cell), {})
     if given.get("skip", config.skip) is False:  # the plain cell is of torch's kind
         changes.pop("reset_after", None)
+        changes |= FOR_PLAIN.get((task, preset), {})
     if "steps" in given:
         given.setdefault("epochs", None)
     elif "epochs" in given:
