@@ -79,8 +79,12 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], **how: Any) -> None:
-    """Train a grid and write its table; ``how`` are the other options of ``grid_options``."""
+def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], **how: Any) -> float:
+    """Train a grid and write its table; ``how`` are the other options of ``grid_options``.
+
+    Returns:
+        With ``dry_run`` the hours of a CPU core that training should take, as far as that is known; else 0.
+    """
     from pipelines.grids.results import markdown, write_results
     from pipelines.grids.sweep import evaluate_all, local, on_ray, others, plan, train_all
     from pipelines.parallel.devices import choose_device
@@ -92,8 +96,7 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
         for config in configs:
             check_engine(config, choose_device(config.device))
     if how["dry_run"]:
-        _say_plan(runs, how["jobs"], how["executor"])
-        return
+        return _say_plan(runs, how["jobs"], how["executor"])
     for config in configs:
         ensure_data(config)
     try:
@@ -118,11 +121,13 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
             f"{len(failed)} of {len(shown)} runs failed; the same command tries them again, those whose directory is "
             "removed from the beginning"
         )
+    return 0.0
 
 
-def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
+def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> float:
     from pipelines.grids.sweep import at_once, estimate, is_finished
     from pipelines.parallel.devices import choose_device
+    from pipelines.parallel.processes import cores
     from skiprnn_cli.progress import clock
 
     left = [run for run in runs if not is_finished(run)]
@@ -147,11 +152,16 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> None:
             seeds = f"{len(group)} seeds ({', '.join(str(run.config.seed) for run in group)}), "
         each = " each" if seeds and "about" in state else ""
         click.echo(f"{path}: {config.model_name} on {Path(config.data).name}, {seeds}{state}{each}")
-    if total:
-        count = at_once(len(left), choose_device(runs[0].config.device), jobs)
-        where = "by processes of this machine" if executor == "ray" else "at once"
-        rest = f", and {unknown} runs whose data is missing" if unknown else ""
-        click.echo(f"about {clock(total / count)} with {count} {where}{rest}")
+    if not total:
+        return 0.0
+    device = choose_device(runs[0].config.device)
+    count = at_once(len(left), device, jobs)
+    where = "by processes of this machine" if executor == "ray" else "at once"
+    rest = f", and {unknown} runs whose data is missing" if unknown else ""
+    hours = total * max(cores() // count, 1) / 3600 if device.type == "cpu" else 0.0
+    work = f", {hours:.1f} core-hours" if hours >= 0.05 else ""
+    click.echo(f"about {clock(total / count)} with {count} {where}{work}{rest}")
+    return hours
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from skiprnn_cli.messages import note
 @click.option("--data", type=options.PATH, default=DATA, show_default=True,
               help="Folder of the data files; adding and sine are generated if missing.")  # fmt: skip
 @click.option("--out", type=options.PATH, help="Folder of runs and tables.  [default: reproduced/EXPERIMENT-PRESET]")
+@click.option("--figures", is_flag=True, help="Draw the paper's figures of the task, too, into OUT/figures.")
 @grid_options
 def command(
     experiment: str,
@@ -28,6 +29,7 @@ def command(
     preset: str,
     data: Path,
     out: Path | None,
+    figures: bool,
     settings: tuple[tuple[str, Any], ...],
     device: str,
     **how: Any,
@@ -37,7 +39,7 @@ def command(
     Each run is an ordinary run directory under OUT/runs. Finished runs are kept and interrupted ones go on, so the same
     command may be run again after an interruption, or with more --runs. Writes results.json, table.md and table.tex.
     """
-    from pipelines.grids.paper import NUMBERS
+    from pipelines.grids.paper import FIGURES, NUMBERS
     from pipelines.grids.sweep import grid_of_table, plan
 
     tasks = list(NUMBERS) if experiment == "all" else [experiment]
@@ -49,7 +51,9 @@ def command(
     problems: dict[str, str] = {}
     for task in tasks:  # before hours of training
         try:
-            grids[task] = grid_of_table(task, preset, data, range(runs), device=device, **dict(settings))
+            grids[task] = grid_of_table(
+                task, preset, data, range(runs), figures=figures, device=device, **dict(settings)
+            )
             plan(folders[task].absolute(), grids[task])
             for config in grids[task]:
                 refuse_other_data(config)
@@ -59,13 +63,28 @@ def command(
             problems[task] = str(error)
             if experiment == "all":
                 click.echo(f"table {NUMBERS[task]}, {task}, cannot be made: {error}", err=True)
+    hours = 0.0
     for task in tasks:
         if task in problems:
             continue
         note(f"table {NUMBERS[task]}, {task}: {folders[task]}")
         try:
-            run_grid(grids[task], folders[task], settings, **how)
+            hours += run_grid(grids[task], folders[task], settings, **how)
+            if figures and FIGURES[task] and not how["dry_run"]:
+                _draw(folders[task], len(FIGURES[task]))
         except SkipRNNError as error:
             problems[task] = str(error)
+    if len(grids) > 1 and hours:
+        click.echo(f"about {hours:.1f} core-hours in all")
     if problems:
         raise SkipRNNError("; ".join(f"{task}: {problem}" for task, problem in problems.items()))
+
+
+def _draw(folder: Path, count: int) -> None:
+    from pipelines.grids.paper_figures import draw_figures
+    from skiprnn_cli.progress import counted
+
+    with counted("drawing", count, "figures") as advance:
+        written = draw_figures(folder, advance)
+    for path in written:
+        click.echo(f"wrote {path}")

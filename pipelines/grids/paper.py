@@ -1,7 +1,7 @@
-"""The paper's tables: which models were trained on what, and what came of them.
+"""The paper's tables and figures: which models were trained on what, and what came of them.
 
-Source: Campos et al., ICLR 2018, tables 1 to 4, and Campos, PhD thesis, tables 5.1 to 5.5; the rows that skip at random
-and the cost are the former's.
+Source: Campos et al., ICLR 2018, tables 1 to 4, and Campos, PhD thesis, tables 5.1 to 5.5 and figures 5.1 to A.2; the
+rows that skip at random and the cost are the former's.
 """
 
 from dataclasses import dataclass, field
@@ -106,6 +106,8 @@ DATA_SETS = {
         DataSet("sine", "sine", {"sampling_period": 1.0}),
         DataSet("sine-0.5ms", "sine", {"sampling_period": 0.5}),
         DataSet("mnist", "mnist", {"digits": "0123456789"}, "gen-data mnist"),
+        DataSet("mnist-17", "mnist", {"digits": "17"}, "gen-data mnist --digits 17"),
+        DataSet("mnist-56", "mnist", {"digits": "56"}, "gen-data mnist --digits 56"),
         DataSet("imdb", "imdb", {"length": 200}, "gen-data imdb --length 200"),
         DataSet("imdb-400", "imdb", {"length": 400}, "gen-data imdb --length 400"),
         DataSet("ucf101", "ucf101", {"fps": 25.0, "steps": 250}, "extract-features ucf101"),
@@ -127,6 +129,46 @@ class Row:
     metric_std: float | None
     solved: bool | None
     cost: float | None  # multiply-accumulates a sequence
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A figure of the paper: the samples that a model uses, or how models learn."""
+
+    number: str
+    data: DataSet
+    models: tuple[tuple[str, float | None], ...]  # cell and λ, None where the gate is not learned
+    examples: int | None  # sequences whose used samples are drawn; None: curves of learning, over all seeds
+
+
+FIGURES: dict[str, tuple[PaperFigure, ...]] = {
+    "adding": tuple(
+        PaperFigure(number, DATA_SETS["adding"], (("gru", 1e-5),), examples)
+        for number, examples in (("5.1", 1), ("A.1", 10))
+    ),
+    "sine": (PaperFigure("A.2", DATA_SETS["sine-0.5ms"], (("lstm", 1e-4),), 10),),
+    "mnist": (
+        PaperFigure("5.2", DATA_SETS["mnist"], (("gru", None), ("gru", 1e-4)), None),
+        *(PaperFigure("5.3", DATA_SETS[name], (("lstm", 1e-4),), 10) for name in ("mnist", "mnist-17", "mnist-56")),
+    ),
+    "imdb": (),
+    "ucf101": (PaperFigure("5.4", DATA_SETS["ucf101"], tuple(("lstm", lam) for lam in (None, 0.0, 1e-5, 1e-4)), None),),
+}
+
+
+def only_in_figures(task: str) -> list[Row]:
+    """The models that a task's figures show and its table lacks.
+
+    Args:
+        task: a key of FIGURES.
+    """
+    known = {(row.data.name, row.cell, row.lam) for row in table(task) if row.p_skip is None}
+    return [
+        Row(figure.data, cell, lam, *[None] * 7)
+        for figure in FIGURES[task]
+        for cell, lam in figure.models
+        if (figure.data.name, cell, lam) not in known
+    ]
 
 
 def table(task: str) -> list[Row]:

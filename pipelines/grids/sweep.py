@@ -21,7 +21,7 @@ from pipelines.data.fields import check_fields
 from pipelines.data.files import write_json, write_text
 from pipelines.data.schema import read_attributes
 from pipelines.errors import SkipRNNError
-from pipelines.grids.paper import DATA_SETS, table
+from pipelines.grids.paper import DATA_SETS, only_in_figures, table
 from pipelines.parallel.cluster import connected, map_on_actors, require_ray
 from pipelines.parallel.devices import choose_device
 from pipelines.parallel.processes import cores, map_in_processes
@@ -53,8 +53,8 @@ Executor = Callable[[list[Planned]], Endings]
 
 
 def grid_of_table(
-    task: str, preset: str, data: Path, seeds: Iterable[int], **options: Any
-) -> list[TrainConfig]:  # fmt: skip
+    task: str, preset: str, data: Path, seeds: Iterable[int], *, figures: bool = False, **options: Any
+) -> list[TrainConfig]:
     """The configurations of one of the paper's tables.
 
     Args:
@@ -62,6 +62,7 @@ def grid_of_table(
         preset: quick, settled or paper.
         data: folder of the data files.
         seeds: a run each.
+        figures: with the models that only the task's figures show.
         options: fields of the configuration that are to be other than the preset's.
     """
     return [
@@ -69,7 +70,7 @@ def grid_of_table(
             task, preset, row.cell, row.lam, options, p_skip=row.p_skip, seed=seed,
             data=str((data / f"{row.data.name}.h5").absolute()),
         )
-        for row in table(task)
+        for row in [*table(task), *(only_in_figures(task) if figures else ())]
         for seed in seeds
     ]  # fmt: skip
 

@@ -140,7 +140,7 @@ def _looked_at(trained: TrainedRun, sequences: Sequences) -> tuple[Tensor, Tenso
 
 
 def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path:
-    """Draw validation metric and used samples against training steps.
+    """Draw validation metric and used samples against training steps, or where all runs count them, epochs.
 
     Runs of one configuration, whatever their seeds, make one curve: mean line, shading from minimum to maximum.
 
@@ -173,18 +173,21 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     metric_axis, used_axis = figure.subplots(1, 2)
+    of_time = (
+        "epoch" if all("epoch" in record for group in groups.values() for run in group for record in run) else "step"
+    )
     for label, group in groups.items():
         same = [other for other in colors if colors[other] == colors[label]].index(label)
         look: dict[str, Any] = {"color": colors[label], "linestyle": STYLES[same % len(STYLES)]}
-        _draw_curve(metric_axis, group, "metric", label, look)
-        _draw_curve(used_axis, group, "used_mean", label, look)
+        _draw_curve(metric_axis, group, of_time, "metric", label, look)
+        _draw_curve(used_axis, group, of_time, "used_mean", label, look)
     metric_axis.set_ylabel(f"val {task.metric_name}")
     if not task.higher_is_better:
         metric_axis.set_yscale("log")
     used_axis.set_ylabel("used samples per sequence")
     used_axis.set_ylim(bottom=0)
     for axis in (metric_axis, used_axis):
-        axis.set_xlabel("training step")
+        axis.set_xlabel({"epoch": "epoch", "step": "training step"}[of_time])
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3, which="both")
     figure.legend(*metric_axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
@@ -249,17 +252,19 @@ def check_format(out: Path, formats: tuple[str, ...] = (*FORMATS, PAGE)) -> None
         raise SkipRNNError(f"cannot draw {out}: its name must end in {', '.join(formats)}")
 
 
-def _draw_curve(axis: Axes, group: list[list[dict[str, Any]]], key: str, label: str, look: dict[str, Any]) -> None:
-    by_step = [{record["step"]: record["val"][key] for record in records} for records in group]
-    steps = sorted(set.intersection(*map(set, by_step)))
-    if not steps:
+def _draw_curve(
+    axis: Axes, group: list[list[dict[str, Any]]], of_time: str, key: str, label: str, look: dict[str, Any]
+) -> None:
+    by_time = [{record[of_time]: record["val"][key] for record in records} for records in group]
+    times = sorted(set.intersection(*map(set, by_time)))
+    if not times:
         raise SkipRNNError(f"the runs of {label} were never evaluated at the same step; plot them one by one")
-    values = torch.tensor([[run[step] for step in steps] for run in by_step], dtype=torch.float64)
+    values = torch.tensor([[run[time] for time in times] for run in by_time], dtype=torch.float64)
     name = f"{label} ({len(group)} runs)" if len(group) > 1 else label
-    marker = "o" if len(steps) < FEW_EVALUATIONS else ""
-    (line,) = axis.plot(steps, values.mean(0), label=name, marker=marker, markersize=4, **look)
+    marker = "o" if len(times) < FEW_EVALUATIONS else ""
+    (line,) = axis.plot(times, values.mean(0), label=name, marker=marker, markersize=4, **look)
     if len(group) > 1:
-        axis.fill_between(steps, values.amin(0), values.amax(0), color=line.get_color(), alpha=0.25, linewidth=0)
+        axis.fill_between(times, values.amin(0), values.amax(0), color=line.get_color(), alpha=0.25, linewidth=0)
 
 
 def _labels(runs: list[Path]) -> dict[Path, str]:

@@ -174,6 +174,8 @@ def train(
                     "train": means,
                     "val": {**asdict(result), "objective": objective},
                 }
+                if config.epochs is not None:
+                    record["epoch"] = progress.step / steps_of_epoch(config, splits)
                 budget.save(progress)
                 if progress.lam is not None:
                     record["lam"] = progress.lam
@@ -271,7 +273,12 @@ def total_steps(config: TrainConfig, splits: Mapping[str, Split]) -> int:
     """Updates of the weights that a configuration asks for."""
     if config.steps is not None:
         return config.steps
-    return (config.epochs or 0) * math.ceil(len(splits["train"]) / config.batch_size)
+    return (config.epochs or 0) * steps_of_epoch(config, splits)
+
+
+def steps_of_epoch(config: TrainConfig, splits: Mapping[str, Split]) -> int:
+    """Updates of the weights of a pass over the train split."""
+    return math.ceil(len(splits["train"]) / config.batch_size)
 
 
 def _step(

@@ -536,10 +536,13 @@ def test_reproduce_refuses_data_that_is_not_the_paper_s(skiprnn, adding_file):
 def test_reproduce_all_makes_the_tables_that_it_can(skiprnn, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("skiprnn_cli.gen_data.write_with_progress", lambda *arguments, **options: None)
-    monkeypatch.setattr("skiprnn_cli.reproduce.run_grid", lambda configs, *others, **how: asked.append(configs[0].task))
+    monkeypatch.setattr(
+        "skiprnn_cli.reproduce.run_grid", lambda configs, *_, **how: asked.append(configs[0].task) or 1.5
+    )
     result = skiprnn("reproduce", "all", "--preset", "quick", "--runs", "1")
     assert asked == ["adding", "sine"]
     assert result.exit_code == 1
+    assert "about 3.0 core-hours in all" in result.output
     for text in ("gen-data mnist", "gen-data imdb", "extract-features ucf101"):
         assert text in result.output
     asked.clear()

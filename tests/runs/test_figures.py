@@ -158,6 +158,15 @@ def test_curves_of_many_evaluations_have_no_markers(make_run, tmp_path, drawn):
     assert drawn().axes[0].lines[0].get_marker() == ""
 
 
+def test_curves_are_drawn_over_epochs_where_all_runs_count_them(make_run, tmp_path, drawn):
+    epochs = make_run("epochs", steps=None, epochs=2)  # of three batches
+    plot_curves([epochs], tmp_path / "curves.png")
+    assert drawn().axes[0].get_xlabel() == "epoch"
+    assert drawn().axes[0].lines[0].get_xdata().tolist() == [1, 2]
+    plot_curves([epochs, make_run("steps")], tmp_path / "both.png")
+    assert drawn().axes[0].get_xlabel() == "training step"
+
+
 def test_curves_of_the_run_trained_last(skiprnn, make_run):
     make_run("runs/first")
     make_run("runs/second")
