@@ -1,10 +1,12 @@
 """The network that a run trains: what prepares the samples, a recurrent stack, and a linear head."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
 from skiprnn.cells import GRU, Cell
@@ -137,6 +139,20 @@ class SequenceModel(nn.Module):
     def cost_per_update(self) -> int:
         """Multiply-accumulates that one update takes, the paper's count: one for each number of a weight matrix."""
         return sum(weight.numel() for layer in self.rnn.layers() for weight in layer if weight.dim() > 1)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Networks that are made in the block have shapes and no memory."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out draws from normal distributions, which on the device meta import torch's compiler, a second's work."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def recurrent_stack(

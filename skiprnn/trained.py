@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from skiprnn.answers import Answers
 from skiprnn.cells import Cell, cell_named
-from skiprnn.networks import SequenceModel, recurrent_stack
+from skiprnn.networks import SequenceModel, recurrent_stack, shapes_only
 from skiprnn.run_directory import find_checkpoint, network_of_task, read_checkpoint, read_json, read_vocabulary
 from skiprnn.words import numbers_of_text
 
@@ -165,8 +165,6 @@ def load(run: str | Path, *, cell: Cell | type[Cell] | None = None, device: torc
     task = numbers.get("task") or read_json(folder / "task.json")
     cell = _cell_of(config, cell, folder)
     layers = config.get("num_layers", 1)
-    if not any(name.endswith(f"_l{layers - 1}") for name in weights):  # before so many are made
-        raise ValueError(f"{checkpoint} does not fit the run, which has num_layers {layers}")
 
     def described() -> LoadedModel:
         options = {name: config[name] for name in OF_THE_STACK if name in config}
@@ -179,7 +177,9 @@ def load(run: str | Path, *, cell: Cell | type[Cell] | None = None, device: torc
         )  # fmt: skip
 
     try:
-        with torch.device("meta"):  # shapes only: what sizes a file claims takes no memory before they fit
+        if not any(name.endswith(f"_l{layers - 1}") for name in weights):  # before so many are made
+            raise ValueError(f"{checkpoint} does not fit the run, which has num_layers {layers}")
+        with shapes_only():  # what sizes a file claims takes no memory before they fit
             described().load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()})
         model = described()
         model.load_state_dict(weights)

@@ -94,8 +94,9 @@ def command(
         from dataclasses import asdict
 
         known = asdict(report)
-        if math.isnan(report.metric):  # of labels none of which occurs; JSON has no NaN
-            known["metric"] = None
+        known["other_metrics"] = {  # NaN of labels none of which occurs; JSON has no such thing
+            name: None if math.isnan(value) else value for name, value in report.other_metrics.items()
+        }
         click.echo(json.dumps(known))
     else:
         click.echo(_text(report))

@@ -309,7 +309,10 @@ def write_with_progress(task: "SyntheticTask", path: Path, sizes: dict[str, int]
 def ensure_data(path: Path, task: "SyntheticTask") -> None:
     """Generate a data file if it is missing."""
     if not path.exists():
-        note(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}` does")
+        usual = type(task)().parameters()
+        others = {name: value for name, value in task.parameters().items() if value != usual[name]}
+        said = "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in others.items())
+        note(f"no data file {path} yet: generating it, as `skiprnn gen-data {task.name}{said}` does")
         write_with_progress(task, path, DEFAULT_SIZES, 0, overwrite=True)
 
 

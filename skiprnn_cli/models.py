@@ -90,8 +90,11 @@ def pack(run: Path | None, out: Path, data: Path | None, overwrite: bool) -> Non
     """
     from pipelines.data.doors import file_digest
     from pipelines.runs.packing import pack as pack_model
+    from skiprnn_cli.gen_data import ensure_data_of_model
 
-    record = pack_model(options.chosen_run(run), out, _command_of, data=data, overwrite=overwrite)
+    run = options.chosen_run(run)
+    ensure_data_of_model(run, data)
+    record = pack_model(run, out, _command_of, data=data, overwrite=overwrite)
     click.echo(f"wrote {out}: {_said(record)} on {record.sequences:,} test sequences")
     if out.is_file():
         click.echo(f"sha256 {file_digest(out)}")
@@ -138,6 +141,7 @@ def _command_of(config: "TrainConfig") -> str:
         if isinstance(value, bool):
             words.append(option.opts[0] if value else option.secondary_opts[0])
         elif value is not None or option.name in ("gate_clip", "patience", "max_skip"):
-            values = str(NONE if value is None else value).split(",")
+            said = str(NONE if value is None else value)
+            values = said.split(",") if option.multiple else [said]
             words += [word for one in values for word in (option.opts[0], one)]
     return shlex.join(words)

@@ -66,6 +66,7 @@ from pipelines.runs.config import TrainConfig
 from pipelines.runs.model import build_model
 from pipelines.tasks import Adding, Imdb
 build_model(TrainConfig(steps=1), Adding())
+skiprnn.load("adding-lstm")
 build_model(TrainConfig(task="imdb", steps=1), Imdb(length=3, dimensions=2, vocabulary=5, vocabulary_sha256=""))
 print("torch._dynamo" in sys.modules)  # a second or two
 """

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ def csv_source(
     named = _names(said, first[1]) if said else ()
     left_out = tuple(label for label in named if label in labels and label not in columns)
     left_out = left_out if len(left_out) < len(named) else ()
-    kept = [place for place, label in enumerate(named) if label not in left_out] if left_out else None
+    kept = [label not in left_out for label in named] if left_out else None
     named = tuple(label for label in named if label not in left_out)
     order = order_of(columns, named, name)
     width = len(cells_of(first[1])) if input_size is None else input_size
@@ -243,12 +243,12 @@ def decimal_comma(line: str) -> str:
     return f"{number} has a decimal comma; write numbers with points, {number.replace(',', '.')}"
 
 
-def _parse(line: str, input_size: int, where: str, columns: Sequence[str], kept: Sequence[int] | None = None) -> Floats:
+def _parse(line: str, input_size: int, where: str, columns: Sequence[str], kept: Sequence[bool] | None) -> Floats:
     cells = cells_of(line)
     if kept is not None:
-        if len(cells) <= kept[-1]:
-            raise SkipRNNError(f"{where}: the row is too short")
-        cells = [cells[place] for place in kept]
+        if len(cells) != len(kept):
+            raise SkipRNNError(f"{where}: a row has {len(kept)} cells, this has {len(cells)}")
+        cells = list(compress(cells, kept))
     if len(cells) != input_size:
         said = decimal_comma(line) or f"a row has {input_size} numbers, this has {len(cells)}"
         raise SkipRNNError(f"{where}: {said}")

@@ -1,11 +1,8 @@
 """The network that a run's configuration asks for, and what becomes of it once it is trained."""
 
 from importlib import import_module
-from typing import Any
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from pipelines.data.memory import check_fits
 from pipelines.errors import SkipRNNError
@@ -15,15 +12,8 @@ from pipelines.tasks import Task
 from skiprnn import RandomSkipGRU, RandomSkipLSTM, Stream
 from skiprnn.cells import GRUCell, LSTMCell
 from skiprnn.engines import ON_GPUS
-from skiprnn.networks import SequenceModel, recurrent_stack
+from skiprnn.networks import SequenceModel, recurrent_stack, shapes_only
 from skiprnn.trained import OF_THE_STACK
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leaves out draws from normal distributions, which on the device meta import torch's compiler, a second's work."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def build_model(config: TrainConfig, task: Task) -> SequenceModel:
@@ -32,7 +22,7 @@ def build_model(config: TrainConfig, task: Task) -> SequenceModel:
     Raises:
         SkipRNNError: memory does not hold it.
     """
-    with torch.device("meta"), _Undrawn():  # shapes only
+    with shapes_only():
         size = sum(parameter.nbytes for parameter in _network(config, task).parameters())
     check_fits(size, f"a network of hidden_size {config.hidden_size} and num_layers {config.num_layers}")
     return _network(config, task)

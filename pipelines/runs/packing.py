@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.doors import check_claim, check_file, file_digest, read_json, reading
+from pipelines.data.doors import check_claim, check_file, file_digest, opening, read_json, reading
 from pipelines.data.files import atomic_path, check_writable, write_json
-from pipelines.data.memory import check_fits
+from pipelines.data.memory import bounded, check_fits
 from pipelines.errors import SkipRNNError
 from pipelines.runs import directory
 from pipelines.runs.checkpoints import Checkpoint, Progress, save_checkpoint
@@ -28,6 +28,8 @@ from skiprnn.run_directory import PREFIX, read_checkpoint
 
 ARCHIVES = SHIPPED / "archives.json"  # addresses and SHA-256 of archives, by the names of models that are to be fetched
 ZIP = ".zip"
+NEEDED = ("config.json", "task.json", RECORD, "checkpoints/best.json")
+HEADERS = 2**28  # bytes of memory for what an archive says of its files, whose lengths tarfile believes
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 PART = re.compile(
     r"(?:\./)?(?:\w[\w.-]*/)?((?:config|task|model)\.json|words\.txt|checkpoints/(?:best\.json|\w[\w.-]*\.safetensors))"
@@ -57,8 +59,11 @@ def pack(
     archived = out.suffix == ZIP
     if archived:
         check_writable(out, overwrite=overwrite)
-    elif out.exists() and not (overwrite and is_model(out)):
-        raise SkipRNNError(f"{out} exists already; pass --overwrite to replace it, if it is a model, or choose another")
+    elif out.exists() and not (overwrite and is_model(out) and _is_nothing_else(out)):
+        raise SkipRNNError(
+            f"{out} exists already; pass --overwrite to replace it, if it is a model and nothing else, or choose "
+            "another --out"
+        )
     config = load_config(run)
     if is_own_cell(config.cell):
         raise SkipRNNError(
@@ -95,10 +100,12 @@ def fetch(name: str, source: str | None = None, *, sha256: str | None = None, ov
     if (shipped / name).exists():
         raise SkipRNNError(f"{name} came with skiprnn; fetch another model under a name of its own")
     target = fetched / name
-    if target.exists() and not overwrite:
-        raise SkipRNNError(f"{target} exists already; pass --overwrite to replace it")
+    if target.exists() and not (overwrite and _is_nothing_else(target)):
+        raise SkipRNNError(
+            f"{target} exists already; pass --overwrite to replace it, if it is a model and nothing else"
+        )
     known = read_json(ARCHIVES, dict, "install skiprnn again").get(name, {})
-    source, sha256 = source or known.get("url"), sha256 or known.get("sha256")
+    source, sha256 = source or known.get("url"), known.get("sha256") if sha256 is None else sha256
     if source is None:
         raise SkipRNNError(f"skiprnn knows no address of {name}; name one, or a file, with --from")
     with _folder_beside(target) as work:
@@ -108,15 +115,18 @@ def fetch(name: str, source: str | None = None, *, sha256: str | None = None, ov
             remedy = "Fetch it by other means and name the file with --from"
             archive = download([source], work / "archive", "sha256", sha256.lower(), remedy=remedy)
         else:
-            archive = Path(source)
-            check_file(archive, "name another archive with --from")
-            if sha256 is not None and (found := file_digest(archive)) != sha256.lower():
+            archive, remedy = Path(source), "name another archive with --from"
+            with opening(archive, "a readable file", remedy):
+                found = file_digest(archive)
+            if sha256 is not None and found != sha256.lower():
                 raise SkipRNNError(f"{source} is not {name}: its SHA-256 is {found}, not {sha256}; fetch it again")
         model = work / "model"
         _unpack(archive, model, source)
         with reading(source, "a model", "pack it again"):
-            load_model(model, device="cpu")
+            data = Path(load_model(model, device="cpu").config.data)
             read_record(model)
+        if data.parent != DATA:  # which is generated there if it is missing
+            raise SkipRNNError(f"{source} names the data file {str(data)!r:.80}, outside of {DATA}/; pack it again")
         _put(model, target, work)
     return target
 
@@ -138,8 +148,11 @@ def _write_model(
     named = {PREFIX + name: tensor for name, tensor in tensors.items()}
     save_checkpoint(model, ("best",), Checkpoint(named, progress))
     e = evaluate_run(model, data=data)
-    started = _first_session(run)
-    trained = Trained(command(config), started.get("date"), step, seconds, started.get("skiprnn"), started.get("torch"))
+    if is_model(run):
+        trained = read_record(run).trained
+    else:
+        began = _first_session(run)
+        trained = Trained(command(config), began.get("date"), step, seconds, began.get("skiprnn"), began.get("torch"))
     record = ModelRecord(
         e.task, e.model, e.metric_name, e.metric, e.used_mean, e.steps_per_sequence, e.sequences, trained
     )
@@ -178,6 +191,12 @@ def _put(model: Path, target: Path, work: Path) -> None:
             old.rename(target)
 
 
+def _is_nothing_else(folder: Path) -> bool:
+    """Whether a folder holds no file but a model's."""
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    return folder.is_dir() and all((part := PART.fullmatch(file)) and part[1] == file for file in files)
+
+
 def _archive(model: Path, out: Path, *, overwrite: bool) -> None:
     """The same files make the same bytes."""
     with atomic_path(out, overwrite=overwrite) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -190,7 +209,7 @@ def _unpack(archive: Path, model: Path, name: str) -> None:
     """Write the files of a model, and refuse an archive with any other."""
     remedy = "pack it again with `skiprnn models pack`"
     stored, claimed = check_file(archive, remedy), 0
-    with reading(name, "a .zip or .tar archive", remedy):
+    with bounded(HEADERS), reading(name, "a .zip or .tar archive", remedy):
         (model / "checkpoints").mkdir(parents=True)
         with closing(_members(archive)) as members:
             for member, size, opened in members:
@@ -202,6 +221,8 @@ def _unpack(archive: Path, model: Path, name: str) -> None:
                 check_fits(claimed, name)
                 with opened() as file, open(model / part[1], "wb") as target:
                     shutil.copyfileobj(file, target)
+    if missing := [part for part in NEEDED if not (model / part).exists()]:
+        raise SkipRNNError(f"{name} is no model: it has no {missing[0]}; {remedy}")
 
 
 def _members(path: Path) -> Generator[tuple[str, int, Callable[[], Any] | None]]:

@@ -2,14 +2,11 @@
 
 import csv
 import json
-import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipelines.runs import evaluation
 from skiprnn_cli.main import cli
 
 NAMES = ("falling", "shaking", "steady")
@@ -162,12 +159,6 @@ def test_many_classes_are_listed_when_asked_for(skiprnn, own, monkeypatch):
     monkeypatch.setattr("skiprnn_cli.evaluate.FEW", 2)
     assert "precision" not in skiprnn("evaluate", own / "run").stdout
     assert "precision" in skiprnn("evaluate", own / "run", "--per-class").stdout
-
-
-def test_a_metric_of_nothing_is_null(skiprnn, make_run, monkeypatch):
-    run, evaluate = make_run(), evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: replace(evaluate(*a, **k), metric=math.nan))
-    assert json.loads(skiprnn("evaluate", run, "--json").stdout)["metric"] is None
 
 
 def test_numbers_have_no_classes_to_list(skiprnn, make_run):

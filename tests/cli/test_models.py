@@ -1,8 +1,10 @@
 """Models with a name: those that ship, what commands make of a name, packing and fetching."""
 
+import gzip
 import io
 import json
 import re
+import shlex
 import tarfile
 import zipfile
 from pathlib import Path
@@ -22,6 +24,9 @@ from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding, Sine
 from skiprnn import models
+from skiprnn_cli.gen_data import ensure_data
+from skiprnn_cli.models import _command_of
+from skiprnn_cli.train import command as training
 
 SIZES = {"train": 64, "val": 16, "test": 16}
 SHIPPED = sorted(config.parent.name for config in named.SHIPPED.glob("*/config.json"))
@@ -148,6 +153,38 @@ def test_names_that_there_are_not(skiprnn, fetched):
         library.load("adding-lsmt")
 
 
+def test_what_the_command_of_a_model_says():
+    for options in ({"data": "data/a,b.h5"}, {"feature_cost": "1=5,0=0.5", "lam": 1e-3}, {"gate_clip": "none"}):
+        config = configure("adding", "quick", **{"data": "data/adding.h5", **options})
+        words = shlex.split(_command_of(config))[2:]
+        given = training.make_context("train", words).params
+        asked = {name: given[name] for name in vars(config) if given.get(name) is not None}
+        assert configure(**{**asked, "data": str(given["data"] or config.data)}) == config
+
+
+def test_a_model_packed_once_more_says_how_it_was_trained(skiprnn, tiny):
+    assert skiprnn("models", "pack", "tiny-lstm", "--out", "again").exit_code == 0
+    assert named.read_record(Path("again")) == named.read_record(tiny)
+    assert named.read_record(tiny).trained.date is not None
+
+
+def test_what_is_more_than_a_model_is_not_replaced(skiprnn, tiny, run, tmp_path):
+    skiprnn("models", "pack", run, "--out", "tiny.zip")
+    arguments = ("pack", run, "--out", tiny), ("fetch", "tiny-lstm", "--from", "tiny.zip")
+    assert [skiprnn("models", *words, "--overwrite").exit_code for words in arguments] == [0, 0]
+    (tiny / "thesis.txt").write_text("years of work")
+    for words in arguments:
+        done = skiprnn("models", *words, "--overwrite")
+        assert (done.exit_code, "if it is a model and nothing else" in done.stderr) == (1, True)
+    assert (tiny / "thesis.txt").exists()
+
+
+def test_data_of_other_parameters_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("skiprnn_cli.gen_data.DEFAULT_SIZES", SIZES)
+    ensure_data(tmp_path / "sine.h5", Sine(sampling_period=0.5))
+    assert ": generating it, as `skiprnn gen-data sine --sampling-period 0.5` does\n" in capsys.readouterr().err
+
+
 def test_data_that_is_not_generated(skiprnn, tiny):
     for name, digits in (("config.json", None), ("task.json", "17")):
         content = json.loads((tiny / name).read_text())
@@ -186,6 +223,13 @@ def test_packed_and_fetched(skiprnn, run, fetched, tmp_path):
     assert "give its SHA-256 with --sha256" in refused("d", "--from", url)
     assert f"its sha256 is {digest}, not 00" in refused("d", "--from", url, "--sha256", "00")
     assert f"its SHA-256 is {digest}, not 00" in refused("d", "--from", "tiny.zip", "--sha256", "00")
+    assert f"its SHA-256 is {digest}, not ;" in refused("d", "--from", "tiny.zip", "--sha256", "")
+    config = fetched / "a" / "config.json"
+    config.write_text(config.read_text().replace("data/adding.h5", "/etc/adding.h5"))
+    with tarfile.open("elsewhere.tar", "w") as archive:
+        archive.add(fetched / "a", "tiny")
+    said = "elsewhere.tar names the data file '/etc/adding.h5', outside of data/; pack it again"
+    assert said in refused("d", "--from", "elsewhere.tar")
     assert "adding-lstm came with skiprnn" in refused("adding-lstm", "--from", "tiny.zip")
     assert "'../d' is no name for a model" in refused("../d", "--from", "tiny.zip")
     assert "skiprnn knows no address of d; name one, or a file, with --from" in refused("d")
@@ -220,16 +264,27 @@ def twice():
             archive.addfile(tarfile.TarInfo("words.txt"), io.BytesIO())
 
 
+def long_header():
+    """A few KB that tarfile would take a GB for."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 2**30
+    with gzip.open("bad.zip", "wb", 1) as file:
+        file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        for _ in range(2**30 // 2**24):
+            file.write(bytes(2**24))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (long_header, "there is not enough memory to read bad.zip"),
         (lambda: zipped(**{"../config.json": "{}"}), "holds '../config.json', which is no part of a model"),
         (lambda: zipped(**{"/tmp/config.json": "{}"}), "holds '/tmp/config.json', which is no part of a model"),
         (lambda: zipped(**{"a/../../config.json": "{}"}), "holds 'a/../../config.json', which is no part"),
         (lambda: zipped(**{"run.py": ""}), "holds 'run.py', which is no part of a model"),
         (linked, "holds 'words.txt', which is no part of a model"),
         (twice, "holds 'words.txt', which is no part of a model"),
-        (lambda: zipped(**{"words.txt": ""}), "is not a run directory (it has no config.json)"),
+        (lambda: zipped(**{"words.txt": ""}), "bad.zip is no model: it has no config.json; pack it again"),
         (lambda: Path("bad.zip").write_text("no archive"), "truncated, damaged or not a .zip or .tar archive"),
     ],
 )

@@ -76,6 +76,15 @@ def test_from_arrays_to_predictions(skiprnn, tmp_path, kind):
     assert answers[-1]["answer"].keys() == last["answer"].keys()
 
 
+def test_a_metric_of_labels_that_do_not_occur_is_null(skiprnn):
+    split = np.repeat(["test", "val", "train"], [5, 5, 30])
+    np.savez("own.npz", x=X, y=HIGH[:, 3:6] * (split != "test")[:, None], split=split)
+    skiprnn("gen-data", "own", "own.npz")
+    skiprnn("train", "--data", "data/own.h5", "--out", "run", *OPTIONS)
+    report = json.loads(skiprnn("evaluate", "run", "--json").stdout)
+    assert (report["metric"], report["other_metrics"]["mean average precision"]) == (0, None)
+
+
 def test_predictions_of_steps_as_text(skiprnn, tmp_path):
     np.savez("own.npz", x=X, y=np.stack([HIGH, 1 - HIGH], -1), names=np.array(["up", "down"]))
     skiprnn("gen-data", "own", "own.npz")

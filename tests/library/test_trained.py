@@ -339,6 +339,10 @@ def test_sizes_that_are_claimed_take_no_memory(make, name, size):
     best.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"best.json does not fit the run"):
         skiprnn.load(run)
+    content["numbers"]["config"][name] = str(size)
+    best.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="does not describe its network"):
+        skiprnn.load(run)
     content["tensors"] = ".."
     best.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"cannot read .*best.json: it names no file of tensors; train the run again"):

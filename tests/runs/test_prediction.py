@@ -301,6 +301,14 @@ def test_a_single_zero_is_a_sample():
     assert csv_source(io.StringIO("0\n5\n"), 1, "rows").read(0).tolist() == [0]
 
 
+def test_rows_with_labels_are_as_wide_as_their_header():
+    for row, cells in (("2", 1), ("2,up,3", 3)):
+        source = csv_source(io.StringIO(f"a,phase\n1,up\n{row}\n"), 1, "rows", columns=("a",), labels=("phase",))
+        assert (source.read(0).tolist(), source.left_out) == ([1], ("phase",))
+        with pytest.raises(SkipRNNError, match=f"rows, line 3: a row has 2 cells, this has {cells}"):
+            source.read(1)
+
+
 def test_decimal_commas_are_named():
     said = "5,1 has a decimal comma; write numbers with points, 5.1"
     for text, width, line in (("5,1;0,2\n", 2, 1), ("a;b\n5,1;0,2\n", None, 2), ("a\tb\n5,1\t0,2\n", 2, 2)):
