@@ -18,6 +18,7 @@ from pipelines.runs.config import (
     CHOICES,
     DATA,
     FOR_CELL,
+    FOR_PLAIN,
     LOGS,
     MAY_CHANGE,
     NONE,
@@ -49,6 +50,9 @@ FOR_CELL_NOTE = "".join(
     f"; {preset} {cell}{f' on {task}' if task else ''}: "
     f"{', '.join(f'{name} {value}' for name, value in changes.items())}"
     for (task, preset, cell), changes in FOR_CELL.items()
+) + "".join(
+    f"; {preset} without a gate on {task}: {', '.join(f'{name} {value}' for name, value in changes.items())}"
+    for (task, preset), changes in FOR_PLAIN.items()
 )
 
 
@@ -105,8 +109,8 @@ Examples:
     type=click.Choice(CHOICES["preset"]),
     default="quick",
     show_default=True,
-    help="quick: minutes on two CPU cores. settled (adding and sine): the fewest steps whose results are those of long "
-    f"training. paper: the paper's protocol. Options below default to it{FOR_CELL_NOTE}.",
+    help="quick: minutes on two CPU cores. settled: the paper's tables as far as CPUs carry, on adding and sine to the "
+    f"results of long training. paper: the paper's protocol. Options below default to it{FOR_CELL_NOTE}.",
 )
 @click.option(
     "--data",

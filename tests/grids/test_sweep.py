@@ -545,8 +545,3 @@ def test_reproduce_all_makes_the_tables_that_it_can(skiprnn, monkeypatch, tmp_pa
     assert "about 3.0 core-hours in all" in result.output
     for text in ("gen-data mnist", "gen-data imdb", "extract-features ucf101"):
         assert text in result.output
-    asked.clear()
-    result = skiprnn("reproduce", "all", "--preset", "settled", "--runs", "1")
-    assert asked == ["adding", "sine"]
-    assert result.exit_code == 1
-    assert "table 5.3, mnist, cannot be made: the preset settled is for adding and sine" in result.output
