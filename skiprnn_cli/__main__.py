@@ -1,6 +1,10 @@
 """Where ``skiprnn`` and ``python -m skiprnn_cli`` begin."""
 
+import atexit
+import os
 import sys
+import threading
+from typing import NoReturn
 
 
 def main() -> None:
@@ -11,7 +15,26 @@ def main() -> None:
         if error.name != "click":
             raise
         sys.exit("Error: the commands of skiprnn need click, which is not installed here; `pip install click`")
-    cli(prog_name="skiprnn")
+    try:
+        cli(prog_name="skiprnn")
+    except SystemExit as end:
+        if isinstance(end.code, int) and "torch" in sys.modules:
+            _leave(end.code)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """End without taking Python and torch down, which takes half a second: all that was to be done has been."""
+    watched = sys.gettrace() is not None or sys.getprofile() is not None
+    if watched or any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)
+    os._exit(code)
 
 
 if __name__ == "__main__":

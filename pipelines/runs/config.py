@@ -303,9 +303,7 @@ def preset_of(task: str, preset: str) -> TrainConfig:
     """
     if preset not in PRESETS[task]:
         having = [name for name, presets in PRESETS.items() if preset in presets]
-        raise SkipRNNError(
-            f"the preset {preset} is for {' and '.join(having)}; {task} has {' and '.join(PRESETS[task])}"
-        )
+        raise SkipRNNError(f"the preset {preset} is for {', '.join(having)}; {task} has {' and '.join(PRESETS[task])}")
     return PRESETS[task][preset]
 
 
