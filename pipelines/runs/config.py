@@ -282,6 +282,7 @@ PRESETS = {
 # Where a cell wants other options than the preset's, on a task or (None) on all. A GRU's gate opens at every step for
 # longer than an LSTM's. The paper's GRU resets before the product.
 FOR_CELL: dict[tuple[str | None, str, str], dict[str, Any]] = {
+    ("adding", "settled", "gru"): {"lr": 2e-3},
     **{("mnist", preset, "gru"): {"lr": 2e-3} for preset in ("quick", "settled")},
     **{("sine", preset, "gru"): {"gate_clip": 1.0} for preset in ("quick", "settled")},
     **{(None, preset, "gru"): {"reset_after": False} for preset in ("settled", "paper")},

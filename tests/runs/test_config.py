@@ -31,6 +31,7 @@ def test_settled_presets():
     assert (adding.lr, adding.steps, adding.eval_every) == (1e-3, 6_000, 200)
     assert (sine.lr, sine.steps, sine.eval_every) == (1e-3, 9_000, 250)
     assert [configure(task, "settled", cell="gru").gate_clip for task in ("adding", "sine")] == [0.1, 1.0]
+    assert [configure(task, "settled", cell="gru").lr for task in ("adding", "sine")] == [2e-3, 1e-3]
     assert configure("sine", "settled", cell="lstm", skip=False).steps == 4_000
 
 
