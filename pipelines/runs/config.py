@@ -287,8 +287,10 @@ FOR_CELL: dict[tuple[str | None, str, str], dict[str, Any]] = {
     **{("sine", preset, "gru"): {"gate_clip": 1.0} for preset in ("quick", "settled")},
     **{(None, preset, "gru"): {"reset_after": False} for preset in ("settled", "paper")},
 }
-# Without a gate no number of used samples has to settle.
-FOR_PLAIN: dict[tuple[str, str], dict[str, Any]] = {("sine", "settled"): {"steps": 4_000}}
+# Without a gate no number of used samples has to settle, nor to come down.
+FOR_PLAIN: dict[tuple[str, str], dict[str, Any]] = {
+    ("adding", "settled"): {"lr": 1e-3}, ("sine", "settled"): {"steps": 4_000},
+}  # fmt: skip
 
 
 def is_own_cell(name: str) -> bool:

@@ -33,6 +33,7 @@ def test_settled_presets():
     assert [configure(task, "settled", cell="gru").gate_clip for task in ("adding", "sine")] == [0.1, 1.0]
     assert [configure(task, "settled", cell="gru").lr for task in ("adding", "sine")] == [2e-3, 1e-3]
     assert configure("sine", "settled", cell="lstm", skip=False).steps == 4_000
+    assert configure("adding", "settled", cell="gru", skip=False).lr == 1e-3
 
 
 def test_one_s_own_data_has_no_settled_preset():
