@@ -73,6 +73,7 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
                          help="Processes of this machine, or actors of a Ray cluster (extra: ray)."),
             click.option("--ray-address", help="The cluster's address.  [default: RAY_ADDRESS, or start one here]"),
             click.option("--dry-run", is_flag=True, help="Say what would be trained, and how long it should take."),
+            click.option("--no-train", is_flag=True, help="Train nothing: make the table of finished runs."),
         ]
     ):  # fmt: skip
         function = option(function)
@@ -86,7 +87,7 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
         With ``dry_run`` the hours of a CPU core that training should take, as far as that is known; else 0.
     """
     from pipelines.grids.results import markdown, write_results
-    from pipelines.grids.sweep import evaluate_all, local, on_ray, others, plan, train_all
+    from pipelines.grids.sweep import evaluate_all, is_finished, local, on_ray, others, plan, train_all
     from pipelines.parallel.devices import choose_device
     from pipelines.runs.model import check_engine
     from skiprnn_cli.progress import counted
@@ -97,15 +98,21 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
             check_engine(config, choose_device(config.device))
     if how["dry_run"]:
         return _say_plan(runs, how["jobs"], how["executor"])
-    for config in configs:
-        ensure_data(config)
-    try:
-        (out / "runs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SkipRNNError(f"cannot write {out / 'runs'}: {error.strerror}; name another --out") from error
-    with _watching(runs) as on_finished:
-        executor = on_ray(how["jobs"], how["ray_address"]) if how["executor"] == "ray" else local(how["jobs"])
-        failed = train_all(runs, executor, on_finished)
+    failed: dict[str, str] = {}
+    if how["no_train"]:
+        if not any(map(is_finished, runs)):
+            raise SkipRNNError(f"no run in {out / 'runs'} is finished; leave out --no-train, and they are trained")
+        note(f"{sum(map(is_finished, runs))} of {len(runs)} runs are finished")
+    else:
+        for config in configs:
+            ensure_data(config)
+        try:
+            (out / "runs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SkipRNNError(f"cannot write {out / 'runs'}: {error.strerror}; name another --out") from error
+        with _watching(runs) as on_finished:
+            executor = on_ray(how["jobs"], how["ray_address"]) if how["executor"] == "ray" else local(how["jobs"])
+            failed = train_all(runs, executor, on_finished)
     shown = runs + others(out.absolute(), runs)  # the table is of all that the folder holds
     with counted("evaluating", len(shown), "runs") as advance:
         results = evaluate_all(shown, failed, advance)

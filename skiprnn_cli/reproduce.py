@@ -57,7 +57,7 @@ def command(
             plan(folders[task].absolute(), grids[task])
             for config in grids[task]:
                 refuse_other_data(config)
-                if not how["dry_run"]:
+                if not (how["dry_run"] or how["no_train"]):
                     ensure_data(config)
         except SkipRNNError as error:
             problems[task] = str(error)

@@ -482,6 +482,9 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
     assert said[1].startswith("grid/runs/adding-skip-lstm-lam0.001-seed*: Skip LSTM on adding.h5, 2 seeds")
     assert said[1].endswith(" each")
     assert not (tmp_path / "grid").exists()
+    result = skiprnn(*command, "--no-train")
+    assert result.exit_code == 1
+    assert "no run in grid/runs is finished; leave out --no-train" in result.output
     result = skiprnn(*command)
     assert result.exit_code == 0, result.output
     assert "4 of 4 runs finished" in result.output
@@ -490,6 +493,10 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
     assert (tmp_path / "grid/table.tex").exists()
     result = skiprnn(*command)
     assert "4 of 4 runs are finished already" in result.output
+    (tmp_path / "grid/runs/adding-skip-lstm-lam0.001-seed1/outcome.json").unlink()
+    result = skiprnn(*command, "--no-train")
+    assert "3 of 4 runs are finished\n" in result.output
+    assert "| Skip LSTM | 0.001 | 1 |" in result.output
     result = skiprnn("report", "grid")
     assert result.exit_code == 0, result.output
     assert "wrote grid/report.html" in result.output
