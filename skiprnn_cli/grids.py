@@ -159,12 +159,15 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> float:
             seeds = f"{len(group)} seeds ({', '.join(str(run.config.seed) for run in group)}), "
         each = " each" if seeds and "about" in state else ""
         click.echo(f"{path}: {config.model_name} on {Path(config.data).name}, {seeds}{state}{each}")
+    missing = f"{unknown} runs whose data is missing"
     if not total:
+        if unknown:
+            click.echo(missing)
         return 0.0
     device = choose_device(runs[0].config.device)
     count = at_once(len(left), device, jobs)
     where = "by processes of this machine" if executor == "ray" else "at once"
-    rest = f", and {unknown} runs whose data is missing" if unknown else ""
+    rest = f", and {missing}" if unknown else ""
     hours = total * max(cores() // count, 1) / 3600 if device.type == "cpu" else 0.0
     work = f", {hours:.1f} core-hours" if hours >= 0.05 else ""
     click.echo(f"about {clock(total / count)} with {count} {where}{work}{rest}")

@@ -528,6 +528,7 @@ def test_wrong_options_are_refused(skiprnn, adding_file, options, code, message)
 
 
 def test_reproduce_names_the_data_it_lacks(skiprnn):
+    assert skiprnn("reproduce", "mnist", "--runs", "1", "--dry-run").stdout.endswith("6 runs whose data is missing\n")
     result = skiprnn("reproduce", "mnist", "--preset", "quick", "--runs", "1")
     assert result.exit_code == 1
     assert "no data file" in result.output
