@@ -28,9 +28,10 @@ demo: install
 test: lint
 	$(BIN)/python $(PYTEST)
 
-# The pages of docs/ as a site, site/index.html; docs/cli.md and the figures of speed are made anew.
+# The pages of docs/ as a site, site/index.html; docs/cli.md, tables of results and the figures of speed are made anew.
 docs: install
 	$(BIN)/python docs/write_cli.py
+	$(BIN)/python docs/write_tables.py
 	$(BIN)/python benchmarks/figures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

@@ -35,6 +35,15 @@ def test_the_page_of_all_commands_is_what_their_help_says():
     assert written == page(), "docs/cli.md is stale: run `python docs/write_cli.py`"
 
 
+def test_the_tables_of_results_are_what_the_benchmarks_hold():
+    written = PAGES["docs/results.md"].read_text(encoding="utf-8")
+    page = runpy.run_path(str(DOCS / "write_tables.py"))["page"]
+    assert "| adding | Skip LSTM |" in written
+    assert written == page(written), "docs/results.md is stale: run `python docs/write_tables.py`"
+    stale = written.replace("| adding | Skip LSTM |", "| adding | another |", 1)
+    assert page(stale) == written
+
+
 def test_code_in_help_is_code_on_the_page_too():
     prose = runpy.run_path(str(DOCS / "write_cli.py"))["_prose"]
     assert (

@@ -25,11 +25,11 @@ def test_quick_presets_bound_the_gate_s_gradient_and_the_paper_s_do_not():
 
 def test_settled_presets():
     adding, sine = (configure(task, "settled", cell="lstm") for task in ("adding", "sine"))
-    for config, decay_from, bound in ((adding, 0.6, 0.1), (sine, 0.3, 0.2)):
+    for config, decay_from, bound in ((adding, 0.6, 0.1), (sine, 0.3, 1.0)):
         assert (config.lr_schedule, config.decay_from, config.gate_clip) == ("linear", decay_from, bound)
         assert config.fresh_batches
     assert (adding.lr, adding.steps, adding.eval_every) == (1e-3, 6_000, 200)
-    assert (sine.lr, sine.steps, sine.eval_every) == (1e-3, 9_000, 250)
+    assert (sine.lr, sine.steps, sine.eval_every, sine.grad_clip) == (1e-3, 9_000, 250, 0.1)
     assert [configure(task, "settled", cell="gru").gate_clip for task in ("adding", "sine")] == [0.1, 1.0]
     assert [configure(task, "settled", cell="gru").lr for task in ("adding", "sine")] == [2e-3, 1e-3]
     assert configure("sine", "settled", cell="lstm", skip=False).steps == 4_000

@@ -1,0 +1,35 @@
+"""Write the tables of docs/results.md anew from benchmarks/results/, where the page says `<!-- table: FILE.json -->`.
+
+python docs/write_tables.py
+"""
+
+import json
+import re
+from pathlib import Path
+
+from pipelines.grids.results import Line, rows_of
+
+PAGE = Path(__file__).with_name("results.md")
+RESULTS = PAGE.parents[1] / "benchmarks/results"
+TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TIMES = ("training (", "inference (")  # columns, whose numbers are a loaded machine's
+
+
+def page(text: str) -> str:
+    """The page with its tables written anew."""
+    return TABLE.sub(lambda found: f"{found[1]}\n{_table(RESULTS / found[2])}\n{found[3]}", text)
+
+
+def _table(path: Path) -> str:
+    results = json.loads(path.read_text(encoding="utf-8"))
+    header, *rows = rows_of([Line(**line) for line in results["lines"]])
+    kept = [number for number, name in enumerate(header) if not name.startswith(TIMES)]
+    lines = [[row[number] for number in kept] for row in [header, ["---"] * len(header), *rows]]
+    hours = sum(run["training_seconds"] for run in results["runs"]) / 3600
+    note = f"{len(results['runs'])} runs, {hours:.1f} hours of training together, one thread each (`{path.name}`)."
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines) + f"\n{note}\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {PAGE}")
