@@ -286,6 +286,7 @@ FOR_CELL: dict[tuple[str | None, str, str], dict[str, Any]] = {
     ("adding", "settled", "gru"): {"lr": 2e-3},
     **{("mnist", preset, "gru"): {"lr": 2e-3} for preset in ("quick", "settled")},
     ("sine", "quick", "gru"): {"gate_clip": 1.0},
+    ("sine", "settled", "gru"): {"gate_clip": 5.0},
     **{(None, preset, "gru"): {"reset_after": False} for preset in ("settled", "paper")},
 }
 # Without a gate no number of used samples has to settle, nor to come down.
