@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -18,9 +19,17 @@ def main() -> None:
     try:
         cli(prog_name="skiprnn")
     except SystemExit as end:
-        if isinstance(end.code, int) and "torch" in sys.modules:
+        if isinstance(end.code, int) and "torch" in sys.modules and _is_program():
             _leave(end.code)
         raise
+
+
+def _is_program() -> bool:
+    """Whether the process was started for this command, rather than a program that calls it."""
+    program = sys.modules["__main__"]
+    spec = getattr(program, "__spec__", None)
+    name = spec.name.split(".")[0] if spec is not None else Path(getattr(program, "__file__", "")).stem
+    return name in ("skiprnn", "skiprnn_cli")
 
 
 def _leave(code: int) -> NoReturn:

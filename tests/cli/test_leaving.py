@@ -15,6 +15,7 @@ class Torch(types.ModuleType):
 
 sys.modules["torch"] = Torch("torch")
 atexit.register(lambda: print("at the exit"))
+sys.modules["__main__"].__file__ = "bin/skiprnn"
 {more}
 sys.argv = ["skiprnn", *{arguments}]
 main()
@@ -41,3 +42,7 @@ def test_a_thread_is_waited_for():
 
 def test_a_profiler_has_its_say():
     assert run("--help", more="sys.setprofile(lambda *_: None)").stdout.endswith("at the exit\ntaken down\n")
+
+
+def test_a_program_that_calls_the_command_ends_as_it_does():
+    assert run("--help", more="sys.modules['__main__'].__file__ = 'bin/pytest'").stdout.endswith("taken down\n")

@@ -334,8 +334,8 @@ def test_a_cell_may_have_its_own_defaults():
 
 
 def test_a_presets_patience_can_be_switched_off():
-    assert configure("imdb", "quick", patience=None).patience == 6
-    assert configure("imdb", "quick", patience="none").patience is None
+    assert configure("own-classes", "quick", patience=None).patience == 20
+    assert configure("own-classes", "quick", patience="none").patience is None
 
 
 def test_given_options_replace_the_presets():
