@@ -17,7 +17,7 @@ from skiprnn_cli.messages import note
 @click.option("--runs", type=click.IntRange(min=1), default=4, show_default=True, help="Seeds, from 0.")
 @click.option("--preset", type=click.Choice(CHOICES["preset"]), default="paper", show_default=True,
               help="paper: its protocol, which wants a GPU; quick: minutes a run on a CPU core; settled: as far as "
-              "CPUs carry, on adding and sine to the results of long training.")  # fmt: skip
+              "CPUs carry.")  # fmt: skip
 @click.option("--data", type=options.PATH, default=DATA, show_default=True,
               help="Folder of the data files; adding and sine are generated if missing.")  # fmt: skip
 @click.option("--out", type=options.PATH, help="Folder of runs and tables.  [default: reproduced/EXPERIMENT-PRESET]")

@@ -109,8 +109,8 @@ Examples:
     type=click.Choice(CHOICES["preset"]),
     default="quick",
     show_default=True,
-    help="quick: minutes on two CPU cores. settled: the paper's tables as far as CPUs carry, on adding and sine to the "
-    f"results of long training. paper: the paper's protocol. Options below default to it{FOR_CELL_NOTE}.",
+    help="quick: minutes on two CPU cores. settled: the paper's tables as far as CPUs carry. "
+    f"paper: the paper's protocol. Options below default to it{FOR_CELL_NOTE}.",
 )
 @click.option(
     "--data",

@@ -222,8 +222,7 @@ def _preset(task: str, preset: str, **options: Any) -> TrainConfig:
 
 # The paper trains on fresh batches without end; how long is not said. 100,000 steps at its learning rate let the number
 # of used samples settle. The quick presets find such solutions in minutes on two CPU cores. The settled ones are for
-# the paper's tables: on adding and sine the fewest steps whose results are those of long training, on other tasks what
-# CPUs allow.
+# the paper's tables, as far as CPUs carry.
 PRESETS = {
     "adding": {
         "quick": _preset("adding", "quick", lr=2e-3, decay_from=0.5, gate_clip=0.1, steps=4_000, eval_every=100),
