@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from pipelines.grids.results import Line, rows_of
+from pipelines.grids.results import Line, markdown
 
 PAGE = Path(__file__).with_name("results.md")
 RESULTS = PAGE.parents[1] / "benchmarks/results"
@@ -22,12 +22,9 @@ def page(text: str) -> str:
 
 def _table(path: Path) -> str:
     results = json.loads(path.read_text(encoding="utf-8"))
-    header, *rows = rows_of([Line(**line) for line in results["lines"]])
-    kept = [number for number, name in enumerate(header) if not name.startswith(TIMES)]
-    lines = [[row[number] for number in kept] for row in [header, ["---"] * len(header), *rows]]
     hours = sum(run["training_seconds"] for run in results["runs"]) / 3600
     note = f"{len(results['runs'])} runs, {hours:.1f} hours of training together, one thread each (`{path.name}`)."
-    return "".join(f"| {' | '.join(row)} |\n" for row in lines) + f"\n{note}\n"
+    return f"{markdown([Line(**line) for line in results['lines']], without=TIMES)}\n{note}\n"
 
 
 if __name__ == "__main__":

@@ -47,12 +47,12 @@ OF_THE_GATE = (
     "max_skip",
 )  # fmt: skip
 FOR_CELL_NOTE = "".join(
-    f"; {preset} {cell}{f' on {task}' if task else ''}: "
+    f"; {preset} {model}{f' on {task}' if task else ''}: "
     f"{', '.join(f'{name} {value}' for name, value in changes.items())}"
-    for (task, preset, cell), changes in FOR_CELL.items()
-) + "".join(
-    f"; {preset} without a gate on {task}: {', '.join(f'{name} {value}' for name, value in changes.items())}"
-    for (task, preset), changes in FOR_PLAIN.items()
+    for (task, preset, model), changes in [
+        *FOR_CELL.items(),
+        *(((*key, "without a gate"), changes) for key, changes in FOR_PLAIN.items()),
+    ]
 )
 
 

@@ -183,9 +183,11 @@ def read_results(out: Path) -> dict[str, Any]:
         return results
 
 
-def markdown(lines: list[Line]) -> str:
-    """The table in Markdown."""
-    header, *rows = rows_of(lines)
+def markdown(lines: list[Line], without: tuple[str, ...] = ()) -> str:
+    """The table in Markdown, without the columns whose names begin like one of ``without``."""
+    whole = rows_of(lines)
+    kept = [number for number, name in enumerate(whole[0]) if not name.startswith(without)]
+    header, *rows = [[row[number] for number in kept] for row in whole]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *rows])
 
 
