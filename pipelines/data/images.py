@@ -14,6 +14,7 @@ from pipelines.errors import SkipRNNError
 PIXELS = 2**26  # of an image, at most
 BOX = 20  # pixels of a digit's longer side, as in MNIST
 FAINT = 0.15  # of the strongest ink: less is the ground's, such as the noise of JPEG
+ENOUGH = 2_000  # pixels of its longer side: of larger ones so many are looked at
 CONTRAST = 16  # of 255, between ink and ground at least
 LARGE = 10 * BOX  # pixels of a digit's longer side while its strokes are measured and thickened
 THIN = 2.0  # pixels of a stroke's width in the box: thinner ones are thickened to it, as a pen on paper is not thinner
@@ -38,6 +39,7 @@ def image_source(path: Path, side: int) -> Source:
                     f"{path} has {image.width:,} x {image.height:,} pixels, which are too many for a digit; scale it "
                     "down"
                 )
+            image.draft(None, (ENOUGH, ENOUGH))  # JPEG is read at a half, a quarter or an eighth, if that is enough
             grey = _grey(image)
     if grey.shape == (side, side):
         pixels = 255 - grey if _border(grey).mean() > 127 else grey
@@ -52,7 +54,7 @@ def image_source(path: Path, side: int) -> Source:
 
 def _grey(image: Image.Image) -> Grey:
     """Brightness from 0 to 255, (height, width); what is transparent is as unlike the rest as can be."""
-    image = ImageOps.exif_transpose(image)
+    image = _scaled_down(ImageOps.exif_transpose(image))
     if image.mode.startswith(("I", "F")):  # more than 8 bits
         values = np.asarray(image, dtype=np.float32)
         if not np.isfinite(values).all():
@@ -66,6 +68,16 @@ def _grey(image: Image.Image) -> Grey:
     bright = (alpha * brightness).sum() > 127 * alpha.sum() and alpha.min() < 255
     ground = Image.new("RGBA", solid.size, "black" if bright else "white")
     return np.asarray(Image.alpha_composite(ground, solid).convert("L"), dtype=np.float32)
+
+
+def _scaled_down(image: Image.Image) -> Image.Image:
+    """Means of squares of pixels where there are more than are needed: a camera's photo would take gigabytes."""
+    factor = -(-max(image.size) // ENOUGH)
+    if factor == 1:
+        return image
+    if image.mode in ("1", "P", "PA") or image.mode.startswith("I;16"):  # numbers of colours, or what has no means
+        image = image.convert("I" if image.mode.startswith("I") else "RGBA")
+    return image.reduce(factor)
 
 
 def _border(grey: Grey) -> Grey:

@@ -13,7 +13,7 @@ from pipelines.errors import SkipRNNError
 from pipelines.grids.results import read_results
 from pipelines.runs.colors import color_of
 from pipelines.runs.config import TrainConfig
-from pipelines.runs.figures import STYLES, check_format, save
+from pipelines.runs.figures import STYLES, check_format, no_formula, save
 from pipelines.tasks import TASKS, Task
 from pipelines.tasks.base import FORMATS
 
@@ -69,7 +69,7 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
     for axis, (data, series) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         _draw(axis, series, colors, tasks[data])
         if len(panels) > 1:
-            axis.set_title(data, fontsize=10)
+            axis.set_title(no_formula(data), fontsize=10)
     return save(figure, out, overwrite=overwrite)
 
 
@@ -105,7 +105,7 @@ def _draw(axis: Axes, series: Series, colors: dict[str, str], task: Task) -> Non
         }
         ordered = sorted(groups.items())
         used, metric = ([mean(point[i] for point in group) for _, group in ordered] for i in (0, 1))
-        (line,) = axis.plot(used, metric, label=name, markersize=6, linewidth=1, **look)
+        (line,) = axis.plot(used, metric, label=no_formula(name), markersize=6, linewidth=1, **look)
         single = [point for _, group in ordered for point in group if len(group) > 1]
         axis.plot([x for x, _ in single], [y for _, y in single], ".", color=line.get_color(), alpha=0.4)
         for (_, label), x, y in zip((key for key, _ in ordered), used, metric, strict=True):

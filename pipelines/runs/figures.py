@@ -179,8 +179,8 @@ def plot_curves(runs: list[Path], out: Path, *, overwrite: bool = False) -> Path
     for label, group in groups.items():
         same = [other for other in colors if colors[other] == colors[label]].index(label)
         look: dict[str, Any] = {"color": colors[label], "linestyle": STYLES[same % len(STYLES)]}
-        _draw_curve(metric_axis, group, of_time, "metric", label, look)
-        _draw_curve(used_axis, group, of_time, "used_mean", label, look)
+        _draw_curve(metric_axis, group, of_time, "metric", no_formula(label), look)
+        _draw_curve(used_axis, group, of_time, "used_mean", no_formula(label), look)
     metric_axis.set_ylabel(f"val {task.metric_name}")
     if not task.higher_is_better:
         metric_axis.set_yscale("log")
@@ -282,6 +282,11 @@ def _labels(runs: list[Path]) -> dict[Path, str]:
 
 def _title(config: TrainConfig) -> str:
     return f"{config.model_name}, {config.budget_name}" if config.skip else config.model_name
+
+
+def no_formula(name: str) -> str:
+    """A user's name for a figure whose axes write 10⁻³ as formulas: a "$" in it is one."""
+    return name.replace("$", r"\$")
 
 
 def save(figure: Figure, out: Path, *, overwrite: bool) -> Path:

@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image, ImageDraw, ImageOps
 
+from pipelines.data import images
 from pipelines.data.images import image_source
 from pipelines.data.sequences import SPLITS, Sequences, read_sequences, sequences_writer
 from pipelines.errors import SkipRNNError
@@ -143,10 +144,15 @@ IN_OTHER_WAYS = {
 }
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["whole", "scaled down"])
 @pytest.mark.parametrize("how", IN_OTHER_WAYS)
-def test_a_digit_is_read_alike_however_it_is_drawn(how, tmp_path):
-    usual, other = (pixels_of(image, tmp_path / "digit.tif") for image in (DRAWN, IN_OTHER_WAYS[how]))
-    shifts = [-1, 0, 1] if how in ("large", "small") else [0]  # where whole pixels are rounded otherwise
+def test_a_digit_is_read_alike_however_it_is_drawn(how, scaled, tmp_path, monkeypatch):
+    usual = pixels_of(DRAWN, tmp_path / "digit.tif")
+    if scaled:
+        monkeypatch.setattr(images, "ENOUGH", 150)
+        assert max(images._scaled_down(IN_OTHER_WAYS[how]).size) <= 150
+    other = pixels_of(IN_OTHER_WAYS[how], tmp_path / "digit.tif")
+    shifts = [-1, 0, 1] if scaled or how in ("large", "small") else [0]  # where whole pixels are rounded otherwise
     moved = [np.roll(other, (down, right), (0, 1)).ravel() for down in shifts for right in shifts]
     assert max(np.corrcoef(usual.ravel(), pixels)[0, 1] for pixels in moved) > 0.95
 

@@ -70,14 +70,14 @@ def test_a_share_ends_at_1_and_no_marker_hides_another():
 
 
 def test_several_folders_are_told_apart(swept, tmp_path, drawn):
-    other = tmp_path / "other" / "swept"
+    other = tmp_path / r"$\frac{$" / "swept"  # no formula
     other.mkdir(parents=True)
     (other / "results.json").write_bytes((swept / "results.json").read_bytes())
-    plot_tradeoff([swept, other, tmp_path / "other" / ".." / "swept"], tmp_path / "tradeoff.svg")
+    plot_tradeoff([swept, other, other.parent / ".." / "swept"], tmp_path / "tradeoff.svg")
     both = [line for line in drawn().axes[0].lines if line.get_label().endswith(": Skip LSTM")]
     assert [(line.get_color(), line.get_marker()) for line in both] == [(SKIPPING["lstm"], m) for m in "os"]
     labels = {line.get_label() for line in drawn().axes[0].lines}
-    assert {f"{tmp_path.name}/swept: Skip LSTM", "other/swept: Skip LSTM"} <= labels
+    assert {f"{tmp_path.name}/swept: Skip LSTM", r"\$\frac{\$/swept: Skip LSTM"} <= labels
     content = json.loads((other / "results.json").read_text())
     content["runs"][0]["task"]["length"] = 30
     (other / "results.json").write_text(json.dumps(content))
