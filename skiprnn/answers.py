@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,10 +12,15 @@ class Classes:
     """One of several classes."""
 
     names: Sequence[str | int]
+    kind: ClassVar[str] = "classes"
+
+    def readout(self, output: Tensor) -> Tensor:
+        """(..., K) -> (..., K), probabilities, which sum to 1."""
+        return output.softmax(-1)
 
     def probabilities(self, output: Tensor) -> Tensor | None:
-        """(..., K) -> (..., K), which sum to 1."""
-        return output.softmax(-1)
+        """The same."""
+        return self.readout(output)
 
     def values(self, output: Tensor) -> list[str | int]:
         """(N, K) -> the likeliest class of each."""
@@ -27,10 +32,15 @@ class Labels:
     """Any number of several labels."""
 
     names: Sequence[str]
+    kind: ClassVar[str] = "labels"
+
+    def readout(self, output: Tensor) -> Tensor:
+        """(..., K) -> (..., K), probabilities, each on its own."""
+        return output.sigmoid()
 
     def probabilities(self, output: Tensor) -> Tensor | None:
-        """(..., K) -> (..., K), each on its own."""
-        return output.sigmoid()
+        """The same."""
+        return self.readout(output)
 
     def values(self, output: Tensor) -> list[list[str]]:
         """(N, K) -> of each, the labels that are likelier than not."""
@@ -44,6 +54,11 @@ class Numbers:
     names: Sequence[str]
     mean: Sequence[float] = (0.0,)  # the head's output is (number - mean) / std
     std: Sequence[float] = (1.0,)
+    kind: ClassVar[str] = "numbers"
+
+    def readout(self, output: Tensor) -> Tensor:
+        """(..., K) -> (..., K), in their own units."""
+        return output * output.new_tensor(self.std) + output.new_tensor(self.mean)
 
     def probabilities(self, output: Tensor) -> Tensor | None:
         """Numbers have none."""
@@ -51,7 +66,7 @@ class Numbers:
 
     def values(self, output: Tensor) -> list[Any]:
         """(N, K) -> numbers, by name where there are several."""
-        rows = (output * output.new_tensor(self.std) + output.new_tensor(self.mean)).tolist()
+        rows = self.readout(output).tolist()
         return [row[0] if len(self.names) == 1 else dict(zip(self.names, row, strict=True)) for row in rows]
 
 

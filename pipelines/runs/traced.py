@@ -41,7 +41,7 @@ class _Opened(nn.Module):
         assert isinstance(gated.rnn, SkipRNN)
         self.embedding = gated.embedding if input == "raw" else nn.Identity()
         self.rnn, self.head, self.each_step = gated.rnn, gated.head, gated.each_step
-        self.readout = task.readout()
+        self.readout = task.answers.readout
         self.rnn.engine = "auto"  # a run may have named one that cannot be traced
 
     def said(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +124,8 @@ def description(run: Path, trained: TrainedModel, input: InputForm) -> dict[str,
         "columns": list(task.columns) or None,
         "mean": mean,
         "std": std,
-        "answers": task.answers,
-        "names": list(task.output_names),
+        "answers": task.answers.kind,
+        "names": [str(name) for name in task.answers.names],
         "each_step": task.each_step,
         "true_lengths": trained.config.true_lengths,
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 from pipelines.data.sequences import Sequences
 from pipelines.errors import SkipRNNError
 from pipelines.tasks.base import LONGEST, RegressionTask, SyntheticTask
+from skiprnn.answers import Numbers
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class Adding(RegressionTask, SyntheticTask):
 
     name = "adding"
     input_size = 2
-    output_size = 1
-    output_names = ("sum",)
+    answers = Numbers(("sum",))
     solved_at = 1 / 600  # 1/100 of the variance of the target, 1/6
     signal_name = "marker"
     feature_names = ("value", "marker")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy.typing as npt
 import torch
@@ -18,6 +18,7 @@ from pipelines.data.fields import check_fields
 from pipelines.data.samples import ARRAYS, Source, open_sources
 from pipelines.data.sequences import Sequences, Split
 from pipelines.errors import SkipRNNError
+from skiprnn.answers import Answers, Classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,8 +116,6 @@ class Task(ABC):
     """Fields that a run and the data it is used on must share, because x or y would say something else."""
     solved_at: ClassVar[float | None] = None
     """The metric that counts as a solution, or that it must exceed; None where the paper has no such rule."""
-    answers: ClassVar[Literal["classes", "labels", "numbers"]]
-    """What an answer is: one of several classes, any of several labels, or numbers."""
     signal_name: ClassVar[str]
     """What ``signal`` shows, with its unit."""
     feature_names: ClassVar[tuple[str, ...]] = ()
@@ -157,13 +156,13 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def output_size(self) -> int:
-        """Outputs of the head."""
+    def answers(self) -> Answers:
+        """What the outputs of the head mean: one of several classes, any of several labels, or numbers."""
 
     @property
-    @abstractmethod
-    def output_names(self) -> Sequence[str]:
-        """What the outputs of the head are about: classes, labels, or what the numbers are called."""
+    def output_size(self) -> int:
+        """Outputs of the head."""
+        return len(self.answers.names)
 
     @property
     def each_step(self) -> bool:
@@ -183,10 +182,6 @@ class Task(ABC):
     def normalization(self) -> tuple[Sequence[float], Sequence[float]] | None:
         """Of each feature, what the embedding subtracts and then divides by; None: it does no such thing."""
         return None
-
-    def readout(self) -> nn.Module:
-        """Turns outputs of the head, (..., output_size), into probabilities, or into numbers in their own units."""
-        return nn.Identity()
 
     def initialize(self, embedding: nn.Module, extra: dict[str, npt.NDArray[Any]]) -> None:
         """Give the embedding the initial values that the data file holds."""
@@ -346,7 +341,6 @@ class ClassificationTask(Task):
 
     metric_name = "accuracy"
     higher_is_better = True
-    answers = "classes"
 
     @property
     @abstractmethod
@@ -354,15 +348,8 @@ class ClassificationTask(Task):
         """What to call them."""
 
     @property
-    def output_size(self) -> int:
-        return len(self.classes)
-
-    @property
-    def output_names(self) -> Sequence[str]:
-        return [str(name) for name in self.classes]
-
-    def readout(self) -> nn.Module:
-        return nn.Softmax(-1)
+    def answers(self) -> Classes:
+        return Classes(self.classes)
 
     def check(self, sequences: Split) -> None:
         super().check(sequences)
@@ -377,7 +364,7 @@ class ClassificationTask(Task):
         return cross_entropy(prediction, target)
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
-        probabilities = prediction.softmax(0)
+        probabilities = self.answers.readout(prediction)
         best = int(probabilities.argmax())
         values, order = probabilities.sort(descending=True, stable=True)
         first = zip(order.tolist()[:LIKELIEST], values.tolist(), strict=False)
@@ -406,7 +393,6 @@ class RegressionTask(Task):
 
     metric_name = "MSE"
     higher_is_better = False
-    answers = "numbers"
 
     def check(self, sequences: Split) -> None:
         super().check(sequences)

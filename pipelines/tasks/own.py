@@ -22,6 +22,7 @@ from pipelines.tasks.measures import (
     mean_of_steps,
     sums_of_steps,
 )
+from skiprnn.answers import Labels, Numbers
 from skiprnn.networks import Standardize
 
 if TYPE_CHECKING:
@@ -35,13 +36,6 @@ def check_names(names: Sequence[str], what: str) -> None:
     """Refuse what are not the names of one thing or more, all different."""
     if len(set(names)) < max(len(names), 1):
         raise SkipRNNError(f"{what} must be one name or more, all different")
-
-
-class OwnUnits(Standardize):
-    """x · std + mean, the way back."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.std + self.mean
 
 
 @dataclass(frozen=True)
@@ -152,7 +146,6 @@ class OwnLabels(_Own):
     name = "own-labels"
     metric_name = "macro F1"
     higher_is_better = True
-    answers = "labels"
     as_json = (*_Own.as_json, "labels")
     meaning = ("features", "labels", "each_step")
 
@@ -161,15 +154,8 @@ class OwnLabels(_Own):
         check_names(self.labels, "labels")
 
     @property
-    def output_size(self) -> int:
-        return len(self.labels)
-
-    @property
-    def output_names(self) -> Sequence[str]:
-        return self.labels
-
-    def readout(self) -> nn.Module:
-        return nn.Sigmoid()
+    def answers(self) -> Labels:
+        return Labels(self.labels)
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -204,8 +190,7 @@ class OwnLabels(_Own):
         return (2 * share / (1 + share)).mean().item() if len(share) else 0.0
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
-        probabilities = prediction.sigmoid().tolist()
-        said = [name for name, output in zip(self.labels, prediction.tolist(), strict=True) if output > 0]
+        (said,), probabilities = self.answers.values(prediction[None]), self.answers.readout(prediction).tolist()
         return {"labels": said, "probabilities": dict(zip(self.labels, probabilities, strict=True))}
 
     def truth(self, target: Tensor) -> dict[str, Any]:
@@ -258,15 +243,8 @@ class OwnNumbers(RegressionTask, _Own):
         return super().from_attributes(given)
 
     @property
-    def output_size(self) -> int:
-        return len(self.names)
-
-    @property
-    def output_names(self) -> Sequence[str]:
-        return self.names
-
-    def readout(self) -> nn.Module:
-        return OwnUnits(self.target_mean, self.target_std)
+    def answers(self) -> Numbers:
+        return Numbers(self.names, self.target_mean, self.target_std)
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -299,7 +277,7 @@ class OwnNumbers(RegressionTask, _Own):
         return super().chance(items(target, lengths, self.each_step))
 
     def answer(self, prediction: Tensor) -> dict[str, Any]:
-        return dict(zip(self.names, self._values(prediction).tolist(), strict=True))
+        return dict(zip(self.names, self.answers.readout(prediction).tolist(), strict=True))
 
     def truth(self, target: Tensor) -> dict[str, Any]:
         return dict(zip(self.names, target.reshape(-1).tolist(), strict=True))
@@ -315,14 +293,12 @@ class OwnNumbers(RegressionTask, _Own):
         from pipelines.tasks.timelines import curves
 
         y = usage.sequences.y.cpu().reshape(*usage.outputs.shape)
-        return curves(usage, self.names, y, self._values(usage.outputs))
-
-    def _values(self, output: Tensor) -> Tensor:
-        mean, std = (constant(values, output.dtype, output.device) for values in (self.target_mean, self.target_std))
-        return output * std + mean
+        return curves(usage, self.names, y, self.answers.readout(usage.outputs))
 
     def _errors(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return (self._values(prediction) - target.reshape(prediction.shape)).square()
+        units = (self.target_mean, self.target_std)
+        mean, std = (constant(values, prediction.dtype, prediction.device) for values in units)
+        return (prediction * std + mean - target.reshape(prediction.shape)).square()
 
 
 def _ratio(scores: Tensor) -> Tensor:

@@ -298,7 +298,7 @@ def test_a_torch_program_takes_sequences_of_any_length(own_runs, tmp_path, name)
     assert report.output_difference < 1e-6
     extra = {ABOUT_FILE: ""}
     program, trained = torch.export.load(out, extra_files=extra).module(), load_run(own_runs / name)
-    assert json.loads(extra[ABOUT_FILE])["names"] == list(trained.task.output_names)
+    assert json.loads(extra[ABOUT_FILE])["names"] == list(trained.task.answers.names)
     for steps, ends in ((1, [1, 1, 1]), (17, [17, 4, 0])):
         x, lengths = trained.sequences.x[:3, :steps], torch.tensor(ends)
         answer, output, gate = program(x, lengths)
@@ -306,7 +306,7 @@ def test_a_torch_program_takes_sequences_of_any_length(own_runs, tmp_path, name)
             expected = trained.model(x, lengths)
         assert torch.equal(gate, expected.update_gate)
         torch.testing.assert_close(output, expected.output)
-        torch.testing.assert_close(answer, trained.task.readout()(expected.output))
+        torch.testing.assert_close(answer, trained.task.answers.readout(expected.output))
     assert b"traced.py" not in out.read_bytes()  # nothing of this machine
 
 
