@@ -233,7 +233,9 @@ PRESETS = {
     },
     "sine": {
         "quick": _preset("sine", "quick", gate_clip=0.2, steps=4_000, eval_every=100),
-        "settled": _preset("sine", "settled", fresh_batches=True, grad_clip=0.1, steps=9_000, eval_every=250),
+        "settled": _preset(
+            "sine", "settled", fresh_batches=True, grad_clip=0.1, steps=9_000, eval_every=250, on_collapse="rewind"
+        ),
         "paper": _preset("sine", "paper", fresh_batches=True, steps=100_000),
     },
     # The paper trains for 600 epochs at its learning rate. Quick: some ten minutes on two CPU cores. Over 784 steps a
