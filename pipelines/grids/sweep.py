@@ -67,9 +67,8 @@ def grid_of_table(
     """
     return [
         _config(
-            task, preset, row.cell, row.lam,
-            {**(row.data.settled.get(row.cell, {}) if preset == "settled" else {}), **options},
-            p_skip=row.p_skip, seed=seed, data=str((data / f"{row.data.name}.h5").absolute()),
+            task, preset, row.cell, row.lam, options, p_skip=row.p_skip, seed=seed,
+            data=str((data / f"{row.data.name}.h5").absolute()),
         )
         for row in [*table(task), *(only_in_figures(task) if figures else ())]
         for seed in seeds

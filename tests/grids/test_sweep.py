@@ -60,17 +60,6 @@ def test_the_paper_s_grids_are_what_it_trained(task, tmp_path):
         assert config.batch_size == 256
 
 
-def test_the_settled_grid_has_what_a_data_set_wants_unless_told_otherwise(tmp_path):
-    def rates(preset, **options):
-        configs = grid_of_table("sine", preset, tmp_path, [0], **options)
-        return {(Path(c.data).stem, c.cell): c.lr for c in configs}
-
-    at_1_ms = {("sine", cell): 1e-3 for cell in ("lstm", "gru")}
-    assert rates("settled") == {**at_1_ms, ("sine-0.5ms", "lstm"): 7e-4, ("sine-0.5ms", "gru"): 1e-3}
-    assert set(rates("settled", lr=5e-4).values()) == {5e-4}
-    assert set(rates("quick").values()) == {1e-3}
-
-
 def test_a_data_file_is_drawn_for_its_task_whatever_it_is_called(config):
     named = {name: sweep.synthetic_task(replace(config, data=f"{name}.h5")) for name in ("adding", "imdb", "mine")}
     assert set(named.values()) == {Adding()}
