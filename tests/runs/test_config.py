@@ -29,9 +29,11 @@ def test_settled_presets():
         assert (config.lr_schedule, config.decay_from, config.gate_clip) == ("linear", decay_from, bound)
         assert config.fresh_batches
     assert (adding.lr, adding.steps, adding.eval_every) == (1e-3, 6_000, 200)
-    assert (sine.lr, sine.steps, sine.eval_every, sine.grad_clip) == (1e-3, 9_000, 250, 0.1)
+    assert (sine.lr, sine.steps, sine.eval_every, sine.grad_clip) == (7e-4, 9_000, 250, 0.1)
+    assert (adding.on_collapse, sine.on_collapse) == ("warn", "rewind")
     assert [configure(task, "settled", cell="gru").gate_clip for task in ("adding", "sine")] == [0.1, 5.0]
     assert [configure(task, "settled", cell="gru").lr for task in ("adding", "sine")] == [2e-3, 1e-3]
+    assert [configure("sine", "settled", cell=cell).lam_warmup for cell in ("lstm", "gru")] == [0, 2_000]
     assert configure("sine", "settled", cell="lstm", skip=False).steps == 4_000
     assert configure("adding", "settled", cell="gru", skip=False).lr == 1e-3
 
