@@ -18,9 +18,7 @@ class Classes:
         """(..., K) -> (..., K), probabilities, which sum to 1."""
         return output.softmax(-1)
 
-    def probabilities(self, output: Tensor) -> Tensor | None:
-        """The same."""
-        return self.readout(output)
+    probabilities = readout
 
     def values(self, output: Tensor) -> list[str | int]:
         """(N, K) -> the likeliest class of each."""
@@ -38,9 +36,7 @@ class Labels:
         """(..., K) -> (..., K), probabilities, each on its own."""
         return output.sigmoid()
 
-    def probabilities(self, output: Tensor) -> Tensor | None:
-        """The same."""
-        return self.readout(output)
+    probabilities = readout
 
     def values(self, output: Tensor) -> list[list[str]]:
         """(N, K) -> of each, the labels that are likelier than not."""
