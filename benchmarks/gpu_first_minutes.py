@@ -1,7 +1,6 @@
 """The first minutes on a GPU: is it correct, does it repeat itself, how fast, where does the time go, which options.
 
     python benchmarks/gpu_first_minutes.py --out benchmarks/results/gpu.json
-    TRITON_INTERPRET=1 python benchmarks/gpu_first_minutes.py --tiny  # on the CPU, to test this script
 
 Every result is a line of JSON as it comes. A phase survives its own failure and stops at its share of the time.
 """
@@ -18,21 +17,17 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-import triton
 from speed import SHAPES, machine, timed, use_one_in
 from torch import nn
 
 from skiprnn import SkipGRU, SkipLSTM, budget_loss
-from skiprnn.engines import triton as engine
+from skiprnn.engines import cuda_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 CELLS = {"lstm": (SkipLSTM, nn.LSTM), "gru": (SkipGRU, nn.GRU)}
 PRECISIONS = ("float32", "tf32", "bf16")
-CHANGES = (
-    {}, {"HELD": 0}, {"HELD": 32}, {"HELD": 64}, {"HELD": 96}, {"PLACES": 4}, {"PLACES": 16}, {"PLACES": 32},
-    {"WARPS": 16, "HELD": 32}, {"WARPS": 4}, {"MOST_ROWS": 1},
-)  # fmt: skip
+HELD = ((20, 32), (8, 48), (12, 16), (16, 24), (24, 40), (28, 24), (20, 56))  # weights in registers, forward and back
 SAID = []
 ONCE = argparse.Namespace(device="cpu", repeats=1, warmup=0)
 
@@ -64,7 +59,7 @@ def env(options, until):
     if DEVICE == "cuda":
         properties = torch.cuda.get_device_properties(0)
         extra = {"multiprocessors": properties.multi_processor_count, "cudnn": torch.backends.cudnn.version()}
-    say("env", **machine(device), triton=triton.__version__, python=sys.version.split()[0], **extra)
+    say("env", **machine(device), cuda=torch.version.cuda, python=sys.version.split()[0], **extra)
 
 
 def correct(options, until):
@@ -83,7 +78,7 @@ def _correct(case):
     steps = 24 if DEVICE == "cuda" else 6
     try:
         exact = build(cell, features, units, "reference", bias=-1.5).double()
-        mine = build(cell, features, units, "triton", bias=-1.5)
+        mine = build(cell, features, units, "cuda", bias=-1.5)
         if precision == "bf16":
             for rnn in (mine, exact):
                 rnn.update_weight.data.zero_()
@@ -107,7 +102,7 @@ def same(options, until):
     """The same bits every time."""
     times = 2 if options.tiny else 30
     for precision, (units, batch) in itertools.product(("float32", "bf16"), ((110, 256), (8, 256), (110, 1100))):
-        rnn = build("lstm", 1, 5 if options.tiny else units, "triton", bias=-1.5)
+        rnn = build("lstm", 1, 5 if options.tiny else units, "cuda", bias=-1.5)
         x = torch.randn(*((5, 3, 1) if options.tiny else (100, batch, 1)), device=DEVICE)
         runs = [once(rnn, x, precision, True) for _ in range(times)]
         differ = {k for _, g in runs[1:] for k in g if not torch.equal(g[k], runs[0][1][k])}
@@ -167,35 +162,27 @@ def profile(options, until):
 
 
 def tune(options, until):
-    """How kernels are launched: the engine's constants changed, at the shape of MNIST, in float32."""
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_tune, CHANGES, itertools.repeat(options.tiny)))  # compiles
-    for changes in CHANGES:
-        if time.monotonic() > until:
-            return say("tune", stopped=True)
-        say("tune", **_tune(changes, options.tiny))
-    return None
-
-
-def _tune(changes, tiny):
-    steps, features, units, _ = (6, 2, 5, 1) if tiny else SHAPES["mnist"]
-    x = torch.randn(steps, 3 if tiny else 256, features, device=DEVICE)
-    before = {name: getattr(engine, name) for name in changes}
-    result = {"changes": changes}
+    """How many weights registers hold, at the shape of MNIST: milliseconds of each kernel."""
+    steps, features, units, _ = (6, 2, 5, 1) if options.tiny else SHAPES["mnist"]
+    x = torch.randn(steps, _batch(options), features, device=DEVICE)
+    before = {way: dict(held) for way, held in cuda_kernels.HELD.items()}
     try:
-        for name, value in changes.items():
-            setattr(engine, name, value)
-        for n in (1, 10):
-            rnn = build("lstm", features, units, "triton", n)
-            with torch.no_grad():
-                result[f"forward 1/{n}"] = milliseconds(lambda rnn=rnn: forward_of(rnn, x, "float32"), 3)
-            result[f"both 1/{n}"] = milliseconds(lambda rnn=rnn: once(rnn, x, "float32"), 3)
-    except Exception as error:
-        result["error"] = f"{type(error).__name__}: {error}"[:200]
+        for cell, held in itertools.product(CELLS, HELD):
+            if time.monotonic() > until:
+                return say("tune", stopped=True)
+            for way, number in zip("FB", held, strict=True):
+                cuda_kernels.HELD[way] = dict.fromkeys(before[way], number)
+            cuda_kernels.kernels.cache_clear()
+            found = {}
+            for n in (1, 10):
+                rnn = build(cell, features, units, "cuda", n)
+                timed = kernels(lambda rnn=rnn: once(rnn, x, "float32"))["top"]
+                found[f"1/{n}"] = {name: ms for name, _, ms in timed if name in ("forward", "backward", "take")}
+            say("tune", cell=cell, held=held, **found)
     finally:
-        for name, value in before.items():
-            setattr(engine, name, value)
-    return result
+        cuda_kernels.HELD.update(before)
+        cuda_kernels.kernels.cache_clear()
+    return None
 
 
 def build(cell, features, units, engine, n=None, layers=1, bias=None):

@@ -299,7 +299,7 @@ class SkipLSTM(SkipRNN):
             training, ``train()``, and rounds after ``eval()``, unless ``draw_in_eval()`` was called. Gradients are
             straight-through either way.
         engine: ``"reference"``, the definition, computes every step; ``"events"`` computes updates and, in the
-            backward pass, candidates of skipped steps, with the same results; ``"triton"`` does so in one GPU kernel
+            backward pass, candidates of skipped steps, with the same results; ``"cuda"`` does so in one GPU kernel
             each way, for one layer of up to 128 float32 units; ``"graph"`` on a GPU for any number of layers and units,
             in the library's products; ``"auto"`` is the fastest of them that can run: see
             docs/engines.md. A named engine that cannot run raises ``RuntimeError``.

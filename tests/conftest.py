@@ -24,16 +24,25 @@ from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding, Sine
 from skiprnn import compiled
+from skiprnn.engines import cuda
 from skiprnn_cli.main import cli
+from tests import emulated
 
 SIZES = {"train": 96, "val": 16, "test": 16}
-ON_GPU = ("test_events", "test_golden", "test_gpu_engines", "test_graph", "test_triton")  # all they say is of a GPU too
+ON_GPU = ("test_events", "test_golden", "test_gpu_engines", "test_graph", "test_cuda")  # all they say is of a GPU too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.startswith(ON_GPU):
             item.add_marker("gpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_on_the_cpu() -> None:
+    """Without a GPU, the kernels of CUDA run in an emulator."""
+    if not torch.cuda.is_available():
+        cuda.EMULATED = emulated.kernels
 
 
 @pytest.fixture(scope="session", autouse=True)

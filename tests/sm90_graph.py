@@ -41,7 +41,8 @@ def compiled(kernel, precision, **options):
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     program = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=graph_iterations.launch_options())
-    return report(program) | {"vectors": len(re.findall(r"ld\.global\S*v4", program.asm["ptx"]))}
+    vectors = len(re.findall(r"ld\.global\S*v4", program.asm["ptx"]))
+    return report(program.asm["cubin"], program.metadata.name) | {"shared": program.metadata.shared, "vectors": vectors}
 
 
 def usage(cell, units, precision):

@@ -189,7 +189,7 @@ CHOICES = {
     "preset": ("quick", "settled", "paper"),
     "cell": ("lstm", "gru", "rnn", "rnn-relu", "ln-lstm", "ln-gru"),
     "gate": ("round", "bernoulli"),
-    "engine": ("auto", "events", "reference", "triton", "graph"),
+    "engine": ("auto", "events", "reference", "cuda", "graph"),
     "lr_schedule": ("constant", "cosine", "linear"),
     "on_collapse": ("warn", "stop", "rewind"),
     "device": ("auto", "cpu", "cuda"),

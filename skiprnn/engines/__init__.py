@@ -7,12 +7,12 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from skiprnn import reference
-from skiprnn.engines import events, native, traced
+from skiprnn.engines import cuda, events, native, traced
 from skiprnn.problem import Problem, Solution
 
-ENGINES = ("auto", "reference", "events", "triton", "graph")
+ENGINES = ("auto", "reference", "events", "cuda", "graph")
 """The names that a user may give."""
-ON_GPUS = ("triton", "graph")  # alone
+ON_GPUS = ("cuda", "graph")  # alone
 
 
 def solve(name: str, problem: Problem) -> Solution:
@@ -34,10 +34,12 @@ def _engines(name: str, problem: Problem) -> Sequence[ModuleType]:
     """Those to choose from, the fastest first."""
     if name == "reference":
         return (reference,)
-    if name in ON_GPUS:
-        return (_on_triton(name),)
-    if name == "auto" and problem.x.is_cuda and _has_triton():
-        return traced, *(import_module(f"skiprnn.engines.{engine}") for engine in ON_GPUS), events, reference
+    if name == "cuda":
+        return (cuda,)
+    if name == "graph":
+        return (_graph(),)
+    if name == "auto" and problem.x.is_cuda:
+        return traced, cuda, *((_graph(),) if _has_triton() else ()), events, reference
     return (native, traced, events) if name == "events" else (native, traced, events, reference)
 
 
@@ -46,8 +48,8 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _on_triton(name: str) -> ModuleType:
+def _graph() -> ModuleType:
     try:
-        return import_module(f"skiprnn.engines.{name}")
+        return import_module("skiprnn.engines.graph")
     except ImportError as error:
-        raise RuntimeError(f"engine={name!r} needs the package triton ({error}); use engine='auto'") from error
+        raise RuntimeError(f"engine='graph' needs the package triton ({error}); use engine='auto'") from error

@@ -9,7 +9,10 @@ the first, and ends with one product for each weight and segment of iterations. 
 float32 always. In Triton's interpreter, on the CPU, a loop takes the place of the graph.
 """
 
+import os
+import shutil
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,9 +25,10 @@ from skiprnn.cells import Cell, GRUCell, LSTMCell
 from skiprnn.engines import graph_kernels as kernels
 from skiprnn.engines.graph_iterations import Backward, Forward, Kept, Segment, Size, segment_span
 from skiprnn.engines.graph_parallel import Saved, WeightGradients, skipped_candidates
-from skiprnn.engines.triton import unfit_device
 from skiprnn.gate import UNBOUNDED, saturated
 from skiprnn.problem import Problem, Solution, grouped, refuse_double_backward, transformed
+
+OLDEST = (8, 0)  # GPUs, for whose products of bfloat16 the kernels are made
 
 
 def why_not(problem: Problem) -> str | None:
@@ -54,6 +58,20 @@ def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tenso
         return lacking
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != torch.bfloat16:
         return f"it computes in float32 and bfloat16, not under autocast to {torch.get_autocast_dtype(kind)}"
+    return None
+
+
+@lru_cache
+def unfit_device(device: torch.device) -> str | None:
+    """Why Triton cannot compile kernels for a device, or run them there; None if it can."""
+    if device.type != "cuda":
+        return f"it runs on CUDA devices, not on {device}"
+    if torch.version.hip is not None:
+        return "it was made for NVIDIA's GPUs"
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or more"
+    if os.name == "posix" and not any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))):
+        return "Triton needs a C compiler, gcc, clang, or what CC names"
     return None
 
 

@@ -10,8 +10,6 @@ state's share of n, so that the input's share and the state's are both contiguou
 import triton
 import triton.language as tl
 
-from skiprnn.engines.triton_kernels import _bounded, _lstm, _sigmoid, _some_steps, _tanh
-
 # Entries of the table, (ENTRIES,) int64.
 BASE = tl.constexpr(0)  # the iteration that comes first in the next replay
 ACTIVE = tl.constexpr(1)  # whether any sequence goes on
@@ -476,6 +474,17 @@ def _next_update(p, total, t, end):
 
 
 @triton.jit
+def _some_steps(p, total, t, end, shut):
+    """Add p for some steps more, while the gate is ``shut``."""
+    for _ in tl.static_range(8):
+        total = tl.where(shut, total + tl.where(p <= 1 - total, p, 1 - total), total)
+        shut = shut & ~(total > 0.5)
+        t = tl.where(shut, t + 1, t)
+        shut = shut & (t < end)
+    return t, total, shut
+
+
+@triton.jit
 def _show(
     table, state, b, t, later, end, number, B,
     H: tl.constexpr, SAVES: tl.constexpr, EVERY: tl.constexpr, BLOCK: tl.constexpr,
@@ -572,3 +581,23 @@ def _cell_backward(
     written = _address(table, GRAD_SUMS, operand.dtype.element_ty) + kept
     _store_gates(written, d_0, d_1, d_2, d_3, unit, unit < H, H)
     return G_h, G_c
+
+
+@triton.jit
+def _bounded(x, bound):
+    return tl.where(x > bound, bound, tl.where(x < -bound, -bound, x))
+
+
+@triton.jit
+def _lstm(i, f, g, o):
+    return _sigmoid(i), _sigmoid(f), _tanh(g), _sigmoid(o)
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _tanh(x):
+    return 2 / (1 + tl.exp(-2 * x)) - 1

@@ -511,7 +511,7 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
         (("--lam", "a"), 2, "is no list of floats"),
         (("--seeds", "3-1"), 2, "'3-1' holds nothing"),
         (("--set", "lr"), 2, "'lr' is not NAME=VALUE"),
-        (("--set", "engine=triton", "--set", "layers=2"), 1, "cannot train this: it runs one layer, not 2"),
+        (("--set", "engine=cuda", "--set", "layers=2"), 1, "cannot train this: it runs one layer, not 2"),
         (("--executor", "ray", "--ray-address", "127.0.0.1:1"), 1, "no Ray cluster answers at 127.0.0.1:1"),
         (("--out", "/proc/none"), 1, "cannot write /proc/none/runs"),
         (("--data", "."), 1, "is a folder; `skiprnn gen-data own .`"),

@@ -12,7 +12,7 @@ from torch import nn
 from examples.own_cell import MinGRUCell
 from skiprnn import GRUState, LSTMState, RNNState, SkipLSTM, SkipRNN, Stream
 from skiprnn.cells import LAYER_NORM_GRU, LAYER_NORM_LSTM, LSTM, RNN, RNN_RELU, Cell, RNNCell
-from skiprnn.engines import native
+from skiprnn.engines import cuda, native
 from tests.problems import assert_same, run
 
 CELLS = {
@@ -65,8 +65,7 @@ def test_events_equal_the_reference(name, layers, lengths, goes_on, clip):
 def test_other_engines_decline_it(name):
     module = build(name).float()
     assert "it has no " in native.unfit(module.cell, tuple(module.parameters()))
-    triton = pytest.importorskip("skiprnn.engines.triton")
-    assert "it has no " in triton.unfit(module.cell, 1, 7, [module.update_weight])
+    assert "it has no " in cuda.unfit(module.cell, 1, 7, [module.update_weight])
 
 
 def open_gate(name, layers):

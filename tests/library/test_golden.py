@@ -14,20 +14,22 @@ def test_all_golden_files_are_here():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("engine", [e for e in ENGINES if e not in ("triton", "graph")])
+@pytest.mark.parametrize("engine", [e for e in ENGINES if e not in ("cuda", "graph")])
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_equals_the_authors_cells(path, engine, dtype):
     check(path, engine, dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("path", [p for p in GOLDEN if "lstm" in p.stem], ids=lambda path: path.stem)
-@pytest.mark.parametrize("engine", ["triton", "graph"])
+@pytest.mark.parametrize("engine", ["cuda", "graph"])
 def test_the_gpu_engines_equal_the_authors_cells(path, engine):
-    pytest.importorskip("triton")
-    if engine == "triton" and "layers1" not in path.stem:
+    if engine == "cuda" and "layers1" not in path.stem:
         pytest.skip("of more than one layer it has no cells")
-    chosen = {"triton": "skip_lstm_layers1_bias-0.7", "graph": "skip_lstm_layers2_bias-0.7"}
-    if not torch.cuda.is_available() and path.stem != chosen[engine]:
+    if engine == "graph":
+        pytest.importorskip("triton")
+    if not torch.cuda.is_available() and (engine, path.stem) not in (
+        ("cuda", path.stem), ("graph", "skip_lstm_layers2_bias-0.7")
+    ):  # fmt: skip
         pytest.skip("needs a GPU: Triton's interpreter takes ten seconds a file, and one will do there")
     check(path, engine, torch.float32, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

@@ -1,18 +1,18 @@
-"""What both GPU engines owe the definition: on a GPU where there is one, else in Triton's interpreter."""
+"""What both GPU engines owe the definition: on a GPU where there is one, else in emulators."""
 
 import numpy as np
 import pytest
 import torch
 
 from skiprnn import SkipGRU, SkipLSTM
+from skiprnn.engines import cuda
 from skiprnn.gate import added
 from tests.problems import assert_same, build, run
 
-triton_events = pytest.importorskip("skiprnn.engines.triton", reason="triton is not installed")
-graph = pytest.importorskip("skiprnn.engines.graph")
+graph = pytest.importorskip("skiprnn.engines.graph", reason="triton is not installed")
 iterations = pytest.importorskip("skiprnn.engines.graph_iterations")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LAYERS = {"triton": 1, "graph": 2}
+LAYERS = {"cuda": 1, "graph": 2}
 CELLS = {"lstm": SkipLSTM, "gru": SkipGRU}
 each_cell = pytest.mark.parametrize("name", CELLS)
 
@@ -41,13 +41,13 @@ SMALL = (9, 3, 2, 11)  # T, B, D, H
 
 @pytest.mark.parametrize(
     ("engine", "kept"),
-    [("triton", 0), ("triton", 2**28), ("graph", 0)],
+    [("cuda", 0), ("cuda", 2**28), ("graph", 0)],
     indirect=["engine"],
-    ids=["triton-in_rows", "triton-as_stored", "graph"],
+    ids=["cuda-in_rows", "cuda-as_stored", "graph"],
 )
 @each_cell
 def test_where_only_the_last_state_and_the_budget_count(engine, name, kept, monkeypatch):
-    monkeypatch.setattr(triton_events, "MOST_KEPT", kept)
+    monkeypatch.setattr(cuda, "MOST_KEPT", kept)
     both = pair(engine, name, SMALL, -1.5)
     assert_same(*(run(rnn, inputs(SMALL), per_step=False) for rnn in both), tolerance=1e-5)
 
@@ -65,7 +65,7 @@ def test_a_bounded_gradient_of_the_gate_is_the_references(engine, name, bias):
     assert not torch.allclose(expected[1][-2], unbounded[1][-2], rtol=0.01)  # it acted on the update weights
 
 
-@pytest.mark.parametrize(("engine", "seed"), [("triton", 0), ("triton", 1), ("graph", 0)], indirect=["engine"])
+@pytest.mark.parametrize(("engine", "seed"), [*(("cuda", k) for k in range(6)), ("graph", 0)], indirect=["engine"])
 @each_cell
 def test_random_problems(engine, name, seed):
     draws = torch.Generator().manual_seed(seed)
@@ -73,7 +73,7 @@ def test_random_problems(engine, name, seed):
     def integer(low, high):
         return int(torch.randint(low, high + 1, (), generator=draws))
 
-    steps, sequences, layers = {"triton": (12, 6, 1), "graph": (8, 4, 3)}[engine]
+    steps, sequences, layers = {"cuda": (40, 9, 1), "graph": (8, 4, 3)}[engine]
     shape = (integer(4, steps), integer(3, sequences), integer(1, 12), integer(1, 20), integer(1, layers))
     both = pair(engine, name, shape, float(torch.empty(()).uniform_(-5, 1, generator=draws)), seed)
     x = torch.randn(shape[:3], generator=draws, dtype=torch.float64)
@@ -102,8 +102,8 @@ def bfloat16_dot(monkeypatch):
 @pytest.mark.parametrize(
     ("engine", "name", "shape"),
     [
-        ("triton", "lstm", (15, 5, 2, 9)),
-        ("triton", "gru", (15, 5, 2, 100)),
+        ("cuda", "lstm", (15, 5, 2, 9)),
+        ("cuda", "gru", (15, 5, 12, 100)),
         ("graph", "lstm", (8, 2, 2, 40)),
         ("graph", "gru", (8, 2, 2, 40)),
     ],
@@ -211,7 +211,8 @@ def test_says_what_it_cannot_run(engine, rnn, reason):
 
 
 def test_needs_a_gpu_outside_the_interpreter(engine, monkeypatch):
-    monkeypatch.setattr(triton_events.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(cuda, "EMULATED", None)
+    monkeypatch.setattr(graph.knobs.runtime, "interpret", False)
     with pytest.raises(RuntimeError, match="CUDA devices, not on cpu"):
         SkipLSTM(2, 5, engine=engine)(torch.zeros(3, 1, 2))
 

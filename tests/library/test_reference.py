@@ -9,7 +9,7 @@ from skiprnn.engines import ENGINES
 from skiprnn.gate import binarize
 from tests.problems import MODULES
 
-pytestmark = pytest.mark.parametrize("engine", [e for e in ENGINES if e not in ("triton", "graph")])  # float32
+pytestmark = pytest.mark.parametrize("engine", [e for e in ENGINES if e not in ("cuda", "graph")])  # float32
 
 
 @pytest.fixture(params=list(MODULES))

@@ -161,8 +161,7 @@ def test_tables_say_which_gru(make_run):
 
 
 def test_the_gpu_engine_does_not_reset_before():
-    pytest.importorskip("skiprnn.engines.triton")
-    config = TrainConfig(cell="gru", reset_after=False, steps=1, engine="triton")
+    config = TrainConfig(cell="gru", reset_after=False, steps=1, engine="cuda")
     with pytest.raises(SkipRNNError, match="not reset_after=False"):
         check_engine(config, choose_device("auto"))
 
@@ -217,9 +216,9 @@ def test_impossible_bounds_of_skips(options, message):
         TrainConfig(steps=1, **options)
 
 
-@pytest.mark.parametrize("engine", ["triton", "graph"])
+@pytest.mark.parametrize("engine", ["cuda", "graph"])
 def test_the_gpu_engines_have_no_bounds_of_skips_and_no_draws(engine):
-    pytest.importorskip("skiprnn.engines.triton")
+    pytest.importorskip(f"skiprnn.engines.{engine}")
     config = TrainConfig(steps=1, engine=engine, max_skip=3)
     with pytest.raises(SkipRNNError, match=f"--engine {engine} has no bounds of how many samples are skipped"):
         check_engine(config, torch.device("cuda"))

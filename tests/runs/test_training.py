@@ -26,6 +26,7 @@ from pipelines.runs.model import build_model
 from pipelines.runs.training import change_run, train
 from pipelines.tasks import TASKS
 from pipelines.video.network import FRAME_COST
+from skiprnn.engines import cuda
 from tests.forked import start, train_run
 from tests.runs import assert_same_run, interrupted_after, tensors
 
@@ -195,14 +196,13 @@ def test_bfloat16_trains_as_float32_does(make_run):
 
 @pytest.mark.gpu
 def test_the_gpu_engine_trains_and_is_evaluated_anywhere(make_run, monkeypatch):
-    triton_events = pytest.importorskip("skiprnn.engines.triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    short = {"steps": 2, "eval_every": 2, "batch_size": 8}  # a GPU's kernels take their time in the interpreter
-    run, plain = make_run(engine="triton", device=device, **short), make_run("events", **short)
+    short = {"steps": 2, "eval_every": 2, "batch_size": 8}
+    run, plain = make_run(engine="cuda", device=device, **short), make_run("events", **short)
     for name, weight in tensors(plain).items():
         if name.startswith("model."):
             torch.testing.assert_close(tensors(run)[name].cpu(), weight, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(triton_events.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(cuda, "EMULATED", None)
     assert load_run(run, device="cpu").model.rnn.engine == "auto"
 
 
@@ -216,12 +216,11 @@ def test_the_gpu_engine_trains_and_is_evaluated_anywhere(make_run, monkeypatch):
     ],
 )
 def test_the_gpu_engine_refuses_what_it_cannot_train(make_run, monkeypatch, options, message):
-    triton_events = pytest.importorskip("skiprnn.engines.triton")
     if "device" in options:
-        monkeypatch.setattr(triton_events.knobs.runtime, "interpret", False)
+        monkeypatch.setattr(cuda, "EMULATED", None)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with pytest.raises(SkipRNNError, match=message):
-        make_run(**{"engine": "triton", "device": device, **options})
+        make_run(**{"engine": "cuda", "device": device, **options})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_run, monkeypatch):

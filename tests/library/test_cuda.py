@@ -1,21 +1,16 @@
-"""The GPU engine against the definition: on a GPU where there is one, else in Triton's interpreter."""
+"""The GPU engine of one layer against the definition: on a GPU where there is one, else in an emulator."""
 
-import json
 import mmap
-import os
-import subprocess
-import sys
-from pathlib import Path
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from skiprnn import SkipGRU, SkipLSTM, engines
+from skiprnn.engines import cuda, cuda_kernels
 from tests.problems import assert_same, build, run
 
-triton_events = pytest.importorskip("skiprnn.engines.triton", reason="triton is not installed")
-triton = pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = {  # T, B, D, H, layers
     "paper": (21, 3, 2, 110, 1),
@@ -29,7 +24,7 @@ SMALL = (12, 3, 2, 11, 1)
 
 def pair(name, shape, bias, seed=1):
     """Ours, and the definition in float64."""
-    both = (("triton", torch.float32), ("reference", torch.float64))
+    both = (("cuda", torch.float32), ("reference", torch.float64))
     return [build(name, shape, bias, engine, dtype, seed).to(DEVICE) for engine, dtype in both]
 
 
@@ -82,7 +77,7 @@ def test_states_may_have_any_layout():
 
 
 def test_memory_kept_for_backward_follows_the_updates(monkeypatch):
-    monkeypatch.setattr(triton_events, "MOST_KEPT", 0)
+    monkeypatch.setattr(cuda, "MOST_KEPT", 0)
     shape = (40, 2, 1, 16, 1)
     kept = {}
     for bias in (100.0, -4.0):
@@ -99,8 +94,8 @@ def test_memory_kept_for_backward_follows_the_updates(monkeypatch):
 @pytest.mark.parametrize(
     ("rnn", "reason"),
     [
-        (lambda: SkipLSTM(2, 5, num_layers=2, engine="triton"), "one layer, not 2"),
-        (lambda: SkipGRU(2, 129, engine="triton"), "128 units, not 129"),
+        (lambda: SkipLSTM(2, 5, num_layers=2, engine="cuda"), "one layer, not 2"),
+        (lambda: SkipGRU(2, 129, engine="cuda"), "128 units, not 129"),
     ],
 )
 def test_says_what_it_cannot_run(rnn, reason):
@@ -110,67 +105,49 @@ def test_says_what_it_cannot_run(rnn, reason):
 
 
 @pytest.mark.parametrize(
-    ("capability", "compiler", "hip", "reason"),
-    [
-        ((9, 0), "/usr/bin/gcc", None, None),
-        ((7, 5), "/usr/bin/gcc", None, "capability 8.0"),
-        ((9, 0), None, None, "C compiler"),
-        ((9, 0), "/usr/bin/gcc", "6.4", "NVIDIA's"),
-    ],
+    ("capability", "hip", "reason"),
+    [((9, 0), None, None), ((7, 0), None, "capability 7.5"), ((9, 0), "6.4", "NVIDIA's")],
 )
-def test_says_what_a_gpu_lacks(monkeypatch, capability, compiler, hip, reason):
+def test_says_what_a_gpu_lacks(monkeypatch, capability, hip, reason):
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(triton_events.shutil, "which", lambda name: compiler)
-    said = triton_events.unfit_device.__wrapped__(torch.device("cuda"))
+    said = cuda.unfit_device.__wrapped__(torch.device("cuda"))
     assert said is None if reason is None else reason in said
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 def test_auto_takes_it_on_a_gpu():
     x = inputs(SMALL).float().to(DEVICE)
-    ours, chosen = (build("lstm", SMALL, -1.5, engine, torch.float32, 1).to(DEVICE) for engine in ("triton", "auto"))
+    ours, chosen = (build("lstm", SMALL, -1.5, engine, torch.float32, 1).to(DEVICE) for engine in ("cuda", "auto"))
     assert all(map(torch.equal, run(ours, x)[1], run(chosen, x)[1]))
 
 
-COMPILERS = ("3.6", "3.8", "3.9")  # of which the figures are known: docs/gpu.md
-
-
-@pytest.mark.skipif(
-    not triton.__version__.startswith(COMPILERS),
-    reason=f"what Triton {triton.__version__} makes of the kernels is not known, only of {', '.join(COMPILERS)}",
-)
-def test_compiles_for_an_h100():
-    """At the paper's size and batch two programs share a multiprocessor's memory, and few registers are spilled.
-
-    How few is the compiler's mood: of versions 3.6 and 3.8 the worst spills 40 bytes.
-    """
-    cases = ["lstm,1,float32,256", "gru,300,bf16,512"]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.sm90", *cases],
-        cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [one["case"] for one in found] == cases
-    for one in found:
-        for kernel in (one["forward"], one["backward"], one["fill"], one["take"]):
-            assert kernel["shared"] <= 113 * 1024, one
-            assert kernel["stack"] <= 128, one  # bytes
+@pytest.mark.parametrize("constants", [
+    cuda_kernels.Constants(110, 1, gru=False, rows=2), cuda_kernels.Constants(128, 4, gru=False, rows=4),
+    cuda_kernels.Constants(128, 0, gru=True, rows=4, narrow=True),
+], ids=["lstm", "wide_lstm", "wide_gru"])  # fmt: skip
+def test_compiles_for_an_h100(constants):
+    """Few registers are spilled, at the paper's size and the largest, and all fits into a multiprocessor."""
+    pytest.importorskip("cuda.bindings")
+    _, said = cuda_kernels.compiled(constants, "sm_90", "--ptxas-options=-v")
+    stacks = [int(size) for size in re.findall(r"(\d+) bytes stack frame", said)]
+    shared = [int(size) for size in re.findall(r"(\d+) bytes smem", said)]
+    assert len(stacks) == 4
+    assert max(stacks) <= 192
+    assert max(shared) <= cuda.RESERVED
+    assert max(shared) + max(map(constants.shared, "FB")) <= 227 * 1024
 
 
 def test_says_how_long_a_sequence_may_be(monkeypatch):
-    monkeypatch.setattr(triton_events, "LONGEST", 5)
+    monkeypatch.setattr(cuda, "LONGEST", 5)
     with pytest.raises(RuntimeError, match="runs up to 5 steps, not 6"):
-        SkipLSTM(2, 5, engine="triton").to(DEVICE)(torch.zeros(6, 1, 2, device=DEVICE))
+        SkipLSTM(2, 5, engine="cuda").to(DEVICE)(torch.zeros(6, 1, 2, device=DEVICE))
 
 
 def test_auto_takes_gpu_engines_where_there_is_triton(monkeypatch):
     on_a_gpu = SimpleNamespace(x=SimpleNamespace(is_cuda=True))
     found = [engine.__name__.rsplit(".", 1)[1] for engine in engines._engines("auto", on_a_gpu)]
-    assert found == ["traced", "triton", "graph", "events", "reference"]
+    assert found == ["traced", "cuda", "graph", "events", "reference"]
     monkeypatch.setattr(engines, "_has_triton", lambda: False)
     found = [engine.__name__.rsplit(".", 1)[1] for engine in engines._engines("auto", on_a_gpu)]
-    assert found == ["native", "traced", "events", "reference"]
+    assert found == ["traced", "cuda", "events", "reference"]

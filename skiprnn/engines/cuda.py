@@ -1,42 +1,36 @@
-"""The event-driven engine on a GPU, one layer of up to 128 units: the loops of ``triton_kernels`` and what is parallel.
+"""The event-driven engine on a GPU, one layer of up to 128 units: the loops of ``cuda_kernels`` and what is parallel.
 
 Forward keeps a row for each update (c, when, and the gate's numbers; h is in the output, if that is wanted). Backward
 starts with one product for all rows, walks the events in one kernel, which leaves the gates' gradients of every update,
-and ends with one product for each weight. Within the kernels products are float32, or bfloat16 under autocast; large
-ones, around them, follow ``torch.backends.cuda.matmul.allow_tf32`` too. Sums of gates, states and the update
-probability are float32 always.
+and ends with one product for each weight. Within the kernels all is float32. Products around them follow autocast and
+``torch.backends.cuda.matmul.allow_tf32``, but for the one that repeats what forward computed.
 """
 
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Self
 
 import torch
-import triton
 from torch import Tensor
-from torch.nn.functional import pad
-from triton import knobs
 
 from skiprnn import reference
 from skiprnn.cells import Cell, GRUCell, LayerWeights, LSTMCell
-from skiprnn.engines import triton_kernels
+from skiprnn.engines import cuda_kernels
+from skiprnn.engines.cuda_kernels import TAKERS, Constants, Kernels
 from skiprnn.gate import UNBOUNDED
 from skiprnn.problem import Problem, Solution, refuse_double_backward, transformed
 
-LARGEST = 128  # units whose recurrent weights one program can own
-FUSED = 8  # features up to which the kernels multiply the inputs themselves, instead of one product before
-MOST_ROWS = 4  # sequences of a program
-PLACES = 8  # skipped steps that it takes at a time, over all its sequences
-WARPS = 8
-HELD = 128  # registers of a thread that hold recurrent weights of float32, going forward
-STEPS = 8  # of a sequence, that a program of the kernels around the loops takes
-LONGEST = 65_535 * STEPS - 1  # steps: so many programs there may be beside each other
-OLDEST = (8, 0)  # GPUs, for whose products of bfloat16 the kernels are made
-WIDEST = 1024  # columns that it copies at a time
+LARGEST = 128  # units whose recurrent weights a multiprocessor holds
+FUSED = 4  # features up to which the kernels multiply the inputs themselves, instead of one product before
+MOST_ROWS = 4  # sequences of a block
+STEPS = 8  # of a sequence, that a block of the kernels around the loops takes
+LONGEST = 65_535 * STEPS - 1  # steps: so many blocks there may be beside each other
+OLDEST = (7, 5)  # GPUs, by compute capability
 MOST_KEPT = 2**28  # bytes that forward leaves as it stored them, lest the host wait for it
+RESERVED = 28 * 1024  # bytes, more than what the kernels share without being asked
+EMULATED: Any = None  # what runs the kernels on the CPU, for tests: Constants -> Kernels
 
 
 def why_not(problem: Problem) -> str | None:
@@ -62,10 +56,12 @@ def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tenso
     if hidden_size > LARGEST:
         return f"it runs up to {LARGEST} units, not {hidden_size}"
     if wrong := {str(tensor.dtype) for tensor in tensors if tensor.dtype != torch.float32}:
-        return f"it computes float32 tensors (under autocast with bfloat16 products), not {', '.join(sorted(wrong))}"
-    if knobs.runtime.interpret:
+        return f"it computes float32 tensors, not {', '.join(sorted(wrong))}"
+    device = tensors[0].device
+    if EMULATED is not None and device.type == "cpu":
         return None
-    return unfit_device(tensors[0].device)
+    small = "the GPU's multiprocessors have too little shared memory for so many units"
+    return unfit_device(device) or (None if most_rows(cell, hidden_size, device) else small)
 
 
 @lru_cache
@@ -77,9 +73,23 @@ def unfit_device(device: torch.device) -> str | None:
         return "it was made for NVIDIA's GPUs"
     if torch.cuda.get_device_capability(device) < OLDEST:
         return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or more"
-    if os.name == "posix" and not any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))):
-        return "Triton needs a C compiler, gcc, clang, or what CC names"
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        return "it needs the package cuda-bindings"
     return None
+
+
+@lru_cache
+def most_rows(cell: Cell, hidden_size: int, device: torch.device) -> int:
+    """How many sequences a block may own, for the memory of a multiprocessor: 1, 2, 4, or none."""
+    if device.type == "cpu":
+        return MOST_ROWS
+    properties: Any = torch.cuda.get_device_properties(device)
+    most = properties.shared_memory_per_block_optin - RESERVED
+    for rows in (MOST_ROWS, 2, 1):
+        constants = Constants(hidden_size, FUSED, isinstance(cell, GRUCell), rows)
+        if max(map(constants.shared, "FB")) <= most:
+            return rows
+    return 0
 
 
 def run(problem: Problem) -> Solution:
@@ -88,7 +98,7 @@ def run(problem: Problem) -> Solution:
         return reference.run(problem)
     problem = problem.widened()
     given = problem.bare(), problem.differentiable
-    return Solution.of_tensors(problem, _TritonEvents.apply(*given, *problem.tensors()))
+    return Solution.of_tensors(problem, _CudaEvents.apply(*given, *problem.tensors()))
 
 
 class _Stored(NamedTuple):
@@ -119,7 +129,7 @@ class _Rows(NamedTuple):
     updates: Tensor  # (B,) int32, how many
 
     @classmethod
-    def of(cls, stored: _Stored, x: Tensor, cell: Cell) -> Self:
+    def of(cls, stored: _Stored, x: Tensor, cell: Cell, kernels: Kernels) -> Self:
         """Here the host waits for the device, to know how many updates there were."""
         counted = stored.updates.tolist()
         rows, (B, D), H = sum(counted) + x.shape[1], x.shape[1:], stored.h.shape[1]
@@ -130,15 +140,13 @@ class _Rows(NamedTuple):
             torch.empty(rows, dtype=torch.int32, device=x.device), p, a, h, h if is_gru else torch.empty_like(h),
             x.new_empty(rows, D + ones), torch.empty(B, dtype=torch.int64, device=x.device), stored.updates,
         )  # fmt: skip
-        triton_kernels.take[B, triton.cdiv(max(counted) + 1, STEPS)](
-            *stored, x, taken.first, *taken[:6], B, x.stride(0), x.stride(1), D=D, ONES=ones, H=H,
-            HP=triton.next_power_of_2(H), GRU=is_gru, BATCH=triton.next_power_of_2(B), STEPS=STEPS,
-            BLOCK=min(triton.next_power_of_2(D + ones), WIDEST), num_warps=1,
-        )  # fmt: skip
+        kernels.launch("take", (B, max(counted) // STEPS + 1), TAKERS, 0, (
+            *stored, x, taken.first, *taken[:6], B, D, ones, *x.stride()[:2],
+        ))  # fmt: skip
         return taken
 
 
-class _TritonEvents(torch.autograd.Function):
+class _CudaEvents(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bare: Problem, saves: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         problem = bare.with_tensors(tensors)
@@ -158,24 +166,21 @@ class _TritonEvents(torch.autograd.Function):
         p_at, a_at = x.new_empty(2, T if saves else 0, B)
         t_at = torch.empty(T if saves else 0, B, dtype=torch.int32, device=x.device)
         updates = torch.empty(B, dtype=torch.int32, device=x.device)
-        shares = cell.input_share(x, weights) if x.shape[2] > FUSED else x
-        recurrent, launch = _recurrent(cell, shares, x.shape[2], weights)
+        shares = _widened(cell.input_share(x, weights)) if x.shape[2] > FUSED else x
+        constants, kernels = _kernels(cell, len(update_weight), x.shape[2], shares)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-            programs = triton.cdiv(B, launch["ROWS"])
-            parts = x.new_empty(programs * launch["ROWS"], launch["SLICES"], 4 * launch["HP"])
-            triton_kernels.forward[(programs,)](
-                shares, weights.weight_ih, weights.bias_ih, recurrent, weights.bias_hh, update_weight, update_bias,
-                h, c, p, acc, h_end, c_end, p_end, acc_end, ends, stored, update_gate, until, c_at, p_at, a_at, t_at,
-                updates, parts, T, B, *shares.stride()[:2], SAVES=saves, EVERY=every, **launch,
-            )  # fmt: skip
+            kernels.launch("forward", (-(-B // constants.rows),), constants.block, constants.shared("F"), (
+                shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, weights.bias_hh,
+                update_weight, update_bias, h, c, p, acc, h_end, c_end, p_end, acc_end, ends,
+                stored if every or saves else None, update_gate, until if every else None, c_at, p_at, a_at, t_at,
+                updates, saves, T, B, *shares.stride()[:2],
+            ))  # fmt: skip
             if every:
-                triton_kernels.fill[B, triton.cdiv(T, STEPS)](
-                    stored, h, update_gate, until, T, B, H=launch["H"], HP=launch["HP"], STEPS=STEPS, num_warps=1
-                )
+                kernels.launch("fill", (B, -(-T // STEPS)), TAKERS, 0, (stored, h, update_gate, until, T, B))
             if saves:
                 left = _Stored(p, acc, h, c, p_at, a_at, stored, c_at, t_at, updates)
                 is_large = 4 * (stored.numel() + c_at.numel()) > MOST_KEPT
-                kept = _Rows.of(left, x, cell) if is_large else left
+                kept = _Rows.of(left, x, cell, kernels) if is_large else left
                 ctx.has_shares = 4 * shares.numel() <= MOST_KEPT
                 made = shares if ctx.has_shares else x
                 ctx.save_for_backward(x, made, update_weight, update_bias, ends, *weights, *kept)
@@ -207,25 +212,21 @@ class _TritonEvents(torch.autograd.Function):
             steps_output = (0, 0) if grad_output is None else grad_output.stride()[:2]
             steps_gate = (0, 0) if grad_gate is None else grad_gate.stride()
 
-            rows = _Rows.of(kept, x, ctx.cell) if isinstance(kept, _Stored) else kept
-            hidden = _shares(rows.h, weights)
+            if D > FUSED and not ctx.has_shares:
+                shares = _widened(ctx.cell.input_share(x, weights))
+            constants, kernels = _kernels(ctx.cell, H, D, shares)
+            rows = _Rows.of(kept, x, ctx.cell, kernels) if isinstance(kept, _Stored) else kept
+            with torch.autocast(x.device.type, enabled=False):  # as the kernel going forward computed it
+                hidden = torch.addmm(weights.bias_hh, rows.h, weights.weight_hh.T)
             grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
             before = [torch.empty_like(tensor) for tensor in (states[0], states[-1], gp, ga)]
-            if D > FUSED and not ctx.has_shares:
-                shares = ctx.cell.input_share(x, weights)
-            recurrent, launch = _recurrent(ctx.cell, shares, D, weights, backward=True)
-            bound = math.inf if ctx.gate_grad_clip is None else ctx.gate_grad_clip
-            programs = triton.cdiv(B, launch["ROWS"])
-            scratch = x.new_empty(programs * launch["ROWS"], 2, launch["WINDOW"])
-            parts = x.new_empty(programs * launch["ROWS"], launch["SLICES"], launch["HP"])
-            triton_kernels.backward[(programs,)](
-                shares, weights.weight_ih, weights.bias_ih, recurrent, update_weight, update_bias,
-                hidden, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, ends,
-                x if grad_output is None else grad_output, x if grad_gate is None else grad_gate,
-                states[0], states[-1], gp, ga, *before, grad_gates, grad_logit, scratch, parts, bound, B,
+            bound = math.inf if ctx.gate_grad_clip is None else float(ctx.gate_grad_clip)
+            kernels.launch("backward", (-(-B // constants.rows),), constants.block, constants.shared("B"), (
+                shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, update_weight, update_bias,
+                hidden, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, ends, grad_output, grad_gate,
+                states[0], states[-1], gp, ga, *before, grad_gates, grad_logit, bound, B,
                 *shares.stride()[:2], *steps_output, *steps_gate,
-                HAS_OUTPUT=grad_output is not None, HAS_GATE=grad_gate is not None, **launch,
-            )  # fmt: skip
+            ))  # fmt: skip
 
             # With respect to the shares of the gates; of a GRU the last two are n's, the state's and the input's.
             states_share = grad_gates[:, : len(weights.bias_hh) // H].flatten(1)
@@ -247,55 +248,17 @@ class _TritonEvents(torch.autograd.Function):
         )  # fmt: skip
 
 
-def options(
-    cell: Cell, hidden_size: int, input_size: int, batch: int, bf16: bool, processors: int, backward: bool,
-    slices: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """How a kernel is launched for a problem, on a GPU of so many multiprocessors."""
-    padded = max(triton.next_power_of_2(hidden_size), 16)
-    rows = min(triton.next_power_of_2(triton.cdiv(batch, processors)), MOST_ROWS)
-    wide = padded if backward else 4 * padded  # columns of the product, of which a thread takes four
-    slices = slices or min(4 * 32 * WARPS // wide, WARPS)
-    held = 0 if backward or bf16 else (HELD if rows < MOST_ROWS else HELD // 2) * 32 * WARPS // (wide * slices)
-    chosen = {
-        "H": hidden_size,
-        "HP": padded,
-        "D": input_size if input_size <= FUSED else 0,
-        "GRU": isinstance(cell, GRUCell),
-        "HELD": min(held, triton.cdiv(hidden_size, slices)),
-        "ROWS": rows,
-        "SLICES": slices,
-        "num_warps": WARPS,
-        "num_stages": 2,
-        "enable_fp_fusion": True,
-    }
-    return chosen | ({"WINDOW": PLACES // rows} if backward else {"BF16": bf16})
+def _kernels(cell: Cell, units: int, features: int, shares: Tensor) -> tuple[Constants, Kernels]:
+    """Those for a problem. A block has no more sequences than it must for all blocks to run beside each other."""
+    batch, device = shares.shape[1], shares.device
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if shares.is_cuda else 2
+    wanted = 1 << (-(-batch // processors) - 1).bit_length()
+    rows = min(wanted, most_rows(cell, units, device))
+    fused = features if features <= FUSED else 0
+    constants = Constants(units, fused, isinstance(cell, GRUCell), rows, shares.dtype == torch.bfloat16)
+    return constants, cuda_kernels.kernels(constants, device) if shares.is_cuda else EMULATED(constants)
 
 
-def _recurrent(
-    cell: Cell, shares: Tensor, input_size: int, weights: LayerWeights, backward: bool = False
-) -> tuple[Tensor, dict[str, Any]]:
-    """The recurrent weights as a kernel wants them, and how it is launched."""
-    recurrent, bf16 = weights.weight_hh, _rounds(shares.device)
-    H = recurrent.shape[1]
-    if backward or not bf16:
-        columns = recurrent if backward else recurrent.view(-1, H, H).permute(2, 0, 1)
-        recurrent = pad(columns, (0, -H % 4)).contiguous()
-    processors = torch.cuda.get_device_properties(shares.device).multi_processor_count if shares.is_cuda else 2
-    slices = None if shares.is_cuda else 32  # Triton's interpreter has no warps
-    return recurrent, options(cell, H, input_size, shares.shape[1], bf16, processors, backward, slices)
-
-
-def _shares(h: Tensor, weights: LayerWeights) -> Tensor:
-    """The states' share of the gates, (R, H) -> (R, N*H), as the kernel going forward computed it, up to TF32."""
-    if not _rounds(h.device):
-        return torch.addmm(weights.bias_hh, h, weights.weight_hh.T)
-    h, weight = h.bfloat16(), weights.weight_hh.T.bfloat16()
-    with torch.autocast(h.device.type, enabled=False):  # only CUDA has a product of bfloat16 that is not rounded
-        product = torch.mm(h, weight, out_dtype=torch.float32) if h.is_cuda else h.float() @ weight.float()
-        return product.add_(weights.bias_hh)
-
-
-def _rounds(device: torch.device) -> bool:
-    """Whether products are of bfloat16."""
-    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
+def _widened(shares: Tensor) -> Tensor:
+    """Shares of the gates as the kernels read them."""
+    return shares if shares.dtype in (torch.float32, torch.bfloat16) else shares.float()
