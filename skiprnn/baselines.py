@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from skiprnn.cells import GRU, LSTM, LayerState
-from skiprnn.engines import native
+from skiprnn.engines import cuda, native
 from skiprnn.gate import GateState
 from skiprnn.problem import Problem, Solution
 from skiprnn.stack import RecurrentStack
@@ -67,12 +67,13 @@ class _RandomSkip(RecurrentStack):
         """The plain cell over all of x: a Skip RNN whose gate stays open, where that is compiled, or torch's own."""
         if not x.numel():
             return states[-1][0].expand(*x.shape[:2], -1), states
-        if self.engine == "auto" and x.is_cpu:
+        if self.engine == "auto":
             gate = GateState(x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
             shut, opened = x.new_zeros(self.hidden_size), x.new_full((1,), 100.0)
             problem = Problem(self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step)
-            if native.why_not(problem) is None:
-                solution = native.run(problem)
+            engine = native if x.is_cpu else cuda
+            if engine.why_not(problem) is None:
+                solution = engine.run(problem)
                 return solution.output, solution.states
         start = tuple(torch.stack(tensors) for tensors in zip(*states, strict=True))  # (num_layers, B, H) each
         if lengths is None:
@@ -107,8 +108,8 @@ class RandomSkipLSTM(_RandomSkip, nn.LSTM):  # type: ignore[misc]  # forward tak
     Args:
         input_size, hidden_size, num_layers, batch_first, learn_initial_state, device, dtype: as for ``SkipLSTM``.
         p_skip: probability of skipping a step.
-        engine: ``"torch"`` runs the used samples through torch's own cell; ``"auto"`` through the compiled engine where
-            that can, which on the CPU is faster.
+        engine: ``"torch"`` runs the used samples through torch's own cell; ``"auto"`` through the engine of compiled
+            code, or of CUDA, where that can, which is faster.
 
     Raises:
         ValueError: ``p_skip`` outside 0..1, or an unknown engine.
@@ -126,8 +127,8 @@ class RandomSkipGRU(_RandomSkip, nn.GRU):  # type: ignore[misc]  # forward takes
     Args:
         input_size, hidden_size, num_layers, batch_first, learn_initial_state, device, dtype: as for ``SkipLSTM``.
         p_skip: probability of skipping a step.
-        engine: ``"torch"`` runs the used samples through torch's own cell; ``"auto"`` through the compiled engine where
-            that can, which on the CPU is faster.
+        engine: ``"torch"`` runs the used samples through torch's own cell; ``"auto"`` through the engine of compiled
+            code, or of CUDA, where that can, which is faster.
 
     Raises:
         ValueError: ``p_skip`` outside 0..1, or an unknown engine.

@@ -79,12 +79,14 @@ class RecurrentStack(nn.Module):
             checked = self._checked_state(state, (x.shape[1],) if layout.batched else ())
             state = self._state(*layout.taken(*self._split(checked)))
         tensors, gate_state = self._split(state)
-        states = [tuple(tensor[k] for tensor in tensors) for k in range(len(tensors[0]))]
+        states = list(zip(*map(_taken_apart, tensors), strict=True))
         solution = self._run(x, states, gate_state, lengths, every_step)
-        tensors = [torch.stack(layers) for layers in zip(*solution.states, strict=True)]
+        tensors = [_put_together(layers) for layers in zip(*solution.states, strict=True)]
         tensors, gate = layout.given(tensors, solution.gate)
         last = tensors[0][-self.num_directions :]
-        output = layout.steps(solution.output) if every_step else torch.cat(list(last), dim=-1)
+        output = (
+            layout.steps(solution.output) if every_step else last[0] if len(last) == 1 else torch.cat(list(last), -1)
+        )
         kind = BatchFirstOutput if self.batch_first else SkipRNNOutput
         return kind(output, self._state(tensors, gate), layout.steps(solution.update_gate))
 
@@ -186,6 +188,15 @@ class RecurrentStack(nn.Module):
         if self.bidirectional:
             options.append("bidirectional=True")
         return ", ".join(options)
+
+
+def _taken_apart(states: Tensor) -> tuple[Tensor, ...]:
+    """Those of each layer; of one layer a view, whose gradient costs nothing."""
+    return (states.squeeze(0),) if len(states) == 1 else states.unbind()
+
+
+def _put_together(layers: Sequence[Tensor]) -> Tensor:
+    return layers[0].unsqueeze(0) if len(layers) == 1 else torch.stack(tuple(layers))
 
 
 def _check_gate(gate: GateState) -> None:

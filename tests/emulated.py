@@ -39,4 +39,4 @@ class _OnCPU:
         packed = cuda_kernels.pack(arguments)
         launch = getattr(self.library, f"launch_{name}")
         launch.argtypes = [ctypes.c_char_p, ctypes.c_int64, *4 * [ctypes.c_int]]
-        launch(packed, len(packed), *(*grid, 1)[:2], block, shared)
+        launch(bytes(packed), ctypes.sizeof(packed), *(*grid, 1)[:2], block, shared)

@@ -6,8 +6,10 @@ and ends with one product for each weight. Within the kernels all is float32. Pr
 ``torch.backends.cuda.matmul.allow_tf32``, but for the one that repeats what forward computed.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Self
@@ -61,7 +63,7 @@ def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tenso
     if EMULATED is not None and device.type == "cpu":
         return None
     small = "the GPU's multiprocessors have too little shared memory for so many units"
-    return unfit_device(device) or (None if most_rows(cell, hidden_size, device) else small)
+    return unfit_device(device) or (None if most_rows(cell, hidden_size, device)[0] else small)
 
 
 @lru_cache
@@ -79,17 +81,17 @@ def unfit_device(device: torch.device) -> str | None:
 
 
 @lru_cache
-def most_rows(cell: Cell, hidden_size: int, device: torch.device) -> int:
-    """How many sequences a block may own, for the memory of a multiprocessor: 1, 2, 4, or none."""
+def most_rows(cell: Cell, hidden_size: int, device: torch.device) -> tuple[int, bool]:
+    """How many sequences a block may own, 1, 2, 4, or none, and whether frugally, for a multiprocessor's memory."""
     if device.type == "cpu":
-        return MOST_ROWS
+        return MOST_ROWS, False
     properties: Any = torch.cuda.get_device_properties(device)
     most = properties.shared_memory_per_block_optin - RESERVED
-    for rows in (MOST_ROWS, 2, 1):
-        constants = Constants(hidden_size, FUSED, isinstance(cell, GRUCell), rows)
+    for frugal, rows in itertools.product((False, True), (MOST_ROWS, 2, 1)):
+        constants = Constants(hidden_size, FUSED, isinstance(cell, GRUCell), rows, frugal=frugal)
         if max(map(constants.shared, "FB")) <= most:
-            return rows
-    return 0
+            return rows, frugal
+    return 0, False
 
 
 def run(problem: Problem) -> Solution:
@@ -141,7 +143,7 @@ class _Rows(NamedTuple):
             x.new_empty(rows, D + ones), torch.empty(B, dtype=torch.int64, device=x.device), stored.updates,
         )  # fmt: skip
         kernels.launch("take", (B, max(counted) // STEPS + 1), TAKERS, 0, (
-            *stored, x, taken.first, *taken[:6], B, D, ones, *x.stride()[:2],
+            *stored, x, taken.first, *taken[:6], B, D, ones, *x.stride()[:2], stored.h.stride(0), stored.c.stride(0),
         ))  # fmt: skip
         return taken
 
@@ -151,81 +153,85 @@ class _CudaEvents(torch.autograd.Function):
     def forward(ctx: Any, bare: Problem, saves: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         problem = bare.with_tensors(tensors)
         cell, x, update_bias, every = problem.cell, problem.x, problem.update_bias, problem.every_step
-        T, B, _ = x.shape
+        T, B, D = x.shape
         x = x if x.stride(2) == 1 else x.contiguous()
-        ends = problem.ends()
-        h, c = (problem.states[0][k].contiguous() for k in (0, -1))
+        lengths = None if problem.lengths is None else problem.ends()
+        h, c = (_rows_dense(problem.states[0][k]) for k in (0, -1))
         weights = LayerWeights(*(weight.contiguous() for weight in problem.layers[0]))
         update_weight = problem.update_weight.contiguous()
         p, acc = (tensor.contiguous() for tensor in problem.gate)
-        h_end, c_end, p_end, acc_end = (torch.empty_like(tensor) for tensor in (h, c, p, acc))
-        stored = x.new_empty(T if every or saves else 0, *h.shape)
+        H, is_lstm = len(update_weight), isinstance(cell, LSTMCell)
+        h_end, p_end, acc_end = x.new_empty(B, H), torch.empty_like(p), torch.empty_like(acc)
+        c_end = x.new_empty(B, H) if is_lstm else h_end
+        stored = x.new_empty(T if every or saves else 0, B, H)
         update_gate = x.new_zeros(T, B)
-        until = torch.empty(T + 1 if every else 0, B, dtype=torch.int32, device=x.device)
-        c_at = torch.empty_like(stored) if saves and isinstance(cell, LSTMCell) else stored
-        p_at, a_at = x.new_empty(2, T if saves else 0, B)
-        t_at = torch.empty(T if saves else 0, B, dtype=torch.int32, device=x.device)
-        updates = torch.empty(B, dtype=torch.int32, device=x.device)
-        shares = _widened(cell.input_share(x, weights)) if x.shape[2] > FUSED else x
-        constants, kernels = _kernels(cell, len(update_weight), x.shape[2], shares)
+        until = torch.empty(T + 1, B, dtype=torch.int32, device=x.device) if every else None
+        c_at, left = stored, None
+        if saves:
+            c_at = torch.empty_like(stored) if is_lstm else stored
+            p_at, a_at = x.new_empty(2, T, B).unbind()
+            steps = torch.empty(T + 1, B, dtype=torch.int32, device=x.device)
+            left = _Stored(p, acc, h, c, p_at, a_at, stored, c_at, steps[1:], steps[0])
+        shares = _widened(cell.input_share(x, weights)) if D > FUSED else x
+        constants, kernels = _kernels(cell, H, D, shares)
+        at_updates = (None,) * 5 if left is None else (left.c_at, left.p_at, left.a_at, left.t_at, left.updates)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             kernels.launch("forward", (-(-B // constants.rows),), constants.block, constants.shared("F"), (
                 shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, weights.bias_hh,
-                update_weight, update_bias, h, c, p, acc, h_end, c_end, p_end, acc_end, ends,
-                stored if every or saves else None, update_gate, until if every else None, c_at, p_at, a_at, t_at,
-                updates, saves, T, B, *shares.stride()[:2],
+                update_weight, update_bias, h, c, p, acc, h_end, c_end, p_end, acc_end, lengths,
+                stored if every or saves else None, update_gate, until, *at_updates,
+                saves, T, B, *shares.stride()[:2], h.stride(0), c.stride(0),
             ))  # fmt: skip
             if every:
-                kernels.launch("fill", (B, -(-T // STEPS)), TAKERS, 0, (stored, h, update_gate, until, T, B))
-            if saves:
-                left = _Stored(p, acc, h, c, p_at, a_at, stored, c_at, t_at, updates)
+                kernels.launch("fill", (B, -(-T // STEPS)), TAKERS, 0, (
+                    stored, h, update_gate, until, T, B, h.stride(0)
+                ))  # fmt: skip
+            if left is not None:
                 is_large = 4 * (stored.numel() + c_at.numel()) > MOST_KEPT
                 kept = _Rows.of(left, x, cell, kernels) if is_large else left
                 ctx.has_shares = 4 * shares.numel() <= MOST_KEPT
                 made = shares if ctx.has_shares else x
-                ctx.save_for_backward(x, made, update_weight, update_bias, ends, *weights, *kept)
-                ctx.kind, ctx.cell, ctx.every = type(kept), cell, every
-                ctx.padded, ctx.gate_grad_clip = problem.lengths is not None, problem.gate_grad_clip
-                ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
+                ctx.save_for_backward(x, made, update_weight, update_bias, lengths, *weights, *kept)
+                ctx.kind, ctx.cell, ctx.gate_grad_clip = type(kept), cell, problem.gate_grad_clip
+                kind = x.device.type
+                ctx.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
                 ctx.set_materialize_grads(False)
-        output = stored if every else stored.new_empty(0, *h.shape)
-        return output, update_gate, p_end, acc_end, *((h_end, c_end) if isinstance(cell, LSTMCell) else (h_end,))
+        output = stored if every else stored.new_empty(0, B, H)
+        return output, update_gate, p_end, acc_end, *((h_end, c_end) if is_lstm else (h_end,))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        enabled, dtype = ctx.autocast
-        x, shares, update_weight, update_bias, ends, *tensors = ctx.saved_tensors
+        x, shares, update_weight, update_bias, lengths, *tensors = ctx.saved_tensors
         weights, kept, is_lstm = LayerWeights(*tensors[:4]), ctx.kind(*tensors[4:]), isinstance(ctx.cell, LSTMCell)
-        with torch.autocast(x.device.type, dtype, enabled=enabled), torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        kind, is_rounded = x.device.type, ctx.autocast is not None
+        with torch.autocast(kind, ctx.autocast) if is_rounded else nullcontext(), torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             T, B, D = x.shape
             H = len(update_weight)
-            grad_output, grad_gate, grad_p, grad_acc, *grad_states = grads
-            zeros = x.new_zeros(B, H)
-            states = [zeros if g is None else g.contiguous() for g in grad_states]
-            gp, ga = (zeros.view(-1)[:B] if g is None else g.contiguous() for g in (grad_p, grad_acc))
-            if grad_output is not None:
-                grad_output = grad_output if grad_output.stride(2) == 1 else grad_output.contiguous()
-                if ctx.padded:  # past its end a sequence's output repeats its last state
-                    past = torch.arange(T, device=x.device)[:, None] >= ends
-                    states[0] = states[0] + torch.where(past[..., None], grad_output, 0).sum(0)
-            steps_output = (0, 0) if grad_output is None else grad_output.stride()[:2]
-            steps_gate = (0, 0) if grad_gate is None else grad_gate.stride()
-
+            grad_output, grad_gate, grad_p, grad_acc, grad_h, grad_c = (*grads, None)[:6]
+            grad_output = None if grad_output is None else _rows_dense(grad_output)
+            if grad_output is not None and lengths is not None:  # past its end an output repeats the last state
+                past = torch.arange(T, device=x.device)[:, None] >= lengths
+                later = torch.where(past[..., None], grad_output, 0).sum(0)
+                grad_h = later if grad_h is None else grad_h + later
+            grads_end = [None if grad is None else grad.contiguous() for grad in (grad_h, grad_c, grad_p, grad_acc)]
             if D > FUSED and not ctx.has_shares:
                 shares = _widened(ctx.cell.input_share(x, weights))
             constants, kernels = _kernels(ctx.cell, H, D, shares)
             rows = _Rows.of(kept, x, ctx.cell, kernels) if isinstance(kept, _Stored) else kept
-            with torch.autocast(x.device.type, enabled=False):  # as the kernel going forward computed it
+            with torch.autocast(kind, enabled=False) if is_rounded else nullcontext():  # as the kernel computed it
                 hidden = torch.addmm(weights.bias_hh, rows.h, weights.weight_hh.T)
             grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
-            before = [torch.empty_like(tensor) for tensor in (states[0], states[-1], gp, ga)]
+            before_p, before_acc = x.new_empty(2, B).unbind()
+            before = [x.new_empty(B, H) for _ in range(1 + is_lstm)]
             bound = math.inf if ctx.gate_grad_clip is None else float(ctx.gate_grad_clip)
             kernels.launch("backward", (-(-B // constants.rows),), constants.block, constants.shared("B"), (
                 shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, update_weight, update_bias,
-                hidden, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, ends, grad_output, grad_gate,
-                states[0], states[-1], gp, ga, *before, grad_gates, grad_logit, bound, B,
-                *shares.stride()[:2], *steps_output, *steps_gate,
+                hidden, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, lengths,
+                grad_output, grad_gate, *grads_end, before[0], before[-1], before_p, before_acc,
+                grad_gates, grad_logit, bound, T, B, *shares.stride()[:2],
+                *((0, 0) if grad_output is None else grad_output.stride()[:2]),
+                *((0, 0) if grad_gate is None else grad_gate.stride()),
             ))  # fmt: skip
 
             # With respect to the shares of the gates; of a GRU the last two are n's, the state's and the input's.
@@ -243,8 +249,8 @@ class _CudaEvents(torch.autograd.Function):
             grad_bias_hh = grad_bias_ih if is_lstm else states_share.sum(0)
             grad_update_weight = grad_logit @ rows.c
         return (
-            None, None, grad_x, grad_update_weight, grad_logit.sum()[None], *before[2:],
-            *(before[:2] if is_lstm else before[:1]), grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh,
+            None, None, grad_x, grad_update_weight, grad_logit.sum()[None], before_p, before_acc, *before,
+            grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh,
         )  # fmt: skip
 
 
@@ -253,10 +259,16 @@ def _kernels(cell: Cell, units: int, features: int, shares: Tensor) -> tuple[Con
     batch, device = shares.shape[1], shares.device
     processors = torch.cuda.get_device_properties(device).multi_processor_count if shares.is_cuda else 2
     wanted = 1 << (-(-batch // processors) - 1).bit_length()
-    rows = min(wanted, most_rows(cell, units, device))
+    most, frugal = most_rows(cell, units, device)
     fused = features if features <= FUSED else 0
-    constants = Constants(units, fused, isinstance(cell, GRUCell), rows, shares.dtype == torch.bfloat16)
+    narrow = shares.dtype == torch.bfloat16
+    constants = Constants(units, fused, isinstance(cell, GRUCell), min(wanted, most), narrow, frugal)
     return constants, cuda_kernels.kernels(constants, device) if shares.is_cuda else EMULATED(constants)
+
+
+def _rows_dense(tensor: Tensor) -> Tensor:
+    """A tensor whose last dimension is dense; others may be repeated, as a state that all sequences begin with."""
+    return tensor if tensor.dim() == 1 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _widened(shares: Tensor) -> Tensor:

@@ -146,12 +146,12 @@ struct Forward {
   const float *w_x, *b_x, *w_h, *b_h, *w_p, *b_p;
   const float *h, *c, *p, *acc;         // before the first step
   float *h_end, *c_end, *p_end, *acc_end;  // after the last
-  const Long* ends;                     // (B,), lengths
+  const Long* ends;                     // (B,), lengths, or null: T
   float *output, *update_gate;          // (T, B, H), written at updates if not null; (T, B) zeros
   int* until;  // (T + 1, B), if not null: the step up to which the state after an update, or in row 0 the first, is kept
   float *c_at, *p_at, *a_at;            // if saves: (T, B, H), (T, B), (T, B), at updates; a: the sum that opened
   int *t_at, *updates;  // if saves: steps of the updates, (T, B), from the top; how many there were, (B,)
-  Long saves, T, B, x_t, x_b;
+  Long saves, T, B, x_t, x_b, h_b, c_b;
 };
 
 // From step t on, the first at which the gate opens, with the sum at it; or end, with the last step's sum.
@@ -192,10 +192,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
   __syncthreads();
 
   const float w_p = is_unit ? a.w_p[unit] : 0.f, b_p = a.b_p[0];
-  float h = there ? a.h[b * UNITS + unit] : 0.f;
-  float c = GRU ? h : there ? a.c[b * UNITS + unit] : 0.f;
+  float h = there ? a.h[b * a.h_b + unit] : 0.f;
+  float c = GRU ? h : there ? a.c[b * a.c_b + unit] : 0.f;
   float p = exists ? a.p[b] : 0.f, total = exists ? a.acc[b] : 0.f;
-  const int end = exists ? (int)a.ends[b] : 0;
+  const int end = !exists ? 0 : a.ends ? (int)a.ends[b] : (int)a.T;
   int t = -1, done = 0, now = 0;
   if (is_unit && slice < ROWS) ((float*)states[0][row])[place_of_unit] = h;
   next_update(p, total, t, end);
@@ -294,14 +294,14 @@ struct Backward {
   const int* t_rows;       // the update's step, -1 for the first state
   const Long* first;       // (B,), number of a sequence's first row
   const int* count;        // (B,), and of its updates
-  const Long* ends;
+  const Long* ends;  // (B,), lengths, or null: T
   const float *grad_output, *grad_gate;  // or null
-  const float *grad_h, *grad_c, *grad_p, *grad_acc;  // after the last step
+  const float *grad_h, *grad_c, *grad_p, *grad_acc;  // after the last step, or null
   float *first_h, *first_c, *first_p, *first_acc;    // the same before the first
   float* grad_gates;  // (R, 4 * H), of the update that led to the row; GRU: r, z, the hidden share of n, and n
   float* grad_logit;  // (R,)
   double bound;       // of the gate's gradient
-  Long B, x_t, x_b, go_t, go_b, gg_t, gg_b;
+  Long T, B, x_t, x_b, go_t, go_b, gg_t, gg_b;
 };
 
 // What is kept of an update.
@@ -364,19 +364,21 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
   __syncthreads();
 
   const float w_p = is_unit ? a.w_p[unit] : 0.f, b_p = a.b_p[0];
-  float G_h = there ? a.grad_h[b * UNITS + unit] : 0.f;
-  float G_c = !GRU && there ? a.grad_c[b * UNITS + unit] : 0.f;
-  float gp = exists ? a.grad_p[b] : 0.f, ga = exists ? a.grad_acc[b] : 0.f;
-  const int end = exists ? (int)a.ends[b] : 0;
+  float G_h = there && a.grad_h ? a.grad_h[b * UNITS + unit] : 0.f;
+  float G_c = !GRU && there && a.grad_c ? a.grad_c[b * UNITS + unit] : 0.f;
+  float gp = exists && a.grad_p ? a.grad_p[b] : 0.f, ga = exists && a.grad_acc ? a.grad_acc[b] : 0.f;
+  const int end = !exists ? 0 : a.ends ? (int)a.ends[b] : (int)a.T;
   int last = end;  // the step after the segment
   int j = exists ? a.count[b] : -1;  // the update that began the segment; 0 is none
   Long at = (exists ? a.first[b] : 0) + j;
   Row row_now, row_before;
   Sample sample;
+  Sample next;          // of the skipped steps, the next
   float arrived = 0.f;  // gradient of the update's output
   row_now.load(a, at, unit, j >= 0, is_unit);
   row_before.load(a, at - 1, unit, j > 0, is_unit);
   sample.load(a.x, row_now.t * a.x_t + b * a.x_b, unit, j > 0 && is_unit);
+  next.load(a.x, (Long)(last - 1 - copy) * a.x_t + b * a.x_b, unit, j >= 0 && last - 1 - copy > row_now.t && is_unit);
   if (a.grad_output) arrived = j > 0 && is_unit ? a.grad_output[row_now.t * a.go_t + b * a.go_b + unit] : 0.f;
   int now = 0;
 
@@ -386,14 +388,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
     const float acc_now = j == 0 ? row_now.a : 0.f;
     int behind = j >= 0 ? last - 1 : t;
     while (__any_sync(ALL, behind > t)) {
-      Sample next;
-      next.load(a.x, (Long)(behind - copy) * a.x_t + b * a.x_b, unit, behind - copy > t && is_unit);
 #pragma unroll 1
       for (int k = copy; __any_sync(ALL, k - copy < WINDOW && behind - (k - copy) > t); k += COPIES) {
         const bool skipped = behind - k > t && is_unit;
         const Sample here = next;
         const int after = behind - k - COPIES;
-        next.load(a.x, (Long)after * a.x_t + b * a.x_b, unit, k + COPIES < WINDOW && after > t && is_unit);
+        next.load(a.x, (Long)after * a.x_t + b * a.x_b, unit, after > t && is_unit);
         float G = G_h;
         if (a.grad_output) {  // the gradient of the state grows by each step's, going back
 #pragma unroll
@@ -438,11 +438,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
         skipped_at[k][row] = make_float2(gain, sigmoid(logit) - row_now.p);
       }
       __syncthreads();
-      for (int k = 0; k < WINDOW && behind - k > t; ++k) {
-        const float2 two = skipped_at[k][row];
-        const float total = acc_now + (float)(behind - k - t) * row_now.p;
-        ga += bounded(two.x + two.y * gp - total * ga, bound);
-        gp += ga;
+      for (int some = 0; some < WINDOW && behind - some > t; some += 4) {
+#pragma unroll
+        for (int k = some; k < some + 4; ++k) {
+          const float2 two = skipped_at[k][row];
+          const float total = acc_now + (float)(behind - k - t) * row_now.p;
+          const float less = ga + bounded(two.x + two.y * gp - total * ga, bound);
+          if (behind - k > t) ga = less, gp += less;
+        }
       }
       behind -= WINDOW;
     }
@@ -494,6 +497,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
     row_now = row_before;
     row_before.load(a, at - 2, unit, j > 1, is_unit);
     sample.load(a.x, row_now.t * a.x_t + b * a.x_b, unit, j > 1 && is_unit);
+    next.load(a.x, (Long)(t - 1 - copy) * a.x_t + b * a.x_b, unit, on && t - 1 - copy > row_now.t && is_unit);
     if (a.grad_output) arrived = j > 1 && is_unit ? a.grad_output[row_now.t * a.go_t + b * a.go_b + unit] : 0.f;
     __syncthreads();
 
@@ -542,7 +546,7 @@ struct Fill {
   float* output;
   const float *h, *update_gate;
   const int* until;
-  Long T, B;
+  Long T, B, h_b;
 };
 
 // Write the state that is kept after each update, and before the first, as the output of the steps skipped.
@@ -551,7 +555,7 @@ extern "C" __global__ void fill(const Fill a) {
   if (unit >= UNITS) return;
   const Long b = blockIdx.x, begin = (Long)blockIdx.y * STEPS;
   if (begin == 0) {
-    const float state = a.h[b * UNITS + unit];
+    const float state = a.h[b * a.h_b + unit];
     for (int t = 0; t < a.until[b]; ++t) a.output[(t * a.B + b) * UNITS + unit] = state;
   }
   for (Long t = begin; t < begin + STEPS && t < a.T; ++t) {
@@ -572,7 +576,7 @@ struct Take {
   int* t_rows;
   float *p_rows, *a_rows, *h_rows, *c_rows;  // as backward reads them
   float* x_rows;                             // (R, D + ones), with a one, or without
-  Long B, D, ones, x_t, x_b;
+  Long B, D, ones, x_t, x_b, h_b, c_b;
 };
 
 // Bring what was stored at updates into rows, STEPS of a sequence a block of threads.
@@ -596,8 +600,8 @@ extern "C" __global__ void take(const Take a) {
       a.a_rows[to] = j ? a.a_at[from] : a.acc[b];
     }
     if (tid < UNITS) {
-      a.h_rows[to * UNITS + tid] = j ? a.h_at[from * UNITS + tid] : a.h[b * UNITS + tid];
-      if (!GRU) a.c_rows[to * UNITS + tid] = j ? a.c_at[from * UNITS + tid] : a.c[b * UNITS + tid];
+      a.h_rows[to * UNITS + tid] = j ? a.h_at[from * UNITS + tid] : a.h[b * a.h_b + tid];
+      if (!GRU) a.c_rows[to * UNITS + tid] = j ? a.c_at[from * UNITS + tid] : a.c[b * a.c_b + tid];
     }
     for (Long d = tid; d < a.D + a.ones; d += TAKERS)
       a.x_rows[to * (a.D + a.ones) + d] = d == a.D ? 1.f : j ? a.x[t * a.x_t + b * a.x_b + d] : 0.f;

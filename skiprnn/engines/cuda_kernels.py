@@ -2,6 +2,7 @@
 
 import ctypes
 import struct
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,9 +15,9 @@ SOURCE = Path(__file__).with_suffix(".cu")
 TAKERS = 128  # threads of a block of the kernels around the loops
 WARP = 32
 LANES = {"F": 4, "B": 8}  # threads that share the sums of a unit going forward, and of two units going back
-HELD = {"F": {1: 20, 2: 20, 4: 12}, "B": {1: 32, 2: 32, 4: 20}}
+HELD = {"F": {1: 20, 2: 20, 4: 12}, "B": {1: 24, 2: 24, 4: 20}}
 """Of the values that a thread multiplies, those whose weights are in registers, by the sequences of a block."""
-_PLENTY = 48 * 1024  # bytes of shared memory that a block has without asking
+FRUGAL = 40  # the same, of GPUs with less shared memory: slower, as some go to and fro
 
 Size = tuple[int, int, int]
 Argument = Tensor | int | float | None
@@ -30,7 +31,7 @@ class Kernels(Protocol):
 
 
 class Constants(NamedTuple):
-    """What is defined when the kernels are compiled; their names in small letters, one more word each."""
+    """What the kernels are compiled for."""
 
     units: int
     features: int
@@ -38,9 +39,15 @@ class Constants(NamedTuple):
     gru: bool
     rows: int
     narrow: bool = False
+    frugal: bool = False
 
     def defined(self) -> dict[str, int]:
-        return {name.upper(): int(value) for name, value in self._asdict().items()} | {
+        return {
+            "UNITS": self.units,
+            "FEATURES": self.features,
+            "GRU": int(self.gru),
+            "ROWS": self.rows,
+            "NARROW": int(self.narrow),
             "BLOCK": self.block,
             "SLICE_F": self.slice("F"),
             "SLICE_B": self.slice("B"),
@@ -64,7 +71,7 @@ class Constants(NamedTuple):
         return 4 * _blocks(values, 4 * LANES[way])
 
     def held(self, way: str) -> int:
-        return min(HELD[way][self.rows], self.slice(way))
+        return min(max(HELD[way][self.rows], FRUGAL * self.frugal), self.slice(way))
 
     def shared(self, way: str) -> int:
         """Bytes for the weights that registers do not hold, and those of the inputs."""
@@ -118,7 +125,7 @@ class _OnGPU:
 
     def launch(self, name: str, grid: Sequence[int], block: int, shared: int, arguments: Sequence[Argument]) -> None:
         function = self.functions.get((name, shared)) or self.function(name, shared)
-        packed = ctypes.create_string_buffer(pack(arguments))
+        packed = pack(arguments)
         where = (ctypes.c_void_p * 1)(ctypes.addressof(packed))
         stream = torch.cuda.current_stream(self.device).cuda_stream
         across, down = (*grid, 1)[:2]
@@ -130,9 +137,8 @@ class _OnGPU:
 
     def function(self, name: str, shared: int) -> Any:
         function = self.done(self.driver.cuModuleGetFunction(self.module, name.encode()))
-        if shared > _PLENTY:
-            most = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self.done(self.driver.cuFuncSetAttribute(function, most, shared))
+        most = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self.done(self.driver.cuFuncSetAttribute(function, most, shared))  # with what is not dynamic, above 48 KB
         self.functions[name, shared] = function
         return function
 
@@ -143,11 +149,13 @@ class _OnGPU:
         return results[0] if results else None
 
 
-def pack(arguments: Sequence[Argument]) -> bytes:
+def pack(arguments: Sequence[Argument]) -> ctypes.Array[ctypes.c_int64]:
     """As a kernel's structure has them: 64 bits each."""
-    kinds, values = "", []
-    for argument in arguments:
-        value = argument.data_ptr() if isinstance(argument, Tensor) else argument or 0
-        kinds += "d" if isinstance(value, float) else "q"
-        values.append(value)
-    return struct.pack(kinds, *values)
+    words = [
+        argument if isinstance(argument, int)
+        else 0 if argument is None
+        else int.from_bytes(struct.pack("d", argument), sys.byteorder) if isinstance(argument, float)
+        else argument.data_ptr()
+        for argument in arguments
+    ]  # fmt: skip
+    return (ctypes.c_int64 * len(words))(*words)

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from triton import knobs
 
 from skiprnn import reference
@@ -25,6 +24,7 @@ from skiprnn.cells import Cell, GRUCell, LSTMCell
 from skiprnn.engines import graph_kernels as kernels
 from skiprnn.engines.graph_iterations import Backward, Forward, Kept, Segment, Size, segment_span
 from skiprnn.engines.graph_parallel import Saved, WeightGradients, skipped_candidates
+from skiprnn.engines.graph_products import product
 from skiprnn.gate import UNBOUNDED, saturated
 from skiprnn.problem import Problem, Solution, grouped, refuse_double_backward, transformed
 
@@ -244,8 +244,8 @@ def _input_shares(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The input's share of the first layer's gates, (T, B, ...), without a bias; batch-first samples are not copied."""
     x, weight = x.to(dtype), weight.to(dtype)
     if x.transpose(0, 1).is_contiguous():
-        return linear(x.transpose(0, 1), weight).transpose(0, 1)
-    return linear(x, weight)
+        return product(x.transpose(0, 1), weight).transpose(0, 1)
+    return product(x, weight)
 
 
 def _to_host(tensor: Tensor) -> tuple[Tensor, Any]:

@@ -446,6 +446,30 @@ def scatter(rows, steps, updates, x, start, B, D, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def split(x, pieces, x_row, K, SIX: tl.constexpr, BLOCK: tl.constexpr):
+    """A row of float32 as three bfloat16, each the rest of those before: 1, 2, 3; or, if SIX, 1, 1, 2, 2, 1, 3."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = k < K
+    value = tl.load(x + row * x_row + k, mask=there, other=0.0)
+    one = value.to(tl.bfloat16)
+    left = value - one.to(tl.float32)
+    two = left.to(tl.bfloat16)
+    three = (left - two.to(tl.float32)).to(tl.bfloat16)
+    to = pieces + row * ((6 if SIX else 3) * K) + k
+    tl.store(to, one, mask=there)
+    if SIX:
+        tl.store(to + K, one, mask=there)
+        tl.store(to + 2 * K, two, mask=there)
+        tl.store(to + 3 * K, two, mask=there)
+        tl.store(to + 4 * K, one, mask=there)
+        tl.store(to + 5 * K, three, mask=there)
+    else:
+        tl.store(to + K, two, mask=there)
+        tl.store(to + 2 * K, three, mask=there)
+
+
+@triton.jit
 def _address(table, entry: tl.constexpr, kind: tl.constexpr):
     """A tensor of ours that the table tells of: memory from torch's allocator, aligned."""
     return tl.multiple_of(tl.load(table + entry).to(tl.pointer_type(kind)), 16)

@@ -9,6 +9,7 @@ from torch import Tensor
 from skiprnn.engines import graph_iterations as iterations
 from skiprnn.engines import graph_kernels as kernels
 from skiprnn.engines.graph_iterations import Backward, Segment, Size, launch_options, set_bias
+from skiprnn.engines.graph_products import add_product, product
 from skiprnn.problem import Problem
 
 
@@ -42,7 +43,7 @@ def skipped_candidates(graph: Backward, problem: Problem, saved: Saved, skipped:
             used = min(most - row + row // (span + 1), span) + 1
             if used > 1 or row == 0:
                 states = segment.h[k, :used].flatten(0, 1).to(size.dtype)
-                torch.mm(states, weight.T, out=hidden[-1][row : row + used].flatten(0, 1))
+                product(states, weight, out=hidden[-1][row : row + used].flatten(0, 1))
                 row += used
     inputs = [weights.weight_ih.to(size.dtype) for weights in problem.layers[1:]]
     at_a_time = min(skipped, iterations.SKIPPED)
@@ -51,7 +52,7 @@ def skipped_candidates(graph: Backward, problem: Problem, saved: Saved, skipped:
         some = min(skipped - start, at_a_time)
         for k in range(size.layers):
             if k:
-                torch.mm(h_candidate[:some], inputs[k - 1].T, out=from_below[:some])
+                product(h_candidate[:some], inputs[k - 1], out=from_below[:some])
             last = k == size.layers - 1
             kernels.candidates[(some, 1 if last else blocks)](
                 graph.table, places, from_below, hidden[k], bias, graph.w_p, problem.update_bias, h_candidate,
@@ -84,8 +85,8 @@ class WeightGradients:
             sums = grad_sums[k, :used].flatten(0, 1)
             by_input, by_state = (sums[:, : 3 * H], sums[:, H:]) if size.gru else (sums, sums)
             h = segment.h[k, : used + 1].to(size.dtype)
-            _add_product(self.ih[k], by_input.T, below)
-            _add_product(self.hh[k], by_state.T, h[:-1].flatten(0, 1))
+            add_product(self.ih[k], by_input, below)
+            add_product(self.hh[k], by_state, h[:-1].flatten(0, 1))
             self.sums[k] += sums.sum(0, dtype=torch.float32)
             if k == 0 and self.x is not None:
                 weight = _rotated(self.problem.layers[0].weight_ih, size).to(size.dtype)
@@ -121,13 +122,3 @@ def _rotated(weight: Tensor, size: Size) -> Tensor:
     """A GRU's r, z, n as n, r, z."""
     H = size.units
     return torch.cat([weight[2 * H :], weight[: 2 * H]]) if size.gru else weight
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a product, summed in float32."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        total += torch.mm(a, b, out_dtype=torch.float32)
-    else:
-        total += a.float() @ b.float()

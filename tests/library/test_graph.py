@@ -134,7 +134,8 @@ def test_memory_kept_for_backward_follows_the_updates(monkeypatch):
             rnn(inputs((20, 2, 1)).to(rnn.update_weight))
         kept[bias] = sum(sizes)
     an_update = 2 * 2 * 16 * (4 + 1 + 1)  # of all sequences and layers: gates, h and c
-    assert kept[-4.0] < kept[100.0] - 12 * an_update
+    spared = 12 if DEVICE == "cpu" else 8  # on a GPU the host learns a chunk later that nobody goes on
+    assert kept[-4.0] < kept[100.0] - spared * an_update
 
 
 @pytest.mark.parametrize(
