@@ -71,9 +71,12 @@ class _RandomSkip(RecurrentStack):
             gate = GateState(x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
             shut, opened = x.new_zeros(self.hidden_size), x.new_full((1,), 100.0)
             problem = Problem(self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step)
-            engine = native if x.is_cpu else cuda
-            if engine.why_not(problem) is None:
-                solution = engine.run(problem)
+            solution = None
+            if x.is_cpu and native.why_not(problem) is None:
+                solution = native.run(problem)
+            elif not x.is_cpu and cuda.why_not(problem) is None:
+                solution = cuda.run(problem, opens_always=True)
+            if solution is not None:
                 return solution.output, solution.states
         start = tuple(torch.stack(tensors) for tensors in zip(*states, strict=True))  # (num_layers, B, H) each
         if lengths is None:

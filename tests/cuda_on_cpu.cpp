@@ -13,6 +13,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __forceinline__ inline
 #define __shared__ static
 #define __launch_bounds__(threads, blocks)
 #define DYNAMIC(name) float4* const name = dynamic_memory
@@ -138,3 +139,4 @@ LAUNCH(forward, Forward)
 LAUNCH(backward, Backward)
 LAUNCH(fill, Fill)
 LAUNCH(take, Take)
+LAUNCH(reset, Reset)

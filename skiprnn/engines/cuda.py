@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from skiprnn import reference
-from skiprnn.cells import Cell, GRUCell, LayerWeights, LSTMCell
+from skiprnn.cells import Cell, GRUCell, GRUResetBeforeCell, LayerWeights, LSTMCell
 from skiprnn.engines import cuda_kernels
 from skiprnn.engines.cuda_kernels import TAKERS, Constants, Kernels
 from skiprnn.gate import UNBOUNDED
 from skiprnn.problem import Problem, Solution, refuse_double_backward, transformed
 
+CELLS = (LSTMCell, GRUCell, GRUResetBeforeCell)
 LARGEST = 128  # units whose recurrent weights a multiprocessor holds
 FUSED = 4  # features up to which the kernels multiply the inputs themselves, instead of one product before
 MOST_ROWS = 4  # sequences of a block
@@ -51,8 +52,8 @@ def why_not(problem: Problem) -> str | None:
 
 def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
     """Why this engine cannot run a stack on such tensors; None if it can."""
-    if type(cell) not in (LSTMCell, GRUCell):
-        return f"it has no {type(cell).__name__}, only the LSTM and the GRU, and of that not reset_after=False"
+    if type(cell) not in CELLS:
+        return f"it has no {type(cell).__name__}, only the LSTM and the GRU"
     if num_layers != 1:
         return f"it runs one layer, not {num_layers}"
     if hidden_size > LARGEST:
@@ -88,18 +89,18 @@ def most_rows(cell: Cell, hidden_size: int, device: torch.device) -> tuple[int, 
     properties: Any = torch.cuda.get_device_properties(device)
     most = properties.shared_memory_per_block_optin - RESERVED
     for frugal, rows in itertools.product((False, True), (MOST_ROWS, 2, 1)):
-        constants = Constants(hidden_size, FUSED, isinstance(cell, GRUCell), rows, frugal=frugal)
+        constants = _constants(cell, hidden_size, FUSED, rows, frugal=frugal)
         if max(map(constants.shared, "FB")) <= most:
             return rows, frugal
     return 0, False
 
 
-def run(problem: Problem) -> Solution:
-    """The same function as ``reference.run``."""
+def run(problem: Problem, opens_always: bool = False) -> Solution:
+    """The same function as ``reference.run``; told that the gate opens at every step, it need not ask the device."""
     if not problem.x.shape[0] or not problem.x.shape[1]:
         return reference.run(problem)
     problem = problem.widened()
-    given = problem.bare(), problem.differentiable
+    given = problem.bare(), problem.differentiable, opens_always and problem.lengths is None
     return Solution.of_tensors(problem, _CudaEvents.apply(*given, *problem.tensors()))
 
 
@@ -131,11 +132,11 @@ class _Rows(NamedTuple):
     updates: Tensor  # (B,) int32, how many
 
     @classmethod
-    def of(cls, stored: _Stored, x: Tensor, cell: Cell, kernels: Kernels) -> Self:
+    def of(cls, stored: _Stored, x: Tensor, cell: Cell, kernels: Kernels, opened_always: bool) -> Self:
         """Here the host waits for the device, to know how many updates there were."""
-        counted = stored.updates.tolist()
+        counted = [len(x)] * x.shape[1] if opened_always else stored.updates.tolist()
         rows, (B, D), H = sum(counted) + x.shape[1], x.shape[1:], stored.h.shape[1]
-        is_gru, ones = isinstance(cell, GRUCell), int(D <= FUSED)
+        is_gru, ones = not isinstance(cell, LSTMCell), int(D <= FUSED)
         p, a = x.new_empty(2, rows)
         h = x.new_empty(rows, H)
         taken = cls(
@@ -150,7 +151,7 @@ class _Rows(NamedTuple):
 
 class _CudaEvents(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, bare: Problem, saves: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, bare: Problem, saves: bool, opens_always: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         problem = bare.with_tensors(tensors)
         cell, x, update_bias, every = problem.cell, problem.x, problem.update_bias, problem.every_step
         T, B, D = x.shape
@@ -188,10 +189,11 @@ class _CudaEvents(torch.autograd.Function):
                 ))  # fmt: skip
             if left is not None:
                 is_large = 4 * (stored.numel() + c_at.numel()) > MOST_KEPT
-                kept = _Rows.of(left, x, cell, kernels) if is_large else left
+                kept = _Rows.of(left, x, cell, kernels, opens_always) if is_large else left
                 ctx.has_shares = 4 * shares.numel() <= MOST_KEPT
                 made = shares if ctx.has_shares else x
                 ctx.save_for_backward(x, made, update_weight, update_bias, lengths, *weights, *kept)
+                ctx.opened_always = opens_always
                 ctx.kind, ctx.cell, ctx.gate_grad_clip = type(kept), cell, problem.gate_grad_clip
                 kind = x.device.type
                 ctx.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -218,16 +220,28 @@ class _CudaEvents(torch.autograd.Function):
             if D > FUSED and not ctx.has_shares:
                 shares = _widened(ctx.cell.input_share(x, weights))
             constants, kernels = _kernels(ctx.cell, H, D, shares)
-            rows = _Rows.of(kept, x, ctx.cell, kernels) if isinstance(kept, _Stored) else kept
+            rows = kept
+            if isinstance(kept, _Stored):
+                rows = _Rows.of(kept, x, ctx.cell, kernels, ctx.opened_always)
+            R, reset, reset_used = len(rows.t), None, None
             with torch.autocast(kind, enabled=False) if is_rounded else nullcontext():  # as the kernel computed it
-                hidden = torch.addmm(weights.bias_hh, rows.h, weights.weight_hh.T)
-            grad_gates, grad_logit = x.new_empty(len(rows.t), 4, H), x.new_empty(len(rows.t))
+                if not constants.reset_before:
+                    hidden = torch.addmm(weights.bias_hh, rows.h, weights.weight_hh.T)
+                else:
+                    hidden = torch.addmm(weights.bias_hh[: 2 * H], rows.h, weights.weight_hh[: 2 * H].T)
+                    states, reset_used = x.new_empty(T * B, H), x.new_empty(R, H)
+                    kernels.launch("reset", (B, T // STEPS + 1), TAKERS, 0, (
+                        shares, weights.weight_ih, weights.bias_ih, hidden, rows.h, rows.t, rows.first, rows.updates,
+                        lengths, states, reset_used, T, B, *shares.stride()[:2],
+                    ))  # fmt: skip
+                    reset = torch.addmm(weights.bias_hh[2 * H :], states, weights.weight_hh[2 * H :].T)
+            grad_gates, grad_logit = x.new_empty(R, 3 if constants.reset_before else 4, H), x.new_empty(R)
             before_p, before_acc = x.new_empty(2, B).unbind()
             before = [x.new_empty(B, H) for _ in range(1 + is_lstm)]
             bound = math.inf if ctx.gate_grad_clip is None else float(ctx.gate_grad_clip)
             kernels.launch("backward", (-(-B // constants.rows),), constants.block, constants.shared("B"), (
                 shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, update_weight, update_bias,
-                hidden, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, lengths,
+                hidden, reset, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, lengths,
                 grad_output, grad_gate, *grads_end, before[0], before[-1], before_p, before_acc,
                 grad_gates, grad_logit, bound, T, B, *shares.stride()[:2],
                 *((0, 0) if grad_output is None else grad_output.stride()[:2]),
@@ -235,21 +249,25 @@ class _CudaEvents(torch.autograd.Function):
             ))  # fmt: skip
 
             # With respect to the shares of the gates; of a GRU the last two are n's, the state's and the input's.
-            states_share = grad_gates[:, : len(weights.bias_hh) // H].flatten(1)
-            inputs = states_share if is_lstm else torch.cat([grad_gates[:, :2], grad_gates[:, 3:]], 1).flatten(1)
+            states_share = grad_gates[:, : constants.gates].flatten(1)
+            is_shared = is_lstm or constants.reset_before
+            inputs = states_share if is_shared else torch.cat([grad_gates[:, :2], grad_gates[:, 3:]], 1).flatten(1)
             grad_x = None
-            if ctx.needs_input_grad[2]:
+            if ctx.needs_input_grad[3]:
                 b = torch.arange(B, device=x.device).repeat_interleave(rows.updates + 1, output_size=len(rows.t))
                 of_steps = x.new_zeros(T + 1, B, D)  # the first is of first states: zeros
                 of_steps[rows.t + 1, b] = (inputs @ weights.weight_ih).to(x.dtype)
                 grad_x = of_steps[1:]
             both = inputs.T @ rows.x
             grad_weight_ih, grad_bias_ih = both[:, :D], both[:, D] if D <= FUSED else inputs.sum(0)
-            grad_weight_hh = states_share[1:].T @ rows.h[:-1]  # a row's update began from the row before
-            grad_bias_hh = grad_bias_ih if is_lstm else states_share.sum(0)
+            of_states = states_share if reset_used is None else states_share[:, : 2 * H]
+            grad_weight_hh = of_states[1:].T @ rows.h[:-1]  # a row's update began from the row before
+            if reset_used is not None:
+                grad_weight_hh = torch.cat([grad_weight_hh, states_share[:, 2 * H :].T @ reset_used])
+            grad_bias_hh = grad_bias_ih if is_shared else states_share.sum(0)
             grad_update_weight = grad_logit @ rows.c
         return (
-            None, None, grad_x, grad_update_weight, grad_logit.sum()[None], before_p, before_acc, *before,
+            None, None, None, grad_x, grad_update_weight, grad_logit.sum()[None], before_p, before_acc, *before,
             grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh,
         )  # fmt: skip
 
@@ -262,8 +280,13 @@ def _kernels(cell: Cell, units: int, features: int, shares: Tensor) -> tuple[Con
     most, frugal = most_rows(cell, units, device)
     fused = features if features <= FUSED else 0
     narrow = shares.dtype == torch.bfloat16
-    constants = Constants(units, fused, isinstance(cell, GRUCell), min(wanted, most), narrow, frugal)
+    constants = _constants(cell, units, fused, min(wanted, most), narrow=narrow, frugal=frugal)
     return constants, cuda_kernels.kernels(constants, device) if shares.is_cuda else EMULATED(constants)
+
+
+def _constants(cell: Cell, units: int, features: int, rows: int, **others: bool) -> Constants:
+    reset_before = isinstance(cell, GRUResetBeforeCell)
+    return Constants(units, features, isinstance(cell, GRUCell) or reset_before, rows, reset_before, **others)
 
 
 def _rows_dense(tensor: Tensor) -> Tensor:

@@ -5,9 +5,10 @@
 // without asking. The recurrent weights stay on the multiprocessor: HELD_* of a thread's in registers, the rest in
 // shared memory, where the states lie too.
 //
-// Compiled for each problem, with these defined: UNITS, FEATURES (0: x is the inputs' share of the gates), GRU, ROWS (1, 2
-// or 4), NARROW (x is bfloat16), BLOCK (threads), SLICE_* (what a thread multiplies of the states, or of the gates' gradients)
-// and HELD_*. Gates come in torch's order. Numbers of a kernel are passed as 64 bits each.
+// Compiled for each problem, with these defined: UNITS, FEATURES (0: x is the inputs' share of the gates), GRU,
+// RESET_BEFORE (the GRU resets before the product), ROWS (1, 2 or 4), NARROW (x is bfloat16), BLOCK (threads), SLICE_*
+// (what a thread multiplies of the states, or of the gates' gradients), HELD_* and TAKERS (threads of the kernels around
+// the loops). Gates come in torch's order. Numbers of a kernel are passed as 64 bits each.
 
 #ifndef ON_CPU
 #define DYNAMIC(name) extern __shared__ float4 name[]
@@ -15,6 +16,8 @@
 
 constexpr unsigned ALL = 0xffffffffu;
 constexpr int GATES = GRU ? 3 : 4;
+constexpr int HIDDEN = RESET_BEFORE ? 2 : GATES;     // of which the state's share is the same at all steps of a segment
+constexpr int GRADIENTS = RESET_BEFORE ? 3 : 4;      // with respect to the shares of the gates; of a GRU n's are two
 constexpr int WARPS = BLOCK / 32;
 constexpr int WINDOW = 16;  // skipped steps that backward takes at a time
 constexpr int STEPS = 8;    // of a sequence, that a block of the kernels around the loops takes
@@ -69,33 +72,71 @@ __device__ inline void unpack(float (&to)[4], float4 from) {
   to[0] = from.x, to[1] = from.y, to[2] = from.z, to[3] = from.w;
 }
 
-// Add the products of four values of each row with their weights to the sums of a unit's gates.
-template <int STRIDE>
-__device__ inline void multiply_four(
-    float (&sums)[ROWS][GATES], const float (&weight)[4][4], const float4 (&rows)[ROWS][STRIDE], int place) {
+// Add the products of some gates' weights with the states of each row, or with what takes their place.
+template <int FROM, int TO>
+__device__ __forceinline__ void multiply_states(
+    float (&sums)[ROWS][TO - FROM], const float (&held)[HELD_F * GATES + 1], const float4* rest,
+    const float4 (&rows)[ROWS][STRIDE_F], int slice) {
+  auto four = [&](const float (&weight)[4][4], int k) {
 #pragma unroll
-  for (int r = 0; r < ROWS; ++r) {
-    float value[4];
-    unpack(value, rows[r][place]);
+    for (int r = 0; r < ROWS; ++r) {
+      float value[4];
+      unpack(value, rows[r][(slice * STRIDE_F + k) / 4]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int n = FROM; n < TO; ++n) sums[r][n - FROM] += weight[i][n] * value[i];
+    }
+  };
+#pragma unroll
+  for (int k = 0; k < HELD_F; k += 4) {
+    float weight[4][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int n = 0; n < GATES; ++n) sums[r][n] += weight[i][n] * value[i];
+      for (int n = FROM; n < TO; ++n) weight[i][n] = held[(k + i) * GATES + n];
+    four(weight, k);
+  }
+#pragma unroll 1
+  for (int k = HELD_F; k < SLICE_F; k += 4) {
+    float weight[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) unpack(weight[i], rest[(k + i - HELD_F) * BLOCK + threadIdx.x]);
+    four(weight, k);
   }
 }
 
-// The same for two units.
-template <int STRIDE>
-__device__ inline void multiply_pair(
-    float (&sums)[2 * ROWS][1], const float (&weight)[4][2], const float4 (&rows)[ROWS][STRIDE], int place) {
+// Add the products of the weights of two units with some gradients of the gates, of each row; those of one unit first.
+template <int FROM, int TO>
+__device__ __forceinline__ void multiply_gradients(
+    float (&sums)[2 * ROWS][1], const float (&held)[HELD_B * 2 + 1], const float4* rest,
+    const float4 (&rows)[ROWS][2 * STRIDE_B], int slice) {
+  auto four = [&](const float (&weight)[4][2], int k) {
 #pragma unroll
-  for (int r = 0; r < ROWS; ++r) {
-    float value[4];
-    unpack(value, rows[r][place]);
+    for (int r = 0; r < ROWS; ++r) {
+      float value[4];
+      unpack(value, rows[r][(slice * STRIDE_B + k) / 4]);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+      for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int e = 0; e < 2; ++e) sums[e * ROWS + r][0] += weight[i][e] * value[i];
+        for (int e = 0; e < 2; ++e) sums[e * ROWS + r][0] += weight[i][e] * value[i];
+    }
+  };
+#pragma unroll
+  for (int k = FROM; k < (TO < HELD_B ? TO : HELD_B); k += 4) {
+    float weight[4][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) weight[i][0] = held[(k + i) * 2], weight[i][1] = held[(k + i) * 2 + 1];
+    four(weight, k);
+  }
+#pragma unroll 1
+  for (int k = FROM > HELD_B ? FROM : HELD_B; k < TO; k += 4) {
+    float two[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) unpack(two[i], rest[((k - HELD_B) / 2 + i) * BLOCK + threadIdx.x]);
+    const float weight[4][2] = {
+        {two[0][0], two[0][1]}, {two[0][2], two[0][3]}, {two[1][0], two[1][1]}, {two[1][2], two[1][3]}};
+    four(weight, k);
   }
 }
 
@@ -116,6 +157,7 @@ __device__ inline void load_inputs(float4* to, const float* w_x, const float* b_
 // What a step's input is to a unit: the sample, or its share of the gates.
 struct Sample {
   float value[FEATURES ? FEATURES : GATES];
+  float reset;  // the state's share of n, going back, if RESET_BEFORE
 
   __device__ inline void load(const Input* x, Long place, int unit, bool wanted) {
 #pragma unroll
@@ -167,6 +209,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
   DYNAMIC(dynamic);
   __shared__ float4 states[2][ROWS][STRIDE_F];
   __shared__ float parts[2][ROWS][WARPS];
+#if RESET_BEFORE
+  __shared__ float4 reset[ROWS][STRIDE_F];  // r * h
+#endif
   float4* const rest = dynamic;
   float4* const inputs = dynamic + (SLICE_F - HELD_F) * BLOCK;
   const int tid = threadIdx.x, slice = tid % 4, unit = tid / 4, row = slice % ROWS;
@@ -189,6 +234,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
   }
   load_inputs(inputs, a.w_x, a.b_x, a.b_h);
   for (int i = tid; i < 2 * ROWS * STRIDE_F; i += BLOCK) (&states[0][0][0])[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+#if RESET_BEFORE
+  for (int i = tid; i < ROWS * STRIDE_F; i += BLOCK) (&reset[0][0])[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+#endif
   __syncthreads();
 
   const float w_p = is_unit ? a.w_p[unit] : 0.f, b_p = a.b_p[0];
@@ -207,32 +255,28 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
     Sample sample;
     sample.load(a.x, t * a.x_t + b * a.x_b, unit, on && is_unit);
 
-    float sums[ROWS][GATES] = {};
-#pragma unroll
-    for (int k = 0; k < HELD_F; k += 4) {
-      float weight[4][4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int n = 0; n < GATES; ++n) weight[i][n] = held[(k + i) * GATES + n];
-      multiply_four(sums, weight, states[now], (slice * STRIDE_F + k) / 4);
-    }
-#pragma unroll 1
-    for (int k = HELD_F; k < SLICE_F; k += 4) {
-      float weight[4][4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) unpack(weight[i], rest[(k + i - HELD_F) * BLOCK + tid]);
-      multiply_four(sums, weight, states[now], (slice * STRIDE_F + k) / 4);
-    }
+    float sums[ROWS][HIDDEN] = {};
+    multiply_states<0, HIDDEN>(sums, held, rest, states[now], slice);
     gather<4>(sums, slice);
 
-    float xs[4], h_new, c_new;
+    float xs[4], hs[4], h_new, c_new;
     const int mine = is_unit ? unit : 0;
     sample.gates(xs, inputs, mine);
-    const float4 bias = inputs[(FEATURES + 1) * UNITS + mine];
-    const float hs[4] = {sums[0][0] + bias.x, sums[0][1] + bias.y, sums[0][2] + bias.z, sums[0][GATES - 1] + bias.w};
+    unpack(hs, inputs[(FEATURES + 1) * UNITS + mine]);
+#pragma unroll
+    for (int n = 0; n < HIDDEN; ++n) hs[n] += sums[0][n];
     if (GRU) {
-      const float r = sigmoid(xs[0] + hs[0]), z = sigmoid(xs[1] + hs[1]), n = tanh_of(xs[2] + r * hs[2]);
+      const float r = sigmoid(xs[0] + hs[0]), z = sigmoid(xs[1] + hs[1]);
+#if RESET_BEFORE
+      if (is_unit && slice < ROWS) ((float*)reset[row])[place_of_unit] = r * h;
+      __syncthreads();
+      float of_reset[ROWS][1] = {};
+      multiply_states<2, 3>(of_reset, held, rest, reset, slice);
+      gather<4>(of_reset, slice);
+      const float n = tanh_of(xs[2] + hs[2] + of_reset[0][0]);
+#else
+      const float n = tanh_of(xs[2] + r * hs[2]);
+#endif
       c_new = h_new = (1.f - z) * n + z * h;
     } else {
       c_new = sigmoid(xs[1] + hs[1]) * c + sigmoid(xs[0] + hs[0]) * tanh_of(xs[2] + hs[2]);
@@ -285,11 +329,27 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
   }
 }
 
+// Which of the GATES * UNITS gradients is a thread's k-th; -1 if none. RESET_BEFORE each takes some of every gate, since
+// n's are multiplied before r's are known.
+constexpr int PART = SLICE_B / 3;  // of a gate, if RESET_BEFORE
+__device__ inline int gradient_of(int slice, int k) {
+  if (RESET_BEFORE) return slice * PART + k % PART < UNITS ? k / PART * UNITS + slice * PART + k % PART : -1;
+  return slice * SLICE_B + k < GATES * UNITS ? slice * SLICE_B + k : -1;
+}
+
+// And where it lies in shared memory.
+__device__ inline int place_of_gradient(int gate, int unit) {
+  if (RESET_BEFORE) return unit / PART * STRIDE_B + gate * PART + unit % PART;
+  const int column = gate * UNITS + unit;
+  return column / SLICE_B * STRIDE_B + column % SLICE_B;
+}
+
 struct Backward {
   const Input* x;
   const float *w_x, *b_x, *w_h, *w_p, *b_p;
   // One row for each sequence's first state and one for the state after each of its updates:
-  const float *hidden;  // (R, GATES * H), the state's share of the gates
+  const float *hidden;  // (R, HIDDEN * H), the state's share of the gates
+  const float *reset;   // (T, B, H), if RESET_BEFORE: the state's share of n at each step
   const float *h_rows, *c_rows, *p_rows, *a_rows;
   const int* t_rows;       // the update's step, -1 for the first state
   const Long* first;       // (B,), number of a sequence's first row
@@ -298,7 +358,7 @@ struct Backward {
   const float *grad_output, *grad_gate;  // or null
   const float *grad_h, *grad_c, *grad_p, *grad_acc;  // after the last step, or null
   float *first_h, *first_c, *first_p, *first_acc;    // the same before the first
-  float* grad_gates;  // (R, 4 * H), of the update that led to the row; GRU: r, z, the hidden share of n, and n
+  float* grad_gates;  // (R, GRADIENTS * H), of the update that led to the row; GRU: r, z, the state's share of n, and n
   float* grad_logit;  // (R,)
   double bound;       // of the gate's gradient
   Long T, B, x_t, x_b, go_t, go_b, gg_t, gg_b;
@@ -317,7 +377,7 @@ struct Row {
     h = wanted ? a_.h_rows[at * UNITS + unit] : 0.f;
     c = GRU ? h : wanted ? a_.c_rows[at * UNITS + unit] : 0.f;
 #pragma unroll
-    for (int n = 0; n < GATES; ++n) hidden[n] = wanted ? a_.hidden[(at * GATES + n) * UNITS + unit] : 0.f;
+    for (int n = 0; n < HIDDEN; ++n) hidden[n] = wanted ? a_.hidden[(at * HIDDEN + n) * UNITS + unit] : 0.f;
   }
 };
 
@@ -346,8 +406,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int from = slice * SLICE_B + k + i;
-        if (2 * pair + e < UNITS && from < GATES * UNITS) weight[i][e] = a.w_h[(Long)from * UNITS + 2 * pair + e];
+        const int from = gradient_of(slice, k + i);
+        if (2 * pair + e < UNITS && from >= 0) weight[i][e] = a.w_h[(Long)from * UNITS + 2 * pair + e];
         if (k < HELD_B) held[(k + i) * 2 + e] = weight[i][e];
       }
     if (k >= HELD_B)
@@ -357,10 +417,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
   for (int i = tid; i < 4 * ROWS * STRIDE_B; i += BLOCK) (&grads[0][0][0])[i] = make_float4(0.f, 0.f, 0.f, 0.f);
   int place_of_gate[GATES];
 #pragma unroll
-  for (int n = 0; n < GATES; ++n) {
-    const int column = n * UNITS + mine;
-    place_of_gate[n] = column / SLICE_B * STRIDE_B + column % SLICE_B;
-  }
+  for (int n = 0; n < GATES; ++n) place_of_gate[n] = place_of_gradient(n, mine);
   __syncthreads();
 
   const float w_p = is_unit ? a.w_p[unit] : 0.f, b_p = a.b_p[0];
@@ -377,8 +434,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
   float arrived = 0.f;  // gradient of the update's output
   row_now.load(a, at, unit, j >= 0, is_unit);
   row_before.load(a, at - 1, unit, j > 0, is_unit);
-  sample.load(a.x, row_now.t * a.x_t + b * a.x_b, unit, j > 0 && is_unit);
-  next.load(a.x, (Long)(last - 1 - copy) * a.x_t + b * a.x_b, unit, j >= 0 && last - 1 - copy > row_now.t && is_unit);
+  const auto load = [&](Sample& of, Long step, bool wanted) {
+    of.load(a.x, step * a.x_t + b * a.x_b, unit, wanted);
+    if (RESET_BEFORE) of.reset = wanted ? a.reset[(step * a.B + b) * UNITS + unit] : 0.f;
+  };
+  load(sample, row_now.t, j > 0 && is_unit);
+  load(next, last - 1 - copy, j >= 0 && last - 1 - copy > row_now.t && is_unit);
   if (a.grad_output) arrived = j > 0 && is_unit ? a.grad_output[row_now.t * a.go_t + b * a.go_b + unit] : 0.f;
   int now = 0;
 
@@ -393,7 +454,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
         const bool skipped = behind - k > t && is_unit;
         const Sample here = next;
         const int after = behind - k - COPIES;
-        next.load(a.x, (Long)after * a.x_t + b * a.x_b, unit, after > t && is_unit);
+        load(next, after, after > t && is_unit);
         float G = G_h;
         if (a.grad_output) {  // the gradient of the state grows by each step's, going back
 #pragma unroll
@@ -407,8 +468,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
         float xs[4], gain, logit;
         here.gates(xs, inputs, mine);
         if (GRU) {
-          const float r = sigmoid(xs[0] + row_now.hidden[0]), z = sigmoid(xs[1] + row_now.hidden[1]);
-          const float moved = (1.f - z) * (tanh_of(xs[2] + r * row_now.hidden[2]) - row_now.h);
+          const float z = sigmoid(xs[1] + row_now.hidden[1]);
+          const float share =
+              RESET_BEFORE ? here.reset : sigmoid(xs[0] + row_now.hidden[0]) * row_now.hidden[2];
+          const float moved = (1.f - z) * (tanh_of(xs[2] + share) - row_now.h);
           gain = moved * G;
           logit = (row_now.h + moved) * w_p;
         } else {
@@ -452,7 +515,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
 
     // The update that began it.
     const bool on = j > 0;
-    float xs[4], d[4], G_old;
+    float xs[4], d[4], G_old, r = 0.f;
+    const float h_old = row_before.h;
     sample.gates(xs, inputs, mine);
     const float(&hs)[4] = row_before.hidden;
     G_h += arrived;
@@ -461,11 +525,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
     const float d_logit = on ? gp * row_now.p * (1.f - row_now.p) : 0.f;
     if (GRU) {
       const float grad_new = G_h + d_logit * w_p;
-      const float r = sigmoid(xs[0] + hs[0]), z = sigmoid(xs[1] + hs[1]), n = tanh_of(xs[2] + r * hs[2]);
+      const float z = sigmoid(xs[1] + hs[1]);
+      r = sigmoid(xs[0] + hs[0]);
+      const float n = tanh_of(xs[2] + (RESET_BEFORE ? sample.reset : r * hs[2]));
       d[3] = grad_new * (1.f - z) * (1.f - n * n);
-      d[0] = d[3] * hs[2] * r * (1.f - r);
-      d[1] = grad_new * (row_before.h - n) * z * (1.f - z);
-      d[2] = d[3] * r;
+      d[0] = RESET_BEFORE ? 0.f : d[3] * hs[2] * r * (1.f - r);  // or below
+      d[1] = grad_new * (h_old - n) * z * (1.f - z);
+      d[2] = RESET_BEFORE ? d[3] : d[3] * r;
       G_old = grad_new * z;
     } else {
       const float i = sigmoid(xs[0] + hs[0]), f = sigmoid(xs[1] + hs[1]), g = tanh_of(xs[2] + hs[2]);
@@ -481,7 +547,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
       if (!on || !is_unit) d[n] = 0.f;
-      if (writes && j >= 0) a.grad_gates[(at * 4 + n) * UNITS + unit] = d[n];
+      if (RESET_BEFORE && (n == 0 || n == 3)) continue;
+      if (writes && j >= 0) a.grad_gates[(at * GRADIENTS + n) * UNITS + unit] = d[n];
       if (n < GATES && writes) ((float*)grads[now][row])[place_of_gate[n]] = d[n];
     }
     if (leads && j >= 0) a.grad_logit[at] = d_logit;
@@ -496,27 +563,25 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
     // What the next update needs is on its way during the product.
     row_now = row_before;
     row_before.load(a, at - 2, unit, j > 1, is_unit);
-    sample.load(a.x, row_now.t * a.x_t + b * a.x_b, unit, j > 1 && is_unit);
-    next.load(a.x, (Long)(t - 1 - copy) * a.x_t + b * a.x_b, unit, on && t - 1 - copy > row_now.t && is_unit);
+    load(sample, row_now.t, j > 1 && is_unit);
+    load(next, t - 1 - copy, on && t - 1 - copy > row_now.t && is_unit);
     if (a.grad_output) arrived = j > 1 && is_unit ? a.grad_output[row_now.t * a.go_t + b * a.go_b + unit] : 0.f;
     __syncthreads();
 
-    float sums[2 * ROWS][1] = {};  // of both units, the rows of one first
-#pragma unroll
-    for (int k = 0; k < HELD_B; k += 4) {
-      float weight[4][2];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) weight[i][0] = held[(k + i) * 2], weight[i][1] = held[(k + i) * 2 + 1];
-      multiply_pair(sums, weight, grads[now], (slice * STRIDE_B + k) / 4);
-    }
-#pragma unroll 1
-    for (int k = HELD_B; k < SLICE_B; k += 4) {
-      float two[2][4];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) unpack(two[i], rest[((k - HELD_B) / 2 + i) * BLOCK + tid]);
-      const float weight[4][2] = {{two[0][0], two[0][1]}, {two[0][2], two[0][3]}, {two[1][0], two[1][1]}, {two[1][2], two[1][3]}};
-      multiply_pair(sums, weight, grads[now], (slice * STRIDE_B + k) / 4);
-    }
+    float sums[2 * ROWS][1] = {};
+#if RESET_BEFORE
+    float of_reset[2 * ROWS][1] = {};
+    multiply_gradients<2 * PART, 3 * PART>(of_reset, held, rest, grads[now], slice);
+    gather<8>(of_reset, slice);
+    const float grad_reset = of_reset[0][0], d_r = on && is_unit ? grad_reset * h_old * r * (1.f - r) : 0.f;
+    G_old += grad_reset * r;
+    if (writes && j >= 0) a.grad_gates[at * GRADIENTS * UNITS + unit] = d_r;
+    if (writes) ((float*)grads[now][row])[place_of_gate[0]] = d_r;
+    __syncthreads();
+    multiply_gradients<0, 2 * PART>(sums, held, rest, grads[now], slice);
+#else
+    multiply_gradients<0, SLICE_B>(sums, held, rest, grads[now], slice);
+#endif
     gather<8>(sums, slice);
     if (on) {
 #pragma unroll
@@ -605,5 +670,40 @@ extern "C" __global__ void take(const Take a) {
     }
     for (Long d = tid; d < a.D + a.ones; d += TAKERS)
       a.x_rows[to * (a.D + a.ones) + d] = d == a.D ? 1.f : j ? a.x[t * a.x_t + b * a.x_b + d] : 0.f;
+  }
+}
+
+struct Reset {
+  const Input* x;
+  const float *w_x, *b_x, *hidden, *h_rows;
+  const int* t_rows;
+  const Long* first;
+  const int* count;
+  const Long* ends;
+  float *states;  // (T, B, H)
+  float *used;    // (R, H), of the update that led to the row
+  Long T, B, x_t, x_b;
+};
+
+// r * h at every step, whatever the gate does, from the rows of backward: STEPS rows of a sequence a block of threads.
+extern "C" __global__ void reset(const Reset a) {
+  const Long b = blockIdx.x;
+  const int unit = threadIdx.x, begin = blockIdx.y * STEPS, count = a.count[b];
+  if (unit >= UNITS || begin > count) return;
+  const int end = a.ends ? (int)a.ends[b] : (int)a.T;
+  const float bias = FEATURES ? a.b_x[unit] : 0.f;
+  for (int j = begin; j < begin + STEPS && j <= count; ++j) {
+    const Long at = a.first[b] + j;
+    const float h = a.h_rows[at * UNITS + unit], hidden = a.hidden[at * HIDDEN * UNITS + unit];
+    const int until = j < count ? a.t_rows[at + 1] : end - 1;
+    if (j == 0) a.used[at * UNITS + unit] = 0.f;
+    for (int t = a.t_rows[at] + 1; t <= until; ++t) {
+      const Long from = t * a.x_t + b * a.x_b;
+      float share = FEATURES ? bias : wide(a.x[from + unit]);
+      for (int d = 0; d < FEATURES; ++d) share += a.w_x[unit * FEATURES + d] * wide(a.x[from + d]);
+      const float kept = sigmoid(share + hidden) * h;
+      a.states[(t * a.B + b) * UNITS + unit] = kept;
+      if (j < count && t == until) a.used[(at + 1) * UNITS + unit] = kept;
+    }
   }
 }

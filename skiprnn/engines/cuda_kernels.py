@@ -38,6 +38,7 @@ class Constants(NamedTuple):
     """0 where the input's share of the gates is given."""
     gru: bool
     rows: int
+    reset_before: bool = False
     narrow: bool = False
     frugal: bool = False
 
@@ -46,6 +47,7 @@ class Constants(NamedTuple):
             "UNITS": self.units,
             "FEATURES": self.features,
             "GRU": int(self.gru),
+            "RESET_BEFORE": int(self.reset_before),
             "ROWS": self.rows,
             "NARROW": int(self.narrow),
             "BLOCK": self.block,
@@ -67,8 +69,9 @@ class Constants(NamedTuple):
 
     def slice(self, way: str) -> int:
         """Values that a thread multiplies, in fours: of the states, or of the gradients of the gates."""
-        values = self.units if way == "F" else self.gates * self.units
-        return 4 * _blocks(values, 4 * LANES[way])
+        if way == "B" and self.reset_before:  # some of each gate
+            return self.gates * 4 * _blocks(self.units, 4 * LANES[way])
+        return 4 * _blocks(self.units if way == "F" else self.gates * self.units, 4 * LANES[way])
 
     def held(self, way: str) -> int:
         return min(max(HELD[way][self.rows], FRUGAL * self.frugal), self.slice(way))

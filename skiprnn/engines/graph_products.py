@@ -19,6 +19,7 @@ FAST = (
     (9, 0),
     (10, 0),
 )  # compute capabilities of A100, H100 and B200: twelve times or more as fast in bfloat16
+LONGEST = 2048  # of the sums of the largest products: tensor cores cut off what is below a sum's last bit
 AT_A_TIME = 2**25  # numbers of the larger matrix, of which six times as many bfloat16 are made
 
 
@@ -27,14 +28,17 @@ def product(a: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     rows = a.numel() // a.shape[-1] if a.numel() else 0
     if not pays(a, rows, *weight.shape):
         return linear(a, weight) if out is None else torch.mm(a, weight.T, out=out)
-    flat = a.reshape(rows, a.shape[-1])
+    flat, K = a.reshape(rows, a.shape[-1]), a.shape[-1]
     made = a.new_empty(rows, len(weight)) if out is None else out
     one, two, three = split(weight, 3).chunk(3, 1)
-    sixfold = torch.cat([one, two, one, two, three, one], 1).T
-    step = max(AT_A_TIME // a.shape[-1], NARROWEST)
+    others = torch.cat([two, one, two, three, one], 1).T
+    step = max(AT_A_TIME // K, NARROWEST)
     for start in range(0, rows, step):
         some = slice(start, start + step)
-        _mm(split(flat[some], 6), sixfold, made[some])
+        pieces = split(flat[some], 6)
+        _mm(pieces[:, K:], others, made[some])
+        for k in range(0, K, LONGEST):
+            made[some] += _mm(pieces[:, k : min(k + LONGEST, K)], one[:, k : k + LONGEST].T)
     return made.view(*a.shape[:-1], len(weight))
 
 
@@ -50,8 +54,10 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     for start in range(0, len(a), step):
         left = [piece.T for piece in split(a[start : start + step], 3).chunk(3, 1)]
         right = split(b[start : start + step], 3).chunk(3, 1)
-        for i, k in ((0, 2), (2, 0), (1, 1), (0, 1), (1, 0), (0, 0)):  # the smallest first
+        for i, k in ((0, 2), (2, 0), (1, 1), (0, 1), (1, 0)):
             total += _mm(left[i], right[k])
+        for k in range(0, right[0].shape[0], LONGEST):
+            total += _mm(left[0][:, k : k + LONGEST], right[0][k : k + LONGEST])
 
 
 def pays(a: Tensor, *sizes: int) -> bool:

@@ -32,6 +32,7 @@ def worst(found, exact):
 
 def test_a_product_is_as_good_as_float32(monkeypatch):
     monkeypatch.setattr(products, "AT_A_TIME", 32 * 7)
+    monkeypatch.setattr(products, "LONGEST", 12)
     a, weight = numbers(5, 9, 32), numbers(11, 32)
     exact = a.double() @ weight.double().T
     assert products.product(a, weight).shape == exact.shape
@@ -44,6 +45,7 @@ def test_a_product_is_as_good_as_float32(monkeypatch):
 
 def test_a_product_is_added_as_float32_would_be(monkeypatch):
     monkeypatch.setattr(products, "AT_A_TIME", 9 * 8)
+    monkeypatch.setattr(products, "LONGEST", 3)
     a, b, total = numbers(37, 8), numbers(37, 9), numbers(8, 9)
     exact = total.double() + a.double().T @ b.double()
     products.add_product(total, a, b)

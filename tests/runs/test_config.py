@@ -160,8 +160,9 @@ def test_tables_say_which_gru(make_run):
     assert line_names(gru, {**gru, "reset_after": True}) == [("Skip GRU", 2)]  # as runs of before it was an option
 
 
-def test_the_gpu_engine_does_not_reset_before():
-    config = TrainConfig(cell="gru", reset_after=False, steps=1, engine="cuda")
+def test_the_gpu_engine_of_stacks_does_not_reset_before():
+    pytest.importorskip("skiprnn.engines.graph")
+    config = TrainConfig(cell="gru", reset_after=False, steps=1, engine="graph")
     with pytest.raises(SkipRNNError, match="not reset_after=False"):
         check_engine(config, choose_device("auto"))
 
