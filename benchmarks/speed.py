@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py --device cpu
     python benchmarks/speed.py --shapes sine,mnist --cells lstm --out benchmarks/results/mine.json
-    python benchmarks/speed.py --device cuda --engine triton --shapes mnist --autocast
+    python benchmarks/speed.py --device cuda --engine cuda --shapes mnist --autocast
 
 The loss is the mean square of the last state plus a budget; outputs of other steps are not made. Usage is set through
 the gate's bias, its weight being zero; "mixed" has a random weight and inputs that differ in mean between sequences, so

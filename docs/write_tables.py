@@ -23,7 +23,10 @@ def page(text: str) -> str:
 def _table(path: Path) -> str:
     results = json.loads(path.read_text(encoding="utf-8"))
     hours = sum(run["training_seconds"] for run in results["runs"]) / 3600
-    note = f"{len(results['runs'])} runs, {hours:.1f} hours of training together, one thread each (`{path.name}`)."
+    spent = f"{hours:.1f} hours" if hours > 1 else f"{60 * hours:.1f} minutes"
+    device = results["where"]["device"]
+    each = f"on one {device}, several at once" if device.startswith("NVIDIA") else "one thread each"
+    note = f"{len(results['runs'])} runs, {spent} of training together, {each} (`{path.name}`)."
     return f"{markdown([Line(**line) for line in results['lines']], without=TIMES)}\n{note}\n"
 
 

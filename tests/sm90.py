@@ -1,9 +1,9 @@
 """Compile the GPU kernels of one layer for an H100, without one, and print what each takes.
 
-    python -m tests.sm90 [--code] lstm,1,2 gru,300,4,64
+    python -m tests.sm90 [--code] lstm,1,2 gru-before,300,4,64
 
-Each argument is a problem: cell, features, sequences of a block, and units if they are not 110. With ``--code``
-instructions are counted too, and barriers among them.
+Each argument is a problem: cell (lstm, gru, gru-before), features, sequences of a block, and units if they are not 110.
+With ``--code`` instructions are counted too, and barriers among them.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 from skiprnn.engines import cuda, cuda_kernels
 
 CODE = "--code"
-KERNELS = ("forward", "backward", "fill", "take")
+KERNELS = ("forward", "backward", "fill", "take", "reset")
 OPERATION = r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_]+)"  # of a dump of instructions
 
 
@@ -45,7 +45,7 @@ def _dumped(binary, *options):
 
 def usage(cell, features, rows, units=110):
     fused = features if features <= cuda.FUSED else 0
-    constants = cuda_kernels.Constants(units, fused, cell == "gru", rows)
+    constants = cuda_kernels.Constants(units, fused, cell != "lstm", rows, cell == "gru-before")
     cubin, _ = cuda_kernels.compiled(constants, "sm_90")
     found = {kernel: report(cubin, kernel) for kernel in KERNELS}
     for kernel, way in (("forward", "F"), ("backward", "B")):
