@@ -2,8 +2,8 @@
 
 Forward keeps a row for each update (c, when, and the gate's numbers; h is in the output, if that is wanted). Backward
 starts with one product for all rows, walks the events in one kernel, which leaves the gates' gradients of every update,
-and ends with one product for each weight. Within the kernels all is float32. Products around them follow autocast and
-``torch.backends.cuda.matmul.allow_tf32``, but for the one that repeats what forward computed.
+and ends with one product for each weight. Within the kernels all is float32. Products around them follow
+``torch.backends.cuda.matmul.fp32_precision``, and autocast but where they repeat what forward computed.
 """
 
 import itertools
@@ -174,9 +174,9 @@ class _CudaEvents(torch.autograd.Function):
             steps = torch.empty(T + 1, B, dtype=torch.int32, device=x.device)
             left = _Stored(p, acc, h, c, p_at, a_at, stored, c_at, steps[1:], steps[0])
         shares = _widened(cell.input_share(x, weights)) if D > FUSED else x
-        constants, kernels = _kernels(cell, H, D, shares)
         at_updates = (None,) * 5 if left is None else (left.c_at, left.p_at, left.a_at, left.t_at, left.updates)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            constants, kernels = _kernels(cell, H, D, shares)
             kernels.launch("forward", (-(-B // constants.rows),), constants.block, constants.shared("F"), (
                 shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, weights.bias_hh,
                 update_weight, update_bias, h, c, p, acc, h_end, c_end, p_end, acc_end, lengths,
@@ -223,18 +223,9 @@ class _CudaEvents(torch.autograd.Function):
             rows = kept
             if isinstance(kept, _Stored):
                 rows = _Rows.of(kept, x, ctx.cell, kernels, ctx.opened_always)
-            R, reset, reset_used = len(rows.t), None, None
             with torch.autocast(kind, enabled=False) if is_rounded else nullcontext():  # as the kernel computed it
-                if not constants.reset_before:
-                    hidden = torch.addmm(weights.bias_hh, rows.h, weights.weight_hh.T)
-                else:
-                    hidden = torch.addmm(weights.bias_hh[: 2 * H], rows.h, weights.weight_hh[: 2 * H].T)
-                    states, reset_used = x.new_empty(T * B, H), x.new_empty(R, H)
-                    kernels.launch("reset", (B, T // STEPS + 1), TAKERS, 0, (
-                        shares, weights.weight_ih, weights.bias_ih, hidden, rows.h, rows.t, rows.first, rows.updates,
-                        lengths, states, reset_used, T, B, *shares.stride()[:2],
-                    ))  # fmt: skip
-                    reset = torch.addmm(weights.bias_hh[2 * H :], states, weights.weight_hh[2 * H :].T)
+                hidden, reset, reset_used = _states_share(rows, weights, constants, kernels, shares, lengths)
+            R = len(rows.t)
             grad_gates, grad_logit = x.new_empty(R, 3 if constants.reset_before else 4, H), x.new_empty(R)
             before_p, before_acc = x.new_empty(2, B).unbind()
             before = [x.new_empty(B, H) for _ in range(1 + is_lstm)]
@@ -248,28 +239,62 @@ class _CudaEvents(torch.autograd.Function):
                 *((0, 0) if grad_gate is None else grad_gate.stride()),
             ))  # fmt: skip
 
-            # With respect to the shares of the gates; of a GRU the last two are n's, the state's and the input's.
-            states_share = grad_gates[:, : constants.gates].flatten(1)
-            is_shared = is_lstm or constants.reset_before
-            inputs = states_share if is_shared else torch.cat([grad_gates[:, :2], grad_gates[:, 3:]], 1).flatten(1)
+            states_share, inputs = _of_shares(grad_gates, constants)
             grad_x = None
             if ctx.needs_input_grad[3]:
                 b = torch.arange(B, device=x.device).repeat_interleave(rows.updates + 1, output_size=len(rows.t))
                 of_steps = x.new_zeros(T + 1, B, D)  # the first is of first states: zeros
                 of_steps[rows.t + 1, b] = (inputs @ weights.weight_ih).to(x.dtype)
                 grad_x = of_steps[1:]
-            both = inputs.T @ rows.x
-            grad_weight_ih, grad_bias_ih = both[:, :D], both[:, D] if D <= FUSED else inputs.sum(0)
-            of_states = states_share if reset_used is None else states_share[:, : 2 * H]
-            grad_weight_hh = of_states[1:].T @ rows.h[:-1]  # a row's update began from the row before
-            if reset_used is not None:
-                grad_weight_hh = torch.cat([grad_weight_hh, states_share[:, 2 * H :].T @ reset_used])
-            grad_bias_hh = grad_bias_ih if is_shared else states_share.sum(0)
+            by_weights = _by_weights(states_share, inputs, rows, reset_used, D)
             grad_update_weight = grad_logit @ rows.c
         return (
             None, None, None, grad_x, grad_update_weight, grad_logit.sum()[None], before_p, before_acc, *before,
-            grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh,
+            *by_weights,
         )  # fmt: skip
+
+
+def _states_share(
+    rows: _Rows, weights: LayerWeights, constants: Constants, kernels: Kernels, shares: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The states' share of the gates in all rows. Of a GRU that resets before, r's and z's; n's at all steps; and r⊙h
+    of the updates, as rows.
+    """
+    H = rows.h.shape[1]
+    if not constants.reset_before:
+        return torch.addmm(weights.bias_hh, rows.h, weights.weight_hh.T), None, None
+    (T, B), of_n = shares.shape[:2], slice(2 * H, None)
+    hidden = torch.addmm(weights.bias_hh[: 2 * H], rows.h, weights.weight_hh[: 2 * H].T)
+    states, used = hidden.new_empty(T * B, H), torch.empty_like(rows.h)
+    kernels.launch("reset", (B, T // STEPS + 1), TAKERS, 0, (
+        shares, weights.weight_ih, weights.bias_ih, hidden, rows.h, rows.t, rows.first, rows.updates, lengths,
+        states, used, T, B, *shares.stride()[:2],
+    ))  # fmt: skip
+    return hidden, torch.addmm(weights.bias_hh[of_n], states, weights.weight_hh[of_n].T), used
+
+
+def _of_shares(grad_gates: Tensor, constants: Constants) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to the state's share of the gates and to the input's, (R, N*H).
+
+    They are the same, but of a GRU that resets after: its last two are n's, the state's and the input's.
+    """
+    of_state = grad_gates[:, : constants.gates].flatten(1)
+    if grad_gates.shape[1] == constants.gates:
+        return of_state, of_state
+    return of_state, torch.cat([grad_gates[:, :2], grad_gates[:, 3:]], 1).flatten(1)
+
+
+def _by_weights(
+    of_state: Tensor, of_input: Tensor, rows: _Rows, reset_used: Tensor | None, features: int
+) -> tuple[Tensor, ...]:
+    """Gradients by weight_ih, weight_hh, bias_ih and bias_hh."""
+    both, H = of_input.T @ rows.x, rows.h.shape[1]
+    bias_ih = both[:, features] if features <= FUSED else of_input.sum(0)
+    by_h = of_state if reset_used is None else of_state[:, : 2 * H]
+    weight_hh = by_h[1:].T @ rows.h[:-1]  # a row's update began from the row before
+    if reset_used is not None:
+        weight_hh = torch.cat([weight_hh, of_state[:, 2 * H :].T @ reset_used])
+    return both[:, :features], weight_hh, bias_ih, bias_ih if of_state is of_input else of_state.sum(0)
 
 
 def _kernels(cell: Cell, units: int, features: int, shares: Tensor) -> tuple[Constants, Kernels]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from skiprnn import SkipGRU, SkipLSTM, engines
+from skiprnn.cells import LSTM
 from skiprnn.engines import cuda, cuda_kernels
 from tests.problems import MODULES, assert_same, build, run
 
@@ -102,6 +103,23 @@ def test_says_what_it_cannot_run(rnn, reason):
     rnn = rnn().to(DEVICE)
     with pytest.raises(RuntimeError, match=reason):
         rnn(torch.zeros(3, 1, 2, device=DEVICE, dtype=rnn.update_weight.dtype))
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("most", [(1, False), (2, True)])
+def test_equals_the_reference_with_less_shared_memory(name, most, monkeypatch):
+    monkeypatch.setattr(cuda, "most_rows", lambda *_: most)
+    shape = (21, 7, 1, 110, 1)
+    assert_same(*(run(rnn, inputs(shape)) for rnn in pair(name, shape, -1.5)), tolerance=1e-5)
+
+
+def test_how_many_sequences_a_block_owns_follows_the_memory(monkeypatch):
+    found = {}
+    for kilobytes in (227, 99, 64):
+        properties = SimpleNamespace(shared_memory_per_block_optin=kilobytes * 1024)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, properties=properties: properties)
+        found[kilobytes] = cuda.most_rows.__wrapped__(LSTM, 110, torch.device("cuda"))
+    assert found == {227: (4, False), 99: (4, True), 64: (0, False)}
 
 
 @pytest.mark.parametrize(
