@@ -21,6 +21,8 @@ from skiprnn_cli.messages import note
 @click.option("--data", type=options.PATH, default=DATA, show_default=True,
               help="Folder of the data files; adding and sine are generated if missing.")  # fmt: skip
 @click.option("--out", type=options.PATH, help="Folder of runs and tables.  [default: reproduced/EXPERIMENT-PRESET]")
+@click.option("--only", multiple=True, metavar="TEXT",
+              help="Only runs whose name has this in it, such as skip-lstm or lam0.0001; may be repeated.")  # fmt: skip
 @click.option("--figures", is_flag=True, help="Draw the paper's figures of the task, too, into OUT/figures.")
 @grid_options
 def command(
@@ -29,6 +31,7 @@ def command(
     preset: str,
     data: Path,
     out: Path | None,
+    only: tuple[str, ...],
     figures: bool,
     settings: tuple[tuple[str, Any], ...],
     device: str,
@@ -54,7 +57,12 @@ def command(
             grids[task] = grid_of_table(
                 task, preset, data, range(runs), figures=figures, device=device, **dict(settings)
             )
-            plan(folders[task].absolute(), grids[task])
+            planned = plan(folders[task].absolute(), grids[task])
+            if only:
+                grids[task] = [run.config for run in planned if any(text in run.path.name for text in only)]
+            if not grids[task]:
+                names = ", ".join(dict.fromkeys(run.path.name.rpartition("-seed")[0] for run in planned))
+                raise SkipRNNError(f"--only {' --only '.join(only)} is in no run's name; they are {names}")
             for config in grids[task]:
                 refuse_other_data(config)
                 if not (how["dry_run"] or how["no_train"]):

@@ -527,6 +527,18 @@ def test_wrong_options_are_refused(skiprnn, adding_file, options, code, message)
     assert "Traceback" not in result.output
 
 
+def test_reproduce_takes_some_rows_of_a_table(skiprnn):
+    some = skiprnn("reproduce", "mnist", "--runs", "2", "--only", "skip-gru", "--only", "lstm-seed", "--dry-run")
+    said = some.stdout.splitlines()
+    assert [line.partition("-seed*")[0].rpartition("/")[2] for line in said[:-1] if "runs/" in line] == [
+        "mnist-lstm", "mnist-skip-gru-reset-before-lam0.0001",
+    ]  # fmt: skip
+    assert said[-1] == "4 runs whose data is missing"
+    refused = skiprnn("reproduce", "mnist", "--only", "rnn", "--dry-run")
+    assert refused.exit_code == 1
+    assert "mnist: --only rnn is in no run's name; they are mnist-lstm, mnist-skip-lstm-lam0.0001, " in refused.stderr
+
+
 def test_reproduce_names_the_data_it_lacks(skiprnn):
     assert skiprnn("reproduce", "mnist", "--runs", "1", "--dry-run").stdout.endswith("6 runs whose data is missing\n")
     result = skiprnn("reproduce", "mnist", "--preset", "quick", "--runs", "1")
