@@ -46,9 +46,9 @@ def check_engine(config: TrainConfig, device: torch.device) -> None:
         engine = import_module(f"skiprnn.engines.{config.engine}")
     except ImportError as error:
         raise SkipRNNError(f"--engine {config.engine} needs the package triton; install it, or use auto") from error
-    if config.gate != "round":
+    if config.engine == "graph" and config.gate != "round":
         raise SkipRNNError(f"--engine {config.engine} has no gate that draws; use auto or events")
-    if config.min_skip or config.max_skip is not None:
+    if config.engine == "graph" and (config.min_skip or config.max_skip is not None):
         raise SkipRNNError(
             f"--engine {config.engine} has no bounds of how many samples are skipped; use auto or events"
         )

@@ -40,12 +40,8 @@ def why_not(problem: Problem) -> str | None:
     """Why this engine cannot run a problem; None if it can."""
     if torch.compiler.is_compiling():
         return "it cannot be traced"
-    if problem.bounds != UNBOUNDED:
-        return "it has no bounds of how many samples are skipped"
     if len(problem.x) > LONGEST:
         return f"it runs up to {LONGEST:,} steps, not {len(problem.x):,}"
-    if problem.draws is not None:
-        return "its gate does not draw"
     size, tensors = (len(problem.layers), len(problem.update_weight)), problem.widened().tensors()
     return transformed() or unfit(problem.cell, *size, tensors)
 
@@ -112,7 +108,7 @@ class _Stored(NamedTuple):
     h: Tensor  # (B, H)
     c: Tensor  # (B, H)
     p_at: Tensor  # (T, B)
-    a_at: Tensor  # (T, B), the sum that opened
+    a_at: Tensor  # (T, B), the sum that opened, or CUT
     h_at: Tensor  # (T, B, H)
     c_at: Tensor  # (T, B, H), of a GRU h_at
     t_at: Tensor  # (T, B) int32, from the top the steps of the updates
@@ -157,6 +153,7 @@ class _CudaEvents(torch.autograd.Function):
         T, B, D = x.shape
         x = x if x.stride(2) == 1 else x.contiguous()
         lengths = None if problem.lengths is None else problem.ends()
+        draws = None if problem.draws is None else problem.draws.contiguous()
         h, c = (_rows_dense(problem.states[0][k]) for k in (0, -1))
         weights = LayerWeights(*(weight.contiguous() for weight in problem.layers[0]))
         update_weight = problem.update_weight.contiguous()
@@ -176,11 +173,11 @@ class _CudaEvents(torch.autograd.Function):
         shares = _widened(cell.input_share(x, weights)) if D > FUSED else x
         at_updates = (None,) * 5 if left is None else (left.c_at, left.p_at, left.a_at, left.t_at, left.updates)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-            constants, kernels = _kernels(cell, H, D, shares)
+            constants, kernels = _kernels(cell, H, D, shares, draws is not None, problem.bounds != UNBOUNDED)
             kernels.launch("forward", (-(-B // constants.rows),), constants.block, constants.shared("F"), (
                 shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, weights.bias_hh,
                 update_weight, update_bias, h, c, p, acc, h_end, c_end, p_end, acc_end, lengths,
-                stored if every or saves else None, update_gate, until, *at_updates,
+                stored if every or saves else None, update_gate, until, *at_updates, draws, *map(float, problem.bounds),
                 saves, T, B, *shares.stride()[:2], h.stride(0), c.stride(0),
             ))  # fmt: skip
             if every:
@@ -193,7 +190,7 @@ class _CudaEvents(torch.autograd.Function):
                 ctx.has_shares = 4 * shares.numel() <= MOST_KEPT
                 made = shares if ctx.has_shares else x
                 ctx.save_for_backward(x, made, update_weight, update_bias, lengths, *weights, *kept)
-                ctx.opened_always = opens_always
+                ctx.opened_always, ctx.draws, ctx.bounds = opens_always, draws is not None, problem.bounds
                 ctx.kind, ctx.cell, ctx.gate_grad_clip = type(kept), cell, problem.gate_grad_clip
                 kind = x.device.type
                 ctx.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -219,7 +216,7 @@ class _CudaEvents(torch.autograd.Function):
             grads_end = [None if grad is None else grad.contiguous() for grad in (grad_h, grad_c, grad_p, grad_acc)]
             if D > FUSED and not ctx.has_shares:
                 shares = _widened(ctx.cell.input_share(x, weights))
-            constants, kernels = _kernels(ctx.cell, H, D, shares)
+            constants, kernels = _kernels(ctx.cell, H, D, shares, ctx.draws, ctx.bounds != UNBOUNDED)
             rows = kept
             if isinstance(kept, _Stored):
                 rows = _Rows.of(kept, x, ctx.cell, kernels, ctx.opened_always)
@@ -234,7 +231,7 @@ class _CudaEvents(torch.autograd.Function):
                 shares, weights.weight_ih, weights.bias_ih, weights.weight_hh, update_weight, update_bias,
                 hidden, reset, rows.h, rows.c, rows.p, rows.a, rows.t, rows.first, rows.updates, lengths,
                 grad_output, grad_gate, *grads_end, before[0], before[-1], before_p, before_acc,
-                grad_gates, grad_logit, bound, T, B, *shares.stride()[:2],
+                grad_gates, grad_logit, *map(float, ctx.bounds), bound, T, B, *shares.stride()[:2],
                 *((0, 0) if grad_output is None else grad_output.stride()[:2]),
                 *((0, 0) if grad_gate is None else grad_gate.stride()),
             ))  # fmt: skip
@@ -297,15 +294,17 @@ def _by_weights(
     return both[:, :features], weight_hh, bias_ih, bias_ih if of_state is of_input else of_state.sum(0)
 
 
-def _kernels(cell: Cell, units: int, features: int, shares: Tensor) -> tuple[Constants, Kernels]:
+def _kernels(
+    cell: Cell, units: int, features: int, shares: Tensor, draws: bool, bounded: bool
+) -> tuple[Constants, Kernels]:
     """Those for a problem. A block has no more sequences than it must for all blocks to run beside each other."""
     batch, device = shares.shape[1], shares.device
     processors = torch.cuda.get_device_properties(device).multi_processor_count if shares.is_cuda else 2
     wanted = 1 << (-(-batch // processors) - 1).bit_length()
     most, frugal = most_rows(cell, units, device)
     fused = features if features <= FUSED else 0
-    narrow = shares.dtype == torch.bfloat16
-    constants = _constants(cell, units, fused, min(wanted, most), narrow=narrow, frugal=frugal)
+    others = {"draws": draws, "bounded": bounded, "narrow": shares.dtype == torch.bfloat16, "frugal": frugal}
+    constants = _constants(cell, units, fused, min(wanted, most), **others)
     return constants, cuda_kernels.kernels(constants, device) if shares.is_cuda else EMULATED(constants)
 
 

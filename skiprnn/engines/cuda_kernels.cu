@@ -6,9 +6,9 @@
 // shared memory, where the states lie too.
 //
 // Compiled for each problem, with these defined: UNITS, FEATURES (0: x is the inputs' share of the gates), GRU,
-// RESET_BEFORE (the GRU resets before the product), ROWS (1, 2 or 4), NARROW (x is bfloat16), BLOCK (threads), SLICE_*
-// (what a thread multiplies of the states, or of the gates' gradients), HELD_* and TAKERS (threads of the kernels around
-// the loops). Gates come in torch's order. Numbers of a kernel are passed as 64 bits each.
+// RESET_BEFORE (the GRU resets before the product), DRAWS (of the gate) and BOUNDED (its probability), ROWS (1, 2 or 4),
+// NARROW (x is bfloat16), BLOCK (threads), SLICE_* (what a thread multiplies of the states, or of the gates' gradients),
+// HELD_* and TAKERS (threads of the kernels around the loops). Gates come in torch's order. Numbers of a kernel are passed as 64 bits each.
 
 #ifndef ON_CPU
 #define DYNAMIC(name) extern __shared__ float4 name[]
@@ -191,17 +191,25 @@ struct Forward {
   const Long* ends;                     // (B,), lengths, or null: T
   float *output, *update_gate;          // (T, B, H), written at updates if not null; (T, B) zeros
   int* until;  // (T + 1, B), if not null: the step up to which the state after an update, or in row 0 the first, is kept
-  float *c_at, *p_at, *a_at;            // if saves: (T, B, H), (T, B), (T, B), at updates; a: the sum that opened
+  float *c_at, *p_at, *a_at;  // if saves: (T, B, H), (T, B), (T, B), at updates; a: the sum that opened, or CUT
   int *t_at, *updates;  // if saves: steps of the updates, (T, B), from the top; how many there were, (B,)
+  const float* draws;  // (T, B), if DRAWS: what sums are compared with instead of 0.5
+  double low, high;    // if BOUNDED, of the update probability
   Long saves, T, B, x_t, x_b, h_b, c_b;
 };
 
+constexpr float CUT = 2.f;  // a sum that opened the gate, and was cut at 1
+
 // From step t on, the first at which the gate opens, with the sum at it; or end, with the last step's sum.
-__device__ inline void next_update(float p, float& total, int& t, int end) {
+__device__ inline void next_update(float p, float& total, int& t, int end, const float* draws, Long B) {
   for (++t; t < end; ++t) {
     const float left = 1.f - total;
-    total += p <= left ? p : left;
-    if (total > 0.5f) return;
+    const bool fits = p <= left;
+    total += fits ? p : left;
+    if (total > (DRAWS ? draws[t * B] : 0.5f)) {
+      if (DRAWS && !fits) total = CUT;
+      return;
+    }
   }
 }
 
@@ -216,6 +224,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
   float4* const inputs = dynamic + (SLICE_F - HELD_F) * BLOCK;
   const int tid = threadIdx.x, slice = tid % 4, unit = tid / 4, row = slice % ROWS;
   const Long b = (Long)blockIdx.x * ROWS + row;
+  const float* const draws = DRAWS ? a.draws + b : nullptr;
+  const float low = BOUNDED ? (float)a.low : 0.f, span = BOUNDED ? (float)(a.high - a.low) : 1.f;
   const bool exists = b < a.B, is_unit = unit < UNITS, there = exists && is_unit;
   const bool writes = there && slice < ROWS, leads = exists && tid < ROWS;  // of threads that know the same, one
   const int place_of_unit = unit / SLICE_F * STRIDE_F + unit % SLICE_F;
@@ -246,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
   const int end = !exists ? 0 : a.ends ? (int)a.ends[b] : (int)a.T;
   int t = -1, done = 0, now = 0;
   if (is_unit && slice < ROWS) ((float*)states[0][row])[place_of_unit] = h;
-  next_update(p, total, t, end);
+  next_update(p, total, t, end, draws, a.B);
   if (a.until && leads) a.until[b] = t < end ? t : (int)a.T;
   __syncthreads();
 
@@ -301,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
       float logit = b_p;
 #pragma unroll
       for (int w = 0; w < WARPS; ++w) logit += parts[now][row][w];
-      p = sigmoid(logit);
+      p = low + span * sigmoid(logit);
       if (leads) {
         a.update_gate[place] = 1.f;
         if (a.saves) {
@@ -312,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
       }
       ++done;
       total = 0.f;
-      next_update(p, total, t, end);
+      next_update(p, total, t, end, draws, a.B);
       if (a.until && leads) a.until[place + a.B] = t < end ? t : (int)a.T;
     }
     now = 1 - now;
@@ -360,6 +370,7 @@ struct Backward {
   float *first_h, *first_c, *first_p, *first_acc;    // the same before the first
   float* grad_gates;  // (R, GRADIENTS * H), of the update that led to the row; GRU: r, z, the state's share of n, and n
   float* grad_logit;  // (R,)
+  double low, high;   // if BOUNDED, of the update probability
   double bound;       // of the gate's gradient
   Long T, B, x_t, x_b, go_t, go_b, gg_t, gg_b;
 };
@@ -397,6 +408,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
   const bool writes = there && copy == 0, leads = exists && tid < ROWS;
   const int mine = is_unit ? unit : 0;
   const float bound = (float)a.bound;
+  const float low = BOUNDED ? (float)a.low : 0.f, high = BOUNDED ? (float)a.high : 1.f;
+  const float span = BOUNDED ? (float)(a.high - a.low) : 1.f;
 
   float held[HELD_B * 2 + 1];
 #pragma unroll
@@ -498,7 +511,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
           gain += two.x, logit += two.y;
         }
         if (a.grad_gate) gain += a.grad_gate[(Long)step * a.gg_t + b * a.gg_b];
-        skipped_at[k][row] = make_float2(gain, sigmoid(logit) - row_now.p);
+        skipped_at[k][row] = make_float2(gain, low + span * sigmoid(logit) - row_now.p);
       }
       __syncthreads();
       for (int some = 0; some < WINDOW && behind - some > t; some += 4) {
@@ -522,7 +535,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
     G_h += arrived;
     float gu_part = (row_now.h - row_before.h) * G_h;
     if (!GRU) gu_part += (row_now.c - row_before.c) * G_c;
-    const float d_logit = on ? gp * row_now.p * (1.f - row_now.p) : 0.f;
+    const float d_logit = on ? gp * (row_now.p - low) * (high - row_now.p) / span : 0.f;
     if (GRU) {
       const float grad_new = G_h + d_logit * w_p;
       const float z = sigmoid(xs[1] + hs[1]);
@@ -557,7 +570,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
     gu_part += __shfl_xor_sync(ALL, gu_part, 8);
     gu_part += __shfl_xor_sync(ALL, gu_part, 16);
     if (tid % 32 < ROWS) parts[now][row][warp] = gu_part;
-    float gu = gp * (row_now.p - row_before.p) - ga * row_now.a;
+    const bool was_cut = DRAWS && row_now.a == CUT;
+    float gu = gp * (row_now.p - row_before.p) - ga * (was_cut ? 1.f : row_now.a);
     if (a.grad_gate && on) gu += a.grad_gate[(Long)t * a.gg_t + b * a.gg_b];
 
     // What the next update needs is on its way during the product.
@@ -586,7 +600,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) backward(const Backward a
     if (on) {
 #pragma unroll
       for (int w = 0; w < WARPS; ++w) gu += parts[now][row][w];
-      gp = ga = bounded(gu, bound);
+      gp = ga = was_cut ? 0.f : bounded(gu, bound);
       G_h = is_unit ? G_old + sums[0][0] : 0.f;
       last = t;
     }

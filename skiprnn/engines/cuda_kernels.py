@@ -39,6 +39,8 @@ class Constants(NamedTuple):
     gru: bool
     rows: int
     reset_before: bool = False
+    draws: bool = False
+    bounded: bool = False
     narrow: bool = False
     frugal: bool = False
 
@@ -48,6 +50,8 @@ class Constants(NamedTuple):
             "FEATURES": self.features,
             "GRU": int(self.gru),
             "RESET_BEFORE": int(self.reset_before),
+            "DRAWS": int(self.draws),
+            "BOUNDED": int(self.bounded),
             "ROWS": self.rows,
             "NARROW": int(self.narrow),
             "BLOCK": self.block,

@@ -10,6 +10,7 @@ import torch
 from skiprnn import SkipGRU, SkipLSTM, engines
 from skiprnn.cells import LSTM
 from skiprnn.engines import cuda, cuda_kernels
+from skiprnn.gate import bounds_of_skips
 from tests.problems import MODULES, assert_same, build, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -103,6 +104,29 @@ def test_says_what_it_cannot_run(rnn, reason):
     rnn = rnn().to(DEVICE)
     with pytest.raises(RuntimeError, match=reason):
         rnn(torch.zeros(3, 1, 2, device=DEVICE, dtype=rnn.update_weight.dtype))
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("skips", [(0, 4), (2, None), (1, 3)])
+def test_bounds_of_skips_are_the_references(name, skips):
+    both = pair(name, (30, 5, 2, 11, 1), -1.0)
+    for rnn in both:
+        rnn.bounds = bounds_of_skips(*skips)
+    ours, reference = (run(rnn, inputs((30, 5, 2))) for rnn in both)
+    assert_same(ours, reference, tolerance=1e-5)
+    assert ours[0].update_gate.mean() >= 1 / (1 + (skips[1] or 30))
+
+
+@pytest.mark.parametrize("bias", [1.0, -1.0, -3.0])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_gate_that_draws_is_the_references(name, bias):
+    shape, results = (30, 5, 2, 11, 1), []
+    for rnn in pair(name, shape, bias):
+        rnn.gate = "bernoulli"
+        torch.manual_seed(3)
+        results.append(run(rnn, inputs(shape)))
+    assert_same(*results, tolerance=1e-5)
+    assert 0.1 < results[0][0].update_gate.mean() < 0.95
 
 
 @pytest.mark.parametrize("name", MODULES)
