@@ -162,7 +162,6 @@ def files_in(folder: Path) -> dict[str, str]:
 
 
 def leftovers(names: Sequence[str] | set[str] | dict[str, str]) -> list[str]:
-    """Temporary files among the names: hidden ones, but locks."""
-    return sorted(
-        name for name in names if any(part.startswith(".") for part in Path(name).parts) and not name.endswith(".lock")
-    )
+    """Temporary files among the names: hidden ones, but locks and notes of what was checked."""
+    hidden = (name for name in names if any(part.startswith(".") for part in Path(name).parts))
+    return sorted(name for name in hidden if not name.endswith((".lock", ".checked")))

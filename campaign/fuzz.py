@@ -114,7 +114,9 @@ def fuzz(
             ]
             new = after.keys() - before.keys()
             wrong += [f"{path} was left" for path in leftovers(new)]
-            wrong += [f"{path} was made" for path in new if not _may(path, probe) and not path.endswith(".lock")]
+            wrong += [
+                f"{path} was made" for path in new if not _may(path, probe) and not path.endswith((".lock", ".checked"))
+            ]
             if done.code and (half := [path for path in new if path.endswith((".h5", ".png", ".html"))]):
                 wrong += [f"{path} was left by a command that failed" for path in half]
             results.append((probe, command, done, wrong, None))

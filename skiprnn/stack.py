@@ -81,12 +81,10 @@ class RecurrentStack(nn.Module):
         tensors, gate_state = self._split(state)
         states = list(zip(*map(_taken_apart, tensors), strict=True))
         solution = self._run(x, states, gate_state, lengths, every_step)
-        tensors = [_put_together(layers) for layers in zip(*solution.states, strict=True)]
+        tensors = [torch.stack(layers) for layers in zip(*solution.states, strict=True)]
         tensors, gate = layout.given(tensors, solution.gate)
         last = tensors[0][-self.num_directions :]
-        output = (
-            layout.steps(solution.output) if every_step else last[0] if len(last) == 1 else torch.cat(list(last), -1)
-        )
+        output = layout.steps(solution.output) if every_step else torch.cat(list(last), dim=-1)
         kind = BatchFirstOutput if self.batch_first else SkipRNNOutput
         return kind(output, self._state(tensors, gate), layout.steps(solution.update_gate))
 
@@ -191,12 +189,8 @@ class RecurrentStack(nn.Module):
 
 
 def _taken_apart(states: Tensor) -> tuple[Tensor, ...]:
-    """Those of each layer; of one layer a view, whose gradient costs nothing."""
-    return (states.squeeze(0),) if len(states) == 1 else states.unbind()
-
-
-def _put_together(layers: Sequence[Tensor]) -> Tensor:
-    return layers[0].unsqueeze(0) if len(layers) == 1 else torch.stack(tuple(layers))
+    """Those of each layer; of one layer a view whose gradient costs nothing."""
+    return (states.squeeze(0),) if len(states) == 1 else tuple(states[k] for k in range(len(states)))
 
 
 def _check_gate(gate: GateState) -> None:
