@@ -13,13 +13,15 @@
 #include <new>
 #include <vector>
 
+// What a register of AVX-512, of AVX2 and of any machine holds. Code is for any such V, since compilers keep vectors wider
+// than a register in memory.
 typedef float v16 __attribute__((vector_size(64)));
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v4 __attribute__((vector_size(16)));
-typedef int32_t i16 __attribute__((vector_size(64)));
-typedef uint32_t n16 __attribute__((vector_size(64)));
-typedef uint16_t h16 __attribute__((vector_size(32)));
-typedef float u16 __attribute__((vector_size(64), aligned(4)));  // unaligned view
+template <class V>
+constexpr int lanes = sizeof(V) / sizeof(float);
+template <class V>
+using ints = decltype(V{} < V{});  // int32_t, as many
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -81,41 +83,64 @@ const int SKIPS = 64;     // skipped steps whose inputs go through one product
 const int PENDING = 256;  // updates whose weight gradients are summed in one product
 
 INLINE int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
-INLINE v16 load(const float *p) { return *(const u16 *)p; }
-INLINE void store(float *p, v16 v) { *(u16 *)p = v; }
-INLINE v16 splat(float s) { return s - v16{}; }
-INLINE v16 first_lanes(v16 v, int64_t n) {
-    const i16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return lane < (int32_t)n ? v : v16{};
+template <class V>
+INLINE V load(const float *p) {
+    typedef V unaligned __attribute__((aligned(4)));
+    return *(const unaligned *)p;
+}
+template <class V>
+INLINE void store(float *p, V v) {
+    typedef V unaligned __attribute__((aligned(4)));
+    *(unaligned *)p = v;
+}
+template <class V>
+INLINE V splat(float s) {
+    return s - V{};
+}
+template <class V>
+INLINE V first_lanes(V v, int64_t n) {
+    ints<V> lane;
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes<V>; i++) lane[i] = i;
+    return lane < (int32_t)n ? v : V{};
+}
+INLINE float total(v4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+INLINE float total(v8 v) {
+    union { v8 whole; v4 half[2]; } a = {v};
+    return total(a.half[0] + a.half[1]);
 }
 INLINE float total(v16 v) {
     union { v16 whole; v8 half[2]; } a = {v};
-    union { v8 whole; v4 half[2]; } b = {a.half[0] + a.half[1]};
-    v4 s = b.half[0] + b.half[1];
-    return (s[0] + s[1]) + (s[2] + s[3]);
+    return total(a.half[0] + a.half[1]);
 }
 
-INLINE v16 clamped(v16 x, float bound) {
-    x = x > bound ? splat(bound) : x;
-    return x < -bound ? splat(-bound) : x;
+template <class V>
+INLINE V clamped(V x, float bound) {
+    x = x > bound ? splat<V>(bound) : x;
+    return x < -bound ? splat<V>(-bound) : x;
 }
 
-INLINE v16 exponential(v16 x) {  // relative error below 2e-7, for x within ±87
-    v16 shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5·2^23 rounds to an integer
-    v16 n = shifted - 12582912.0f;
-    v16 r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    v16 y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+template <class V>
+INLINE V exponential(V x) {  // relative error below 2e-7, for x within ±87
+    V shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5·2^23 rounds to an integer
+    V n = shifted - 12582912.0f;
+    V r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    V y = r * 1.9875691500e-4f + 1.3981999507e-3f;
     y = y * r + 8.3334519073e-3f;
     y = y * r + 4.1665795894e-2f;
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.0f;
-    return y * (v16)(((i16)shifted + 127) << 23);
+    return y * (V)(((ints<V>)shifted + 127) << 23);
 }
-INLINE v16 sigmoid(v16 x) { return 1.0f / (1.0f + exponential(-clamped(x, 87.0f))); }
-INLINE v16 hyperbolic(v16 x) {
-    v16 z = x * x;  // near zero the quotient would cancel
-    v16 y = z * -5.70498872745e-3f + 2.06390887954e-2f;
+template <class V>
+INLINE V sigmoid(V x) {
+    return 1.0f / (1.0f + exponential(-clamped(x, 87.0f)));
+}
+template <class V>
+INLINE V hyperbolic(V x) {
+    V z = x * x;  // near zero the quotient would cancel
+    V y = z * -5.70498872745e-3f + 2.06390887954e-2f;
     y = y * z - 5.37397155531e-2f;
     y = y * z + 1.33314422036e-1f;
     y = y * z - 3.33332819422e-1f;
@@ -135,43 +160,56 @@ INLINE void transpose_step(const v16 *a, v16 *b) {
             b[i] = __builtin_shufflevector(a[i], a[i + S], LANES(LOW));
             b[i + S] = __builtin_shufflevector(a[i], a[i + S], LANES(HIGH));
 #else
-            b[i] = __builtin_shuffle(a[i], a[i + S], i16{LANES(LOW)});
-            b[i + S] = __builtin_shuffle(a[i], a[i + S], i16{LANES(HIGH)});
+            b[i] = __builtin_shuffle(a[i], a[i + S], ints<v16>{LANES(LOW)});
+            b[i + S] = __builtin_shuffle(a[i], a[i + S], ints<v16>{LANES(HIGH)});
 #endif
         }
 }
 
-INLINE n16 bfloat16(v16 x) {  // in the low halves, rounded to the nearest, to even where two are
-    const n16 bits = (n16)x, nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+// Bits of bfloat16 in the low halves, rounded to the nearest, to even where two are.
+template <class V>
+INLINE auto bfloat16(V x) {
+    typedef uint32_t naturals __attribute__((vector_size(sizeof(V))));
+    const naturals bits = (naturals)x, nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return x == x ? nearest : (bits >> 16 | 0x40);
 }
-INLINE v16 rounded(v16 x) { return (v16)(bfloat16(x) << 16); }
-INLINE v16 paired(v16 first, v16 second) { return (v16)(bfloat16(first) | bfloat16(second) << 16); }
+template <class V>
+INLINE V rounded(V x) {
+    return (V)(bfloat16(x) << 16);
+}
+template <class V>
+INLINE V paired(V first, V second) {
+    return (V)(bfloat16(first) | bfloat16(second) << 16);
+}
 
 // A's numbers in a form, without space between rows: (n, K), or (n, (K + 1) / 2) of pairs.
+template <class V>
 INLINE void form_rows(Form form, const float *A, int64_t lda, int64_t n, int64_t K, float *out) {
+    typedef uint16_t halves __attribute__((vector_size(sizeof(V) / 2)));
     for (int64_t r = 0; r < n; r++, A += lda)
-        for (int64_t k = 0; k < K; k += 16) {
-            float here[16] = {};
-            const int64_t count = K - k < 16 ? K - k : 16;
-            if (count < 16) memcpy(here, A + k, count * sizeof(float));
-            const n16 halves = bfloat16(load(count < 16 ? here : A + k));
+        for (int64_t k = 0; k < K; k += lanes<V>) {
+            float here[lanes<V>] = {};
+            const int64_t count = K - k < lanes<V> ? K - k : lanes<V>;
+            if (count < lanes<V>) memcpy(here, A + k, count * sizeof(float));
+            const V whole = load<V>(count < lanes<V> ? here : A + k);
             if (form == ROUNDED) {
-                const v16 whole = (v16)(halves << 16);
-                memcpy(out, &whole, count * sizeof(float)), out += count;
+                const V one = rounded(whole);
+                memcpy(out, &one, count * sizeof(float)), out += count;
             } else {
-                const h16 pairs = __builtin_convertvector(halves, h16);
+                const halves pairs = __builtin_convertvector(bfloat16(whole), halves);
                 memcpy(out, &pairs, (count + 1) / 2 * sizeof(float)), out += (count + 1) / 2;
             }
         }
 }
 
 // The same of a sum over A's n rows: (n, M), or ((n + 1) / 2, M) of pairs; M is a multiple of 16.
+template <class V>
 INLINE void form_columns(Form form, const float *A, int64_t lda, int64_t n, int64_t M, float *out) {
     for (int64_t r = 0; r < n; r += form == PAIRS ? 2 : 1)
-        for (int64_t m = 0; m < M; m += 16, out += 16) {
-            const v16 first = load(A + r * lda + m);
-            store(out, form == ROUNDED ? rounded(first) : paired(first, r + 1 < n ? load(A + (r + 1) * lda + m) : v16{}));
+        for (int64_t m = 0; m < M; m += lanes<V>, out += lanes<V>) {
+            const V first = load<V>(A + r * lda + m);
+            store(out, form == ROUNDED ? rounded(first)
+                                       : paired(first, r + 1 < n ? load<V>(A + (r + 1) * lda + m) : V{}));
         }
 }
 
@@ -183,71 +221,77 @@ float *scratch(int64_t floats) {
 }
 
 // Numbers of A, and what adds their product with a vector of W.
+template <class V>
 struct Float {
     typedef float number;
-    INLINE v16 multiply_add(v16 sum, float a, v16 w) { return sum + a * w; }
+    typedef V vector;
+    INLINE V multiply_add(V sum, float a, V w) { return sum + a * w; }
 };
 struct Pair {
     typedef int32_t number;
+    typedef v16 vector;
     INLINE v16 multiply_add(v16 sum, int32_t a, v16 w) {
 #if defined(__x86_64__) && defined(__GNUC__)
-        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"((v16)(a - i16{})));
+        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"((v16)(a - ints<v16>{})));
 #endif
         return sum;
     }
 };
 
-// C[R, 16 V] = bias + A[R, K] · W[K, 16 V], or C += A · W where bias is null; steps from one row, sum or vector to the next
-template <class Kind, int R, int V>
+// C[R, 16 P] = bias + A[R, K] · W[K, 16 P], or C += A · W where bias is null; steps from one row, sum or panel to the next
+template <class Kind, int R, int P>
 INLINE void tile(const typename Kind::number *A, int64_t a_r, int64_t a_k, int64_t K, const float *W, int64_t w_k,
-                 int64_t w_v, float *C, int64_t ldc, const float *bias) {
-    v16 sum[R][V];
+                 int64_t w_p, float *C, int64_t ldc, const float *bias) {
+    typedef typename Kind::vector V;
+    const int each = 16 / lanes<V>, vectors = P * each;  // of a panel, of all
+    V sum[R][vectors];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[r][v] = load((bias ? bias : C + r * ldc) + 16 * v);
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) sum[r][v] = load<V>((bias ? bias : C + r * ldc) + lanes<V> * v);
     for (int64_t k = 0; k < K; k++) {
-        v16 w[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) w[v] = load(W + v * w_v + k * w_k);
+        V w[vectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) w[v] = load<V>(W + v / each * w_p + v % each * lanes<V> + k * w_k);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             const typename Kind::number a = A[r * a_r + k * a_k];
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sum[r][v] = Kind::multiply_add(sum[r][v], a, w[v]);
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) sum[r][v] = Kind::multiply_add(sum[r][v], a, w[v]);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) store(C + r * ldc + 16 * v, sum[r][v]);
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) store(C + r * ldc + lanes<V> * v, sum[r][v]);
 }
 
 // The same for N columns, a multiple of 16, and all of n rows that are full tiles; returns how many those are.
-template <class Kind, int R, int V>
+template <class Kind, int R, int P>
 INLINE int64_t tiles(const typename Kind::number *A, int64_t a_r, int64_t a_k, int64_t n, int64_t K, const float *W,
-                     int64_t w_k, int64_t w_v, int64_t N, float *C, int64_t ldc, const float *bias) {
+                     int64_t w_k, int64_t w_p, int64_t N, float *C, int64_t ldc, const float *bias) {
     const int64_t whole = n / R * R;
     int64_t j = 0;
-    for (; whole && j + 16 * V <= N; j += 16 * V)
+    for (; whole && j + 16 * P <= N; j += 16 * P)
         for (int64_t i = 0; i < whole; i += R)
-            tile<Kind, R, V>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_v, w_k, w_v, C + i * ldc + j, ldc,
-                          bias ? bias + j : nullptr);
+            tile<Kind, R, P>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_p, w_k, w_p, C + i * ldc + j, ldc,
+                             bias ? bias + j : nullptr);
     for (; whole && j < N; j += 16)
         for (int64_t i = 0; i < whole; i += R)
-            tile<Kind, R, 1>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_v, w_k, w_v, C + i * ldc + j, ldc,
-                          bias ? bias + j : nullptr);
+            tile<Kind, R, 1>(A + i * a_r, a_r, a_k, K, W + j / 16 * w_p, w_k, w_p, C + i * ldc + j, ldc,
+                             bias ? bias + j : nullptr);
     return whole;
 }
 
-// C[n, N] = bias + A[n, K] · W, or C += A · W where bias is null; W packed [N/16][K][16]
-template <class Kind, int R, int V>
-INLINE void product(const typename Kind::number *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, float *C,
-                    int64_t ldc, const float *bias) {
-    int64_t i = tiles<Kind, R, V>(A, lda, 1, n, K, W, 16, 16 * K, N, C, ldc, bias);
-    if (R > 4) i += tiles<Kind, 4, V>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
-    i += tiles<Kind, 2, 2 * V>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
-    tiles<Kind, 1, 4>(A + i * lda, lda, 1, n - i, K, W, 16, 16 * K, N, C + i * ldc, ldc, bias);
+// The same for all of n rows.
+template <class Kind, int R, int P>
+INLINE void product(const typename Kind::number *A, int64_t a_r, int64_t a_k, int64_t n, int64_t K, const float *W,
+                    int64_t w_k, int64_t w_p, int64_t N, float *C, int64_t ldc, const float *bias) {
+    const int single = lanes<typename Kind::vector> < 8 ? 2 : 4;  // panels of one row
+    int64_t i = tiles<Kind, R, P>(A, a_r, a_k, n, K, W, w_k, w_p, N, C, ldc, bias);
+    if (R > 4) i += tiles<Kind, 4, P>(A + i * a_r, a_r, a_k, n - i, K, W, w_k, w_p, N, C + i * ldc, ldc, bias);
+    i += tiles<Kind, 2, 2 * P>(A + i * a_r, a_r, a_k, n - i, K, W, w_k, w_p, N, C + i * ldc, ldc, bias);
+    tiles<Kind, 1, single>(A + i * a_r, a_r, a_k, n - i, K, W, w_k, w_p, N, C + i * ldc, ldc, bias);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -258,15 +302,15 @@ AVX512 __attribute__((noinline)) void pair_product(const float *A, int64_t lda, 
                                                    int64_t N, float *C, int64_t ldc, const float *bias) {
     const int64_t pairs = (K + 1) / 2;
     float *formed = scratch(n * pairs);
-    form_rows(PAIRS, A, lda, n, K, formed);
-    product<Pair, 8, 2>((const int32_t *)formed, pairs, n, pairs, W, N, C, ldc, bias);
+    form_rows<v16>(PAIRS, A, lda, n, K, formed);
+    product<Pair, 8, 2>((const int32_t *)formed, pairs, 1, n, pairs, W, 16, 16 * pairs, N, C, ldc, bias);
 }
 AVX512 __attribute__((noinline)) void pair_outer_product(const float *A, int64_t lda, int64_t M, const float *B, int64_t N,
                                                          int64_t n, float *C) {
     const int64_t pairs = (n + 1) / 2;
     float *a = scratch(pairs * (M + N)), *b = a + pairs * M;
-    form_columns(PAIRS, A, lda, n, M, a), form_columns(PAIRS, B, N, n, N, b);
-    tiles<Pair, 8, 2>((const int32_t *)a, 1, M, M, pairs, b, N, 16, N, C, N, nullptr);
+    form_columns<v16>(PAIRS, A, lda, n, M, a), form_columns<v16>(PAIRS, B, N, n, N, b);
+    product<Pair, 8, 2>((const int32_t *)a, 1, M, M, pairs, b, N, 16, N, C, N, nullptr);
 }
 bool supports_pairs() {
     __builtin_cpu_init();
@@ -279,24 +323,26 @@ void pair_outer_product(const float *, int64_t, int64_t, const float *, int64_t,
 const bool has_pairs = false;
 #endif
 
-// An instruction set: its products, in tiles of R rows and V vectors, as many sums as its registers hold. The outer
-// product is C[M, N] += A[n, M]ᵀ · B[n, N]; M is a multiple of 16, and so is N, that of B and C.
-#define INSTRUCTIONS(name, R, V, ...)                                                                                \
+// An instruction set: what a register holds, and its products, in tiles of R rows and P panels, as many sums as there are
+// registers for. A product is C[n, N] = bias + A[n, K] · W, or C += A · W where bias is null, W packed [N/16][K][16]; the
+// outer product is C[M, N] += A[n, M]ᵀ · B[n, N]; M is a multiple of 16, and so is N, that of B and C.
+#define INSTRUCTIONS(name, V, R, P, ...)                                                                             \
     struct name {                                                                                                    \
+        typedef V vector;                                                                                            \
         __VA_ARGS__ static void product(const float *A, int64_t lda, int64_t n, int64_t K, const float *W, int64_t N, \
                                         float *C, int64_t ldc, const float *bias) {                                  \
-            ::product<Float, R, V>(A, lda, n, K, W, N, C, ldc, bias);                                                \
+            ::product<Float<V>, R, P>(A, lda, 1, n, K, W, 16, 16 * K, N, C, ldc, bias);                              \
         }                                                                                                            \
         __VA_ARGS__ static void outer_product(const float *A, int64_t lda, int64_t M, const float *B, int64_t N,      \
                                               int64_t n, float *C) {                                                 \
-            ::tiles<Float, R, V>(A, 1, lda, M, n, B, N, 16, N, C, N, nullptr);                                       \
+            ::product<Float<V>, R, P>(A, 1, lda, M, n, B, N, 16, N, C, N, nullptr);                                  \
         }                                                                                                            \
         __VA_ARGS__ static void product(int64_t form, const float *A, int64_t lda, int64_t n, int64_t K,             \
                                         const float *W, int64_t N, float *C, int64_t ldc, const float *bias) {       \
             if (form == FLOATS) return product(A, lda, n, K, W, N, C, ldc, bias);                                    \
             if (form == PAIRS) return pair_product(A, lda, n, K, W, N, C, ldc, bias);                                \
             float *formed = scratch(n * K);                                                                          \
-            form_rows(ROUNDED, A, lda, n, K, formed);                                                                \
+            form_rows<V>(ROUNDED, A, lda, n, K, formed);                                                             \
             product(formed, K, n, K, W, N, C, ldc, bias);                                                            \
         }                                                                                                            \
         __VA_ARGS__ static void outer_product(int64_t form, const float *A, int64_t lda, int64_t M, const float *B,  \
@@ -304,15 +350,15 @@ const bool has_pairs = false;
             if (form == FLOATS) return outer_product(A, lda, M, B, N, n, C);                                         \
             if (form == PAIRS) return pair_outer_product(A, lda, M, B, N, n, C);                                     \
             float *a = scratch(n * (M + N)), *b = a + n * M;                                                         \
-            form_columns(ROUNDED, A, lda, n, M, a), form_columns(ROUNDED, B, N, n, N, b);                            \
+            form_columns<V>(ROUNDED, A, lda, n, M, a), form_columns<V>(ROUNDED, B, N, n, N, b);                      \
             outer_product(a, M, M, b, N, n, C);                                                                      \
         }                                                                                                            \
     };
 #ifdef AVX512
-INSTRUCTIONS(Avx512, 8, 2, AVX512 __attribute__((noinline)))
-INSTRUCTIONS(Avx2, 4, 1, AVX2 __attribute__((noinline)))
+INSTRUCTIONS(Avx512, v16, 8, 2, AVX512 __attribute__((noinline)))
+INSTRUCTIONS(Avx2, v8, 6, 1, AVX2 __attribute__((noinline)))
 #endif
-INSTRUCTIONS(Any, 4, 1, __attribute__((noinline)))
+INSTRUCTIONS(Any, v4, 4, 1, __attribute__((noinline)))
 
 // Zeroed memory in pieces that start at multiples of 64 bytes, freed together.
 struct Memory {
@@ -329,25 +375,26 @@ struct Memory {
     }
 };
 
-struct Gates {  // activations of 16 units
-    v16 i, f, g, o, tanh_c;  // LSTM; a GRU's r, z, n are i, f, g, and where it resets after, o is the hidden share of n
-    v16 h, c;
+template <class V>
+struct Gates {             // activations of a vector of units
+    V i, f, g, o, tanh_c;  // LSTM; a GRU's r, z, n are i, f, g, and where it resets after, o is the hidden share of n
+    V h, c;
 };
 
 // From the shares of input and state; zn is the state's share of a GRU's n.
-template <int KIND>
-INLINE Gates candidate(const float *zx, const float *zh, const float *zn, int64_t HP, int64_t u, v16 h, v16 c) {
-    Gates s;
-    s.i = sigmoid(load(zx + u) + load(zh + u));
-    s.f = sigmoid(load(zx + HP + u) + load(zh + HP + u));
+template <int KIND, class V>
+INLINE Gates<V> candidate(const float *zx, const float *zh, const float *zn, int64_t HP, int64_t u, V h, V c) {
+    Gates<V> s;
+    s.i = sigmoid(load<V>(zx + u) + load<V>(zh + u));
+    s.f = sigmoid(load<V>(zx + HP + u) + load<V>(zh + HP + u));
     if (KIND) {
-        s.o = load(zn + u);
-        s.g = hyperbolic(load(zx + 2 * HP + u) + (KIND == 1 ? s.i * s.o : s.o));
+        s.o = load<V>(zn + u);
+        s.g = hyperbolic(load<V>(zx + 2 * HP + u) + (KIND == 1 ? s.i * s.o : s.o));
         s.h = (1.0f - s.f) * s.g + s.f * h;
         s.c = s.h;
     } else {
-        s.g = hyperbolic(load(zx + 2 * HP + u) + load(zh + 2 * HP + u));
-        s.o = sigmoid(load(zx + 3 * HP + u) + load(zh + 3 * HP + u));
+        s.g = hyperbolic(load<V>(zx + 2 * HP + u) + load<V>(zh + 2 * HP + u));
+        s.o = sigmoid(load<V>(zx + 3 * HP + u) + load<V>(zh + 3 * HP + u));
         s.c = s.f * c + s.i * s.g;
         s.tanh_c = hyperbolic(s.c);
         s.h = s.o * s.tanh_c;
@@ -355,8 +402,9 @@ INLINE Gates candidate(const float *zx, const float *zh, const float *zn, int64_
     return s;
 }
 
-struct Skipped {  // 16 units of a candidate that was not taken
-    v16 h, c;
+template <class V>
+struct Skipped {  // a vector of units of a candidate that was not taken
+    V h, c;
 };
 
 // The input's share of a step's gates: computed already, or from its features where those are few.
@@ -365,30 +413,30 @@ struct Share {
     const float *z;               // (GP,), where D is 0
     const float *x, *w, *bias;    // (D,), packed [GP/16][D][16], (GP,)
 };
-template <int D>
-INLINE v16 share_of(const Share<D> &s, int64_t at) {
-    v16 z = load((D ? s.bias : s.z) + at);
+template <class V, int D>
+INLINE V share_of(const Share<D> &s, int64_t at) {
+    V z = load<V>((D ? s.bias : s.z) + at);
+    const float *w = s.w + at * D - at % 16 * (D - 1);  // of a panel's lane at % 16
 #pragma GCC unroll 2
-    for (int d = 0; d < D; d++) z += s.x[d] * load(s.w + at * D + 16 * d);
+    for (int d = 0; d < D; d++) z += s.x[d] * load<V>(w + 16 * d);
     return z;
 }
 
 // The same with fewer divisions, good to 2e-7 of 1: skipped steps are many, and only sums over units leave them.
-template <int KIND, int D>
-INLINE Skipped skipped_candidate(const Share<D> &x, const float *zh, const float *zn, int64_t HP, int64_t u, v16 h,
-                                 v16 c) {
-    v16 f = exponential(-clamped(share_of(x, HP + u) + load(zh + HP + u), 25.0f));
+template <int KIND, int D, class V>
+INLINE Skipped<V> skipped_candidate(const Share<D> &x, const float *zh, const float *zn, int64_t HP, int64_t u, V h, V c) {
+    V f = exponential(-clamped(share_of<V>(x, HP + u) + load<V>(zh + HP + u), 25.0f));
     if (KIND) {
-        v16 n = load(zn + u);
-        if (KIND == 1) n /= 1.0f + exponential(-clamped(share_of(x, u) + load(zh + u), 25.0f));
-        n = exponential(2.0f * clamped(share_of(x, 2 * HP + u) + n, 10.0f));
-        v16 taken = (f * (n - 1.0f) + h * (n + 1.0f)) / ((1.0f + f) * (n + 1.0f));
+        V n = load<V>(zn + u);
+        if (KIND == 1) n /= 1.0f + exponential(-clamped(share_of<V>(x, u) + load<V>(zh + u), 25.0f));
+        n = exponential(2.0f * clamped(share_of<V>(x, 2 * HP + u) + n, 10.0f));
+        V taken = (f * (n - 1.0f) + h * (n + 1.0f)) / ((1.0f + f) * (n + 1.0f));
         return {taken, taken};
     }
-    v16 i = exponential(-clamped(share_of(x, u) + load(zh + u), 25.0f));
-    v16 g = exponential(2.0f * clamped(share_of(x, 2 * HP + u) + load(zh + 2 * HP + u), 10.0f));
-    v16 o = exponential(-clamped(share_of(x, 3 * HP + u) + load(zh + 3 * HP + u), 25.0f));
-    v16 ig = (1.0f + i) * (1.0f + g);
+    V i = exponential(-clamped(share_of<V>(x, u) + load<V>(zh + u), 25.0f));
+    V g = exponential(2.0f * clamped(share_of<V>(x, 2 * HP + u) + load<V>(zh + 2 * HP + u), 10.0f));
+    V o = exponential(-clamped(share_of<V>(x, 3 * HP + u) + load<V>(zh + 3 * HP + u), 25.0f));
+    V ig = (1.0f + i) * (1.0f + g);
     f += 1.0f;
     c = (c * ig + (g - 1.0f) * f) / (f * ig);
     g = exponential(2.0f * clamped(c, 10.0f));
@@ -396,10 +444,10 @@ INLINE Skipped skipped_candidate(const Share<D> &x, const float *zh, const float
 }
 
 // What a GRU that resets before multiplies by its last weights: reset[HP] = r⊙h.
-template <int D>
+template <class V, int D>
 INLINE void reset_states(const Share<D> &x, const float *zh, const float *h, int64_t HP, float *reset) {
-    for (int64_t u = 0; u < HP; u += 16)
-        store(reset + u, sigmoid(share_of(x, u) + load(zh + u)) * load(h + u));
+    for (int64_t u = 0; u < HP; u += lanes<V>)
+        store(reset + u, sigmoid(share_of<V>(x, u) + load<V>(zh + u)) * load<V>(h + u));
 }
 
 // The sizes of a stack, padded.
@@ -415,7 +463,7 @@ struct Sizes {
 INLINE float bounded(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
 
 INLINE float probability(const Stack &q, float dot) {
-    return q.low + (q.high - q.low) * sigmoid(v16{dot + q.b_p})[0];
+    return q.low + (q.high - q.low) * sigmoid(v4{dot + q.b_p})[0];
 }
 
 // Between two powers of 2 every addition of p adds the same, after one in which a tie may have been rounded: after the
@@ -472,6 +520,7 @@ INLINE bool is_full(float p, float acc, int64_t n) {
 template <class Set, int KIND>
 INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c, int64_t apart, float *p, float *zx,
                    float *zh, float *reset, float *tape, const int64_t *rows, int64_t tape_apart) {
+    typedef typename Set::vector V;
     const Sizes s(q);
     const float *below = x;
     int64_t below_apart = q.layer[0].D;
@@ -481,19 +530,21 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
         Set::product(s.form, h, s.HP, n, s.H, w.w_h, s.ZP, zh, s.GP, w.bias_h);
         if (KIND == 2) {
             for (int64_t r = 0; r < n; r++)
-                reset_states(Share<0>{zx + r * s.GP}, zh + r * s.GP, h + r * s.HP, s.HP, reset + r * s.HP);
+                reset_states<V>(Share<0>{zx + r * s.GP}, zh + r * s.GP, h + r * s.HP, s.HP, reset + r * s.HP);
             Set::product(s.form, reset, s.HP, n, s.H, w.w_h + s.n_gate, s.HP, zh + s.ZP, s.GP, w.bias_h + s.ZP);
         }
         for (int64_t r = 0; r < n; r++) {
             float *hr = h + r * s.HP, *cr = c + r * s.HP;
-            v16 dot{};
-            for (int64_t u = 0; u < s.HP; u += 16) {
+            V dot{};
+            for (int64_t u = 0; u < s.HP; u += lanes<V>) {
                 const float *z = zh + r * s.GP;
-                Gates g = candidate<KIND>(zx + r * s.GP, z, z + 2 * s.HP, s.HP, u, load(hr + u), KIND ? v16{} : load(cr + u));
-                if (u + 16 > s.H) g.h = first_lanes(g.h, s.H - u), g.c = first_lanes(g.c, s.H - u);  // were inputs infinite
+                const V before = KIND ? V{} : load<V>(cr + u);
+                Gates<V> g = candidate<KIND>(zx + r * s.GP, z, z + 2 * s.HP, s.HP, u, load<V>(hr + u), before);
+                if (u + lanes<V> > s.H)  // were inputs infinite
+                    g.h = first_lanes(g.h, s.H - u), g.c = first_lanes(g.c, s.H - u);
                 store(hr + u, g.h);
                 if (!KIND) store(cr + u, g.c);
-                dot += g.c * load(q.w_p + u);
+                dot += g.c * load<V>(q.w_p + u);
                 if (!tape) continue;
                 float *kept = tape + l * tape_apart + rows[r] * s.KP + u;
                 store(kept, g.i), store(kept + s.HP, g.f), store(kept + 2 * s.HP, g.g);
@@ -637,15 +688,16 @@ INLINE Back prepared_back(const Stack &q, float *sums, Memory &memory) {
 // Adds the gradients of the updates that are pending to those of the weights.
 template <class Set, int KIND>
 INLINE void flush(const Sizes &s, Back &w) {
+    typedef typename Set::vector V;
     for (int64_t l = 0; l < s.L; l++) {
         const LayerBack &a = w.layer[l];
         Set::outer_product(a.form, a.dz, s.GP, s.GP, a.x, a.DP, w.pending, a.w_x);
         Set::outer_product(s.form, a.dzh, s.GP, s.ZP, a.h, s.HP, w.pending, a.w_h);
         if (KIND == 2) Set::outer_product(s.form, a.dz + s.ZP, s.GP, s.HP, a.reset, s.HP, w.pending, a.w_h + s.ZP * s.HP);
         for (int64_t r = 0; r < w.pending; r++)
-            for (int64_t u = 0; u < s.GP; u += 16) {
-                store(a.bias_x + u, load(a.bias_x + u) + load(a.dz + r * s.GP + u));
-                store(a.bias_h + u, load(a.bias_h + u) + load(a.dzh + r * s.GP + u));
+            for (int64_t u = 0; u < s.GP; u += lanes<V>) {
+                store(a.bias_x + u, load<V>(a.bias_x + u) + load<V>(a.dz + r * s.GP + u));
+                store(a.bias_h + u, load<V>(a.bias_h + u) + load<V>(a.dzh + r * s.GP + u));
             }
     }
     w.pending = 0;
@@ -665,6 +717,7 @@ struct Skips {
 // Back over skipped steps of layer l, which reads D features, or any number where D is 0.
 template <class Set, int KIND, int D>
 INLINE void back_over_skips_of(int64_t l, const Problem &q, const int64_t *block, Skips &k, Back &w) {
+    typedef typename Set::vector V;
     const Stack &stack = *q.stack;
     const Sizes s(stack);
     const int64_t H = s.H, HP = s.HP, S = q.T + 1;
@@ -678,7 +731,7 @@ INLINE void back_over_skips_of(int64_t l, const Problem &q, const int64_t *block
     };
     if (KIND == 2) {
         for (int64_t i = 0; i < k.n; i++)
-            reset_states(share(i), a.zh + k.of[i] * s.GP, q.tape_h + ((l * q.B + block[k.of[i]]) * S + k.k) * HP, HP,
+            reset_states<V>(share(i), a.zh + k.of[i] * s.GP, q.tape_h + ((l * q.B + block[k.of[i]]) * S + k.k) * HP, HP,
                          w.reset + i * HP);
         Set::product(s.form, w.reset, HP, k.n, H, layer.w_h + s.n_gate, HP, w.zn, HP, layer.bias_h + s.ZP);
     }
@@ -688,14 +741,14 @@ INLINE void back_over_skips_of(int64_t l, const Problem &q, const int64_t *block
         float *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
         if (top) add_output(q, H, t, b, Gh);
         const Share<D> x = share(i);
-        v16 gain{}, dot{};
-        for (int64_t u = 0; u < HP; u += 16) {
-            v16 h = load(q.tape_h + row * HP + u), c = KIND ? v16{} : load(q.tape_c + row * HP + u);
-            Skipped taken = skipped_candidate<KIND>(x, zh, zn, HP, u, h, c);
-            gain += (taken.h - h) * load(Gh + u);
-            if (!KIND) gain += (taken.c - c) * load(Gc + u);
+        V gain{}, dot{};
+        for (int64_t u = 0; u < HP; u += lanes<V>) {
+            V h = load<V>(q.tape_h + row * HP + u), c = KIND ? V{} : load<V>(q.tape_c + row * HP + u);
+            Skipped<V> taken = skipped_candidate<KIND>(x, zh, zn, HP, u, h, c);
+            gain += (taken.h - h) * load<V>(Gh + u);
+            if (!KIND) gain += (taken.c - c) * load<V>(Gc + u);
             if (top)
-                dot += taken.c * load(stack.w_p + u);
+                dot += taken.c * load<V>(stack.w_p + u);
             else
                 store(w.below + i * HP + u, taken.h);
         }
@@ -726,6 +779,7 @@ INLINE void back_over_skips(const Problem &q, const int64_t *block, Skips &k, Ba
 // Back over update k of n rows of a block.
 template <class Set, int KIND>
 INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, int64_t n, const int64_t *active, Back &w) {
+    typedef typename Set::vector V;
     const Stack &stack = *q.stack;
     const Sizes s(stack);
     const int64_t H = s.H, HP = s.HP, GP = s.GP, S = q.T + 1;
@@ -753,36 +807,36 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
             const int64_t after = (l * q.B + b) * S + k;
             if (top) add_output(q, H, q.tape_t[row], b, Gh);
             const float p = q.tape_p[row], grad_logit = top ? q.grad_p[b] * (p - stack.low) * (stack.high - p) / spread : 0;
-            v16 gain{};
-            for (int64_t u = 0; u < HP; u += 16) {
-                v16 h0 = load(h_before + i * HP + u), c0 = KIND ? v16{} : load(q.tape_c + (after - 1) * HP + u);
+            V gain{};
+            for (int64_t u = 0; u < HP; u += lanes<V>) {
+                V h0 = load<V>(h_before + i * HP + u), c0 = KIND ? V{} : load<V>(q.tape_c + (after - 1) * HP + u);
                 const float *kept = q.tape_g + after * s.KP + u;
-                Gates g = {load(kept), load(kept + HP), load(kept + 2 * HP), KIND < 2 ? load(kept + 3 * HP) : v16{}, v16{},
-                           load(q.tape_h + after * HP + u), v16{}};
-                g.c = KIND ? g.h : load(q.tape_c + after * HP + u);
+                Gates<V> g = {load<V>(kept), load<V>(kept + HP), load<V>(kept + 2 * HP),
+                              KIND < 2 ? load<V>(kept + 3 * HP) : V{}, V{}, load<V>(q.tape_h + after * HP + u), V{}};
+                g.c = KIND ? g.h : load<V>(q.tape_c + after * HP + u);
                 if (!KIND) g.tanh_c = hyperbolic(g.c);
-                v16 gh = load(Gh + u), via_gate{};
+                V gh = load<V>(Gh + u), via_gate{};
                 gain += (g.h - h0) * gh;
                 if (top) {
-                    store(w.w_p + u, load(w.w_p + u) + grad_logit * g.c);
-                    via_gate = grad_logit * load(stack.w_p + u);
+                    store(w.w_p + u, load<V>(w.w_p + u) + grad_logit * g.c);
+                    via_gate = grad_logit * load<V>(stack.w_p + u);
                 } else
-                    gh += load(w.up + i * HP + u);
+                    gh += load<V>(w.up + i * HP + u);
                 if (KIND) {
                     gh += via_gate;
-                    v16 dn = gh * (1.0f - g.f) * (1.0f - g.g * g.g), dzz = gh * (h0 - g.g) * g.f * (1.0f - g.f);
+                    V dn = gh * (1.0f - g.f) * (1.0f - g.g * g.g), dzz = gh * (h0 - g.g) * g.f * (1.0f - g.f);
                     store(dz + HP + u, dzz), store(dz + 2 * HP + u, dn);
                     store(w.back + i * HP + u, gh * g.f);
                     if (KIND == 2) {
                         store(dz + u, g.i);  // for the time being
                         store(a.reset + (w.pending + i) * HP + u, g.i * h0);
                     } else {
-                        v16 dr = dn * g.o * g.i * (1.0f - g.i);
+                        V dr = dn * g.o * g.i * (1.0f - g.i);
                         store(dz + u, dr);
                         store(dzh + u, dr), store(dzh + HP + u, dzz), store(dzh + 2 * HP + u, dn * g.i);
                     }
                 } else {
-                    v16 gc = load(Gc + u);
+                    V gc = load<V>(Gc + u);
                     gain += (g.c - c0) * gc;
                     gc += via_gate + gh * g.o * (1.0f - g.tanh_c * g.tanh_c);
                     store(dz + u, gc * g.g * g.i * (1.0f - g.i));
@@ -790,7 +844,7 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
                     store(dz + 2 * HP + u, gc * g.i * (1.0f - g.g * g.g));
                     store(dz + 3 * HP + u, gh * g.tanh_c * g.o * (1.0f - g.o));
                     store(Gc + u, gc * g.f);
-                    store(w.back + i * HP + u, v16{});
+                    store(w.back + i * HP + u, V{});
                 }
             }
             if (top) w.b_p[0] += grad_logit;
@@ -799,10 +853,10 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
         if (KIND == 2) {
             Set::product(s.form, zx + s.ZP, GP, n, HP, layer.w_h_back + s.ZP * HP, HP, w.reset, HP, w.zeros);  // by r⊙h
             for (int64_t i = 0; i < n; i++)
-                for (int64_t u = 0; u < HP; u += 16) {
-                    v16 by_reset = load(w.reset + i * HP + u), r = load(zx + i * GP + u);
-                    store(w.back + i * HP + u, load(w.back + i * HP + u) + by_reset * r);
-                    store(zx + i * GP + u, by_reset * load(h_before + i * HP + u) * r * (1.0f - r));
+                for (int64_t u = 0; u < HP; u += lanes<V>) {
+                    V by_reset = load<V>(w.reset + i * HP + u), r = load<V>(zx + i * GP + u);
+                    store(w.back + i * HP + u, load<V>(w.back + i * HP + u) + by_reset * r);
+                    store(zx + i * GP + u, by_reset * load<V>(h_before + i * HP + u) * r * (1.0f - r));
                 }
         }
         Set::product(s.form, zxh, GP, n, s.ZP, layer.w_h_back, HP, w.back, HP, nullptr);
@@ -984,7 +1038,7 @@ INLINE void pack(const float *w, int64_t gates, int64_t H, int64_t K, float *out
             for (; rows == 16 && k + 16 <= K; k += 16) {
                 v16 a[16], b[16];
 #pragma GCC unroll 16
-                for (int i = 0; i < 16; i++) a[i] = load(w + (u + i) * K + k);
+                for (int i = 0; i < 16; i++) a[i] = load<v16>(w + (u + i) * K + k);
                 transpose_step<8>(a, b);
                 transpose_step<4>(b, a);
                 transpose_step<2>(a, b);
@@ -1006,11 +1060,12 @@ INLINE void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, float
 }
 
 // Packed weights, [panels][K][16], in another form, which as pairs is [panels][(K + 1) / 2][16].
+template <class V>
 INLINE void form_weights(Form form, float *w, int64_t panels, int64_t K) {
     if (form == FLOATS) return;
     float *out = w;
     for (int64_t p = 0; p < panels; p++, w += 16 * K, out += 16 * (form == PAIRS ? (K + 1) / 2 : K))
-        form_columns(form, w, 16, K, 16, out);  // which reads before it writes
+        form_columns<V>(form, w, 16, K, 16, out);  // which reads before it writes
 }
 
 // The same for every instruction set.
@@ -1032,12 +1087,12 @@ INLINE void form_weights(Form form, float *w, int64_t panels, int64_t K) {
     attribute void pack(const float *w, int64_t gates, int64_t H, int64_t K, Form form, float *out,           \
                         Instructions) {                                                                       \
         pack(w, gates, H, K, out);                                                                            \
-        form_weights(form, out, gates * padded(H) / 16, K);                                                   \
+        form_weights<Instructions::vector>(form, out, gates * padded(H) / 16, K);                             \
     }                                                                                                         \
     attribute void pack_back(const float *w, int64_t gates, int64_t H, int64_t K, Form form, float *out,      \
                              Instructions) {                                                                  \
         pack_back(w, gates, H, K, out);                                                                       \
-        form_weights(form, out, padded(K) / 16, gates * padded(H));                                           \
+        form_weights<Instructions::vector>(form, out, padded(K) / 16, gates * padded(H));                     \
     }
 #ifdef AVX512
 ENTRIES(AVX512, Avx512)

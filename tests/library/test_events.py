@@ -77,7 +77,7 @@ def test_the_compiled_path_equals_the_reference(name, shape, bias, per_step):
 
 @pytest.mark.usefixtures("two_threads", "instructions")
 @pytest.mark.parametrize("bias", ["most", "few"])
-@pytest.mark.parametrize("shape", ["odd", "wide_inputs"])
+@pytest.mark.parametrize("shape", ["paper", "odd", "wide", "wide_inputs"])
 @pytest.mark.parametrize("name", MODULES)
 def test_every_instruction_set_computes_the_same(name, shape, bias):
     shape = SHAPES[shape]
