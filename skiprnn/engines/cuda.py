@@ -9,7 +9,7 @@ and ends with one product for each weight. Within the kernels all is float32. Pr
 import itertools
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Self
@@ -203,8 +203,7 @@ class _CudaEvents(torch.autograd.Function):
         refuse_double_backward()
         x, shares, update_weight, update_bias, lengths, *tensors = ctx.saved_tensors
         weights, kept, is_lstm = LayerWeights(*tensors[:4]), ctx.kind(*tensors[4:]), isinstance(ctx.cell, LSTMCell)
-        kind, is_rounded = x.device.type, ctx.autocast is not None
-        with torch.autocast(kind, ctx.autocast) if is_rounded else nullcontext(), torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        with _autocast(x.device.type, ctx.autocast), torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             T, B, D = x.shape
             H = len(update_weight)
             grad_output, grad_gate, grad_p, grad_acc, grad_h, grad_c = (*grads, None)[:6]
@@ -220,7 +219,7 @@ class _CudaEvents(torch.autograd.Function):
             rows = kept
             if isinstance(kept, _Stored):
                 rows = _Rows.of(kept, x, ctx.cell, kernels, ctx.opened_always)
-            with torch.autocast(kind, enabled=False) if is_rounded else nullcontext():  # as the kernel computed it
+            with _autocast(x.device.type, None):  # as the kernel computed it
                 hidden, reset, reset_used = _states_share(rows, weights, constants, kernels, shares, lengths)
             R = len(rows.t)
             grad_gates, grad_logit = x.new_empty(R, 3 if constants.reset_before else 4, H), x.new_empty(R)
@@ -311,6 +310,13 @@ def _kernels(
 def _constants(cell: Cell, units: int, features: int, rows: int, **others: bool) -> Constants:
     reset_before = isinstance(cell, GRUResetBeforeCell)
     return Constants(units, features, isinstance(cell, GRUCell) or reset_before, rows, reset_before, **others)
+
+
+def _autocast(kind: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast to a type, or none, whatever is set where this is called; what changes nothing costs the host nothing."""
+    if dtype is None and not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, dtype, enabled=dtype is not None)
 
 
 def _rows_dense(tensor: Tensor) -> Tensor:

@@ -78,6 +78,18 @@ def test_states_may_have_any_layout():
         torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_backward_is_computed_as_forward_was_wherever_it_is_called(name):
+    gradients = []
+    for dtype in (None, torch.bfloat16, torch.float16):
+        rnn = pair(name, SMALL, -1.5)[0]
+        loss = rnn(inputs(SMALL).float().to(DEVICE)).output.square().sum()
+        with torch.autocast(DEVICE, dtype, enabled=dtype is not None):
+            gradients.append(torch.autograd.grad(loss, [rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.update_weight]))
+    for others in gradients[1:]:
+        assert all(map(torch.equal, gradients[0], others))
+
+
 def test_memory_kept_for_backward_follows_the_updates(monkeypatch):
     monkeypatch.setattr(cuda, "MOST_KEPT", 0)
     shape = (40, 2, 1, 16, 1)
