@@ -57,10 +57,13 @@ def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tenso
     if wrong := {str(tensor.dtype) for tensor in tensors if tensor.dtype != torch.float32}:
         return f"it computes float32 tensors, not {', '.join(sorted(wrong))}"
     device = tensors[0].device
-    if EMULATED is not None and device.type == "cpu":
-        return None
-    small = "the GPU's multiprocessors have too little shared memory for so many units"
-    return unfit_device(device) or (None if most_rows(cell, hidden_size, device)[0] else small)
+    if any(tensor.device != device for tensor in tensors):  # of which the kernels would take the addresses
+        devices = {str(tensor.device) for tensor in tensors}
+        return f"it computes tensors of one device, not of {', '.join(sorted(devices))}"
+    lacking = None if EMULATED is not None and device.type == "cpu" else unfit_device(device)
+    if lacking is None and not most_rows(cell, hidden_size, device)[0]:
+        lacking = "the GPU's multiprocessors have too little shared memory for so many units"
+    return lacking
 
 
 @lru_cache
@@ -313,7 +316,7 @@ def _constants(cell: Cell, units: int, features: int, rows: int, **others: bool)
 
 
 def _autocast(kind: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Autocast to a type, or none, whatever is set where this is called; what changes nothing costs the host nothing."""
+    """Autocast to a type, or none, whatever is set where this is called; where nothing changes it costs nothing."""
     if dtype is None and not torch.is_autocast_enabled(kind):
         return nullcontext()
     return torch.autocast(kind, dtype, enabled=dtype is not None)

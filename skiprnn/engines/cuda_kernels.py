@@ -128,6 +128,7 @@ class _OnGPU:
 
         self.driver, self.device = driver, device
         self.module = self.done(driver.cuModuleLoadData(binary))
+        self.context = self.done(driver.cuCtxGetCurrent())
         self.functions: dict[tuple[str, int], Any] = {}
 
     def launch(self, name: str, grid: Sequence[int], block: int, shared: int, arguments: Sequence[Argument]) -> None:
@@ -136,6 +137,8 @@ class _OnGPU:
         where = (ctypes.c_void_p * 1)(ctypes.addressof(packed))
         stream = torch.cuda.current_stream(self.device).cuda_stream
         across, down = (*grid, 1)[:2]
+        if not int(self.done(self.driver.cuCtxGetCurrent())):  # a thread, as autograd's, that has not used the GPU yet
+            self.done(self.driver.cuCtxSetCurrent(self.context))
         self.done(
             self.driver.cuLaunchKernel(
                 function, across, down, 1, block, 1, 1, shared, stream, ctypes.addressof(where), 0

@@ -2,6 +2,9 @@
 
 import mmap
 import re
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -190,6 +193,50 @@ def test_compiles_for_an_h100(constants):
     assert max(stacks) <= 192
     assert max(shared) <= cuda.RESERVED
     assert max(shared) + max(map(constants.shared, "FB")) <= 227 * 1024
+
+
+def test_says_that_tensors_lie_apart():
+    rnn = SkipLSTM(2, 5, engine="cuda").to(DEVICE)
+    with pytest.raises(RuntimeError, match=f"one device, not of {DEVICE}.*, meta"):
+        rnn(torch.zeros(3, 1, 2, device=DEVICE), rnn.initial_state(1)._replace(h=torch.zeros(1, 1, 5, device="meta")))
+
+
+def test_launches_in_threads_that_have_not_used_the_gpu(monkeypatch):
+    """As autograd's may not have: the context that the kernels were loaded into becomes the thread's."""
+    current, launched = threading.local(), []
+
+    def launch(*arguments):
+        launched.append(getattr(current, "context", 0))
+        return (SimpleNamespace(value=0),)
+
+    done = (SimpleNamespace(value=0),)
+    driver = SimpleNamespace(
+        cuCtxGetCurrent=lambda: (*done, getattr(current, "context", 0)),
+        cuCtxSetCurrent=lambda context: setattr(current, "context", context) or done,
+        cuLaunchKernel=launch,
+    )
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    kernels = object.__new__(cuda_kernels._OnGPU)
+    kernels.driver, kernels.device, kernels.context, kernels.functions = driver, None, 7, {("take", 0): object()}
+    current.context = 7
+    kernels.launch("take", (1,), 128, 0, ())
+    thread = threading.Thread(target=kernels.launch, args=("take", (1,), 128, 0, ()))
+    thread.start()
+    thread.join()
+    assert launched == [7, 7]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_backward_may_be_the_first_that_autograds_thread_does():
+    code = """
+import torch
+from skiprnn import RandomSkipLSTM
+rnn = RandomSkipLSTM(2, 5).cuda()
+h = rnn(torch.zeros(3, 1, 2, device="cuda"), every_step=False).output
+torch.autograd.backward(h, torch.ones_like(h))
+torch.cuda.synchronize()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_says_how_long_a_sequence_may_be(monkeypatch):
