@@ -1,12 +1,14 @@
 // cuda_kernels.cu on the CPU, for tests: the threads of a block are fibers, which take turns where they wait for others.
-// Memory of a block starts as NaN, and reads beyond what was asked for are found.
+// A warp runs as far as it can, so that a missing barrier or buffer tells. Memory of a block starts as NaN.
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <random>
 #include <vector>
 
 #define ON_CPU
@@ -14,7 +16,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __shared__ static
+#define __shared__ static __attribute__((section("of_block")))
 #define __launch_bounds__(threads, blocks)
 #define DYNAMIC(name) float4* const name = dynamic_memory
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
@@ -37,6 +39,7 @@ static ucontext_t scheduler, contexts[MOST];
 static std::vector<char> stacks[MOST];
 static bool ended[MOST];
 static int threads, current;
+static long moved;
 static void (*work)();
 
 struct Barrier {  // of a warp or of the block
@@ -54,17 +57,20 @@ static void yield() {
 
 void Barrier::wait() {
   const int before = passed;
+  ++moved;
   if (++arrived == size) {
     arrived = 0;
     ++passed;
   } else {
     while (passed == before) yield();
+    ++moved;
   }
 }
 
 static void begin() {
   work();
   ended[current] = true;
+  ++moved;
 }
 
 static void run(int count, void (*what)()) {
@@ -80,13 +86,22 @@ static void run(int count, void (*what)()) {
     contexts[i].uc_link = &scheduler;
     makecontext(&contexts[i], begin, 0);
   }
+  static std::minstd_rand draw;
+  const int all = (count + 31) / 32;
   for (bool going = true; going;) {
     going = false;
-    for (int i = 0; i < count; ++i) {
-      if (ended[i]) continue;
-      current = i, threadIdx.x = (unsigned)i;
-      swapcontext(&scheduler, &contexts[i]);
-      going = true;
+    const int offset = (int)(draw() % all);  // the warp that comes last to a barrier goes ahead of the others
+    for (int k = 0; k < all; ++k) {
+      const int first = (k + offset) % all * 32;
+      for (long before = moved - 1; before != moved;) {
+        before = moved;
+        for (int i = first; i < std::min(first + 32, count); ++i) {
+          if (ended[i]) continue;
+          current = i, threadIdx.x = (unsigned)i;
+          swapcontext(&scheduler, &contexts[i]);
+          going = true;
+        }
+      }
     }
   }
 }
@@ -117,6 +132,8 @@ static bool __any_sync(unsigned, bool said) {
   return false;
 }
 
+extern "C" char __start_of_block[], __stop_of_block[];  // by the linker
+
 #include SOURCE
 
 #define LAUNCH(name, Arguments)                                                                          \
@@ -130,6 +147,7 @@ static bool __any_sync(unsigned, bool said) {
         blockIdx = {(unsigned)x, (unsigned)y};                                                           \
         std::vector<float4> memory(bytes / 16, float4{NAN, NAN, NAN, NAN});                              \
         dynamic_memory = memory.data();                                                                  \
+        std::memset(__start_of_block, 0xff, __stop_of_block - __start_of_block);                           \
         std::memset(turns, 0, sizeof(turns));                                                            \
         fibers::run(threads, work_of_##name);                                                            \
       }                                                                                                  \
