@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from skiprnn import SkipGRU, SkipLSTM, engines
+from skiprnn import SkipGRU, SkipLSTM, engines, reference
 from skiprnn.cells import LSTM
 from skiprnn.engines import cuda, cuda_kernels
 from skiprnn.gate import bounds_of_skips
-from tests.problems import MODULES, assert_same, build, run
+from tests.problems import MODULES, assert_same, build, problem, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = {  # T, B, D, H, layers
@@ -142,6 +142,27 @@ def test_a_gate_that_draws_is_the_references(name, bias):
         results.append(run(rnn, inputs(shape)))
     assert_same(*results, tolerance=1e-5)
     assert 0.1 < results[0][0].update_gate.mean() < 0.95
+
+
+@pytest.mark.parametrize("kept", [0, 2**28])
+@pytest.mark.parametrize("features", [2, 7])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_told_that_the_gate_stays_open_it_need_not_count(name, features, kept, monkeypatch):
+    """As the plain cells of the baselines run."""
+    monkeypatch.setattr(cuda, "MOST_KEPT", kept)
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    results = []
+    for rnn in pair(name, (7, 3, features, 11, 1), 100.0):
+        with torch.no_grad():
+            rnn.update_weight.zero_()
+        given = problem(rnn, inputs((7, 3, features)).to(rnn.update_weight))
+        opened = {"opens_always": True} if rnn.engine == "cuda" else {}
+        solution = (cuda if opened else reference).run(given, **opened)
+        loss = solution.output.square().sum() + solution.states[0][-1].sum()
+        results.append([loss, *torch.autograd.grad(loss, [*given.layers[0], *rnn.parameters()], allow_unused=True)])
+    for mine, other in zip(*results, strict=True):
+        if other is not None:
+            torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODULES)
