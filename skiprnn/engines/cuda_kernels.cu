@@ -6,9 +6,10 @@
 // shared memory, where the states lie too.
 //
 // Compiled for each problem, with these defined: UNITS, FEATURES (0: x is the inputs' share of the gates), GRU,
-// RESET_BEFORE (the GRU resets before the product), DRAWS (of the gate) and BOUNDED (its probability), ROWS (1, 2 or 4),
-// NARROW (x is bfloat16), BLOCK (threads), SLICE_* (what a thread multiplies of the states, or of the gates' gradients),
-// HELD_* and TAKERS (threads of the kernels around the loops). Gates come in torch's order. Numbers of a kernel are passed as 64 bits each.
+// RESET_BEFORE (the GRU resets before the product), DRAWS (of the gate) and BOUNDED (its probability), ROWS (1, 2 or
+// 4), NARROW (x is bfloat16), BLOCK (threads), SLICE_* (what a thread multiplies of the states, or of the gates'
+// gradients), HELD_* and TAKERS (threads of the kernels around the loops). Gates come in torch's order. Numbers of a
+// kernel are passed as 64 bits each.
 
 #ifndef ON_CPU
 #define DYNAMIC(name) extern __shared__ float4 name[]
