@@ -69,14 +69,21 @@ def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tenso
 @lru_cache
 def unfit_device(device: torch.device) -> str | None:
     """Why kernels cannot be compiled for a device, or run there; None if they can."""
+    if lacking := unfit_gpu(device, OLDEST):
+        return lacking
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        return "it needs the package cuda-bindings"
+    return None
+
+
+def unfit_gpu(device: torch.device, oldest: tuple[int, int]) -> str | None:
+    """Why a device is no GPU of NVIDIA's of some compute capability or more; None if it is."""
     if device.type != "cuda":
         return f"it runs on CUDA devices, not on {device}"
     if torch.version.hip is not None:
         return "it was made for NVIDIA's GPUs"
-    if torch.cuda.get_device_capability(device) < OLDEST:
-        return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or more"
-    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
-        return "it needs the package cuda-bindings"
+    if torch.cuda.get_device_capability(device) < oldest:
+        return f"it needs a GPU of compute capability {oldest[0]}.{oldest[1]} or more"
     return None
 
 

@@ -22,6 +22,7 @@ from triton import knobs
 from skiprnn import reference
 from skiprnn.cells import Cell, GRUCell, LSTMCell
 from skiprnn.engines import graph_kernels as kernels
+from skiprnn.engines.cuda import unfit_gpu
 from skiprnn.engines.graph_iterations import Backward, Forward, Kept, Segment, Size, segment_span
 from skiprnn.engines.graph_parallel import Saved, WeightGradients, skipped_candidates
 from skiprnn.engines.graph_products import product
@@ -64,12 +65,8 @@ def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tenso
 @lru_cache
 def unfit_device(device: torch.device) -> str | None:
     """Why Triton cannot compile kernels for a device, or run them there; None if it can."""
-    if device.type != "cuda":
-        return f"it runs on CUDA devices, not on {device}"
-    if torch.version.hip is not None:
-        return "it was made for NVIDIA's GPUs"
-    if torch.cuda.get_device_capability(device) < OLDEST:
-        return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or more"
+    if lacking := unfit_gpu(device, OLDEST):
+        return lacking
     if os.name == "posix" and not any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang"))):
         return "Triton needs a C compiler, gcc, clang, or what CC names"
     return None

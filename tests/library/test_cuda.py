@@ -211,7 +211,7 @@ def test_compiles_for_an_h100(constants):
     stacks = [int(size) for size in re.findall(r"(\d+) bytes stack frame", said)]
     shared = [int(size) for size in re.findall(r"(\d+) bytes smem", said)]
     assert len(stacks) == 5
-    assert max(stacks) <= 192
+    assert max(stacks) <= 96
     assert max(shared) <= cuda.RESERVED
     assert max(shared) + max(map(constants.shared, "FB")) <= 227 * 1024
 

@@ -157,6 +157,18 @@ def test_is_not_for_float16():
         rnn(torch.zeros(3, 1, 2, device=DEVICE))
 
 
+@pytest.mark.parametrize(
+    ("capability", "compiler", "reason"),
+    [((9, 0), "/usr/bin/gcc", None), ((7, 5), "/usr/bin/gcc", "capability 8.0"), ((9, 0), None, "C compiler")],
+)
+def test_says_what_a_gpu_lacks(monkeypatch, capability, compiler, reason):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(graph.shutil, "which", lambda name: compiler)
+    said = graph.unfit_device.__wrapped__(torch.device("cuda"))
+    assert said is None if reason is None else reason in said
+
+
 def test_compiles_for_an_h100():
     """Few registers are spilled, and float32 is read four numbers at a time where rows are aligned."""
     cases = ["lstm,512,bf16", "lstm,512,fp32", "gru,100,bf16"]
