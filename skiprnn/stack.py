@@ -83,8 +83,7 @@ class RecurrentStack(nn.Module):
         solution = self._run(x, states, gate_state, lengths, every_step)
         tensors = [torch.stack(layers) for layers in zip(*solution.states, strict=True)]
         tensors, gate = layout.given(tensors, solution.gate)
-        last = tensors[0][-self.num_directions :]
-        output = layout.steps(solution.output) if every_step else torch.cat(list(last), dim=-1)
+        output = layout.steps(solution.output) if every_step else self._after_last_step(tensors[0])
         kind = BatchFirstOutput if self.batch_first else SkipRNNOutput
         return kind(output, self._state(tensors, gate), layout.steps(solution.update_gate))
 
@@ -99,10 +98,14 @@ class RecurrentStack(nn.Module):
         tensors = [
             weight.new_zeros(self.num_layers * self.num_directions, batch_size, self.hidden_size)
             if initial is None
-            else initial[:, None].expand(-1, batch_size, -1)
+            else initial.unsqueeze(1).expand(-1, batch_size, -1)
             for initial in self._initial_states()
         ]
         return self._state(tensors, self._opening(weight, (batch_size,)))
+
+    def _after_last_step(self, h: Tensor) -> Tensor:
+        """Of all layers' h that of the last, both directions side by side; not the same memory."""
+        return h.squeeze(0).clone() if len(h) == 1 else torch.cat(list(h[-self.num_directions :]), dim=-1)
 
     def layer(self, k: int, suffix: str = "") -> Any:
         """The parameters of layer ``k``, as ``cell.Weights``; with the suffix ``_reverse``, of the other direction."""

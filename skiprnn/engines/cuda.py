@@ -54,12 +54,11 @@ def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tenso
         return f"it runs one layer, not {num_layers}"
     if hidden_size > LARGEST:
         return f"it runs up to {LARGEST} units, not {hidden_size}"
-    if wrong := {str(tensor.dtype) for tensor in tensors if tensor.dtype != torch.float32}:
-        return f"it computes float32 tensors, not {', '.join(sorted(wrong))}"
-    device = tensors[0].device
-    if any(tensor.device != device for tensor in tensors):  # of which the kernels would take the addresses
-        devices = {str(tensor.device) for tensor in tensors}
-        return f"it computes tensors of one device, not of {', '.join(sorted(devices))}"
+    if wrong := {tensor.dtype for tensor in tensors} - {torch.float32}:
+        return f"it computes float32 tensors, not {', '.join(sorted(map(str, wrong)))}"
+    device, *other = {tensor.device for tensor in tensors}
+    if other:  # of whose tensors the kernels would take the addresses
+        return f"it computes tensors of one device, not of {', '.join(sorted(map(str, (device, *other))))}"
     lacking = None if EMULATED is not None and device.type == "cpu" else unfit_device(device)
     if lacking is None and not most_rows(cell, hidden_size, device)[0]:
         lacking = "the GPU's multiprocessors have too little shared memory for so many units"
@@ -106,8 +105,10 @@ def run(problem: Problem, opens_always: bool = False) -> Solution:
     if not problem.x.shape[0] or not problem.x.shape[1]:
         return reference.run(problem)
     problem = problem.widened()
-    given = problem.bare(), problem.differentiable, opens_always and problem.lengths is None
-    return Solution.of_tensors(problem, _CudaEvents.apply(*given, *problem.tensors()))
+    tensors = problem.tensors()
+    saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    given = problem, saves, opens_always and problem.lengths is None
+    return Solution.of_tensors(problem, _CudaEvents.apply(*given, *tensors))
 
 
 class _Stored(NamedTuple):
@@ -117,12 +118,10 @@ class _Stored(NamedTuple):
     acc: Tensor  # (B,)
     h: Tensor  # (B, H)
     c: Tensor  # (B, H)
-    p_at: Tensor  # (T, B)
-    a_at: Tensor  # (T, B), the sum that opened, or CUT
+    gates_at: Tensor  # (2, T, B), p, and the sum that opened, or CUT
     h_at: Tensor  # (T, B, H)
     c_at: Tensor  # (T, B, H), of a GRU h_at
-    t_at: Tensor  # (T, B) int32, from the top the steps of the updates
-    updates: Tensor  # (B,) int32, how many there were
+    steps: Tensor  # (T + 1, B) int32, how many updates there were, and from there their steps
 
 
 class _Rows(NamedTuple):
@@ -140,25 +139,25 @@ class _Rows(NamedTuple):
     @classmethod
     def of(cls, stored: _Stored, x: Tensor, cell: Cell, kernels: Kernels, opened_always: bool) -> Self:
         """Here the host waits for the device, to know how many updates there were."""
-        counted = [len(x)] * x.shape[1] if opened_always else stored.updates.tolist()
-        rows, (B, D), H = sum(counted) + x.shape[1], x.shape[1:], stored.h.shape[1]
+        (T, B, D), H, updates = x.shape, stored.h.shape[1], stored.steps[0]
+        counted = [T] * B if opened_always else updates.tolist()
+        rows = sum(counted) + B
         is_gru, ones = not isinstance(cell, LSTMCell), int(D <= FUSED)
         p, a = x.new_empty(2, rows)
         h = x.new_empty(rows, H)
         taken = cls(
             torch.empty(rows, dtype=torch.int32, device=x.device), p, a, h, h if is_gru else torch.empty_like(h),
-            x.new_empty(rows, D + ones), torch.empty(B, dtype=torch.int64, device=x.device), stored.updates,
+            x.new_empty(rows, D + ones), torch.empty(B, dtype=torch.int64, device=x.device), updates,
         )  # fmt: skip
         kernels.launch("take", (B, max(counted) // STEPS + 1), TAKERS, 0, (
-            *stored, x, taken.first, *taken[:6], B, D, ones, *x.stride()[:2], stored.h.stride(0), stored.c.stride(0),
+            *stored, x, taken.first, *taken[:6], T, B, D, ones, *x.stride()[:2], stored.h.stride(0), stored.c.stride(0),
         ))  # fmt: skip
         return taken
 
 
 class _CudaEvents(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, bare: Problem, saves: bool, opens_always: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        problem = bare.with_tensors(tensors)
+    def forward(ctx: Any, problem: Problem, saves: bool, opens_always: bool, *_: Tensor) -> tuple[Tensor, ...]:
         cell, x, update_bias, every = problem.cell, problem.x, problem.update_bias, problem.every_step
         T, B, D = x.shape
         x = x if x.stride(2) == 1 else x.contiguous()
@@ -177,11 +176,10 @@ class _CudaEvents(torch.autograd.Function):
         c_at, left = stored, None
         if saves:
             c_at = torch.empty_like(stored) if is_lstm else stored
-            p_at, a_at = x.new_empty(2, T, B).unbind()
             steps = torch.empty(T + 1, B, dtype=torch.int32, device=x.device)
-            left = _Stored(p, acc, h, c, p_at, a_at, stored, c_at, steps[1:], steps[0])
+            left = _Stored(p, acc, h, c, x.new_empty(2, T, B), stored, c_at, steps)
         shares = _widened(cell.input_share(x, weights)) if D > FUSED else x
-        at_updates = (None,) * 5 if left is None else (left.c_at, left.p_at, left.a_at, left.t_at, left.updates)
+        at_updates = (None,) * 3 if left is None else (left.c_at, left.gates_at, left.steps)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             constants, kernels = _kernels(cell, H, D, shares, draws is not None, problem.bounds != UNBOUNDED)
             kernels.launch("forward", (-(-B // constants.rows),), constants.block, constants.shared("F"), (

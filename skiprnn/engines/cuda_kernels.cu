@@ -192,8 +192,8 @@ struct Forward {
   const Long* ends;                     // (B,), lengths, or null: T
   float *output, *update_gate;          // (T, B, H), written at updates if not null; (T, B) zeros
   int* until;  // (T + 1, B), if not null: the step up to which the state after an update, or in row 0 the first, is kept
-  float *c_at, *p_at, *a_at;  // if saves: (T, B, H), (T, B), (T, B), at updates; a: the sum that opened, or CUT
-  int *t_at, *updates;  // if saves: steps of the updates, (T, B), from the top; how many there were, (B,)
+  float *c_at, *gates_at;  // if saves: (T, B, H), (2, T, B), at updates; p, and the sum that opened, or CUT
+  int* steps;  // if saves: (T + 1, B), how many updates there were, and from there their steps
   const float* draws;  // (T, B), if DRAWS: what sums are compared with instead of 0.5
   double low, high;    // if BOUNDED, of the update probability
   Long saves, T, B, x_t, x_b, h_b, c_b;
@@ -316,9 +316,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
       if (leads) {
         a.update_gate[place] = 1.f;
         if (a.saves) {
-          a.p_at[place] = p;
-          a.a_at[place] = total;
-          a.t_at[(Long)done * a.B + b] = t;
+          a.gates_at[place] = p;
+          a.gates_at[a.T * a.B + place] = total;
+          a.steps[(Long)(done + 1) * a.B + b] = t;
         }
       }
       ++done;
@@ -336,7 +336,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1) forward(const Forward a) 
   if (leads) {
     a.p_end[b] = p;
     a.acc_end[b] = total;
-    if (a.saves) a.updates[b] = done;
+    if (a.saves) a.steps[b] = done;
   }
 }
 
@@ -649,14 +649,14 @@ extern "C" __global__ void fill(const Fill a) {
 
 struct Take {
   const float *p, *acc, *h, *c;  // before the first step
-  const float *p_at, *a_at, *h_at, *c_at;
-  const int *t_at, *updates;  // as forward wrote them
-  const float* x;             // (T, B, D), steps and sequences x_t and x_b apart
-  Long* first;                // (B,), number of a sequence's first row
+  const float *gates_at, *h_at, *c_at;
+  const int* steps;  // as forward wrote them
+  const float* x;    // (T, B, D), steps and sequences x_t and x_b apart
+  Long* first;       // (B,), number of a sequence's first row
   int* t_rows;
   float *p_rows, *a_rows, *h_rows, *c_rows;  // as backward reads them
   float* x_rows;                             // (R, D + ones), with a one, or without
-  Long B, D, ones, x_t, x_b, h_b, c_b;
+  Long T, B, D, ones, x_t, x_b, h_b, c_b;
 };
 
 // Bring what was stored at updates into rows, STEPS of a sequence a block of threads.
@@ -664,20 +664,21 @@ extern "C" __global__ void take(const Take a) {
   __shared__ int counted[TAKERS];
   const Long b = blockIdx.x;
   const int tid = threadIdx.x, begin = blockIdx.y * STEPS;
-  if (begin > a.updates[b]) return;
+  const int updates = a.steps[b];
+  if (begin > updates) return;
   int sum = 0;
-  for (int other = tid; other < b; other += TAKERS) sum += a.updates[other];
+  for (int other = tid; other < b; other += TAKERS) sum += a.steps[other];
   counted[tid] = sum;
   __syncthreads();
   Long start = b;
   for (int other = 0; other < TAKERS; ++other) start += counted[other];
   if (begin == 0 && tid == 0) a.first[b] = start;
-  for (int j = begin; j < begin + STEPS && j <= a.updates[b]; ++j) {
-    const Long to = start + j, t = j ? a.t_at[(Long)(j - 1) * a.B + b] : -1, from = t * a.B + b;
+  for (int j = begin; j < begin + STEPS && j <= updates; ++j) {
+    const Long to = start + j, t = j ? a.steps[(Long)j * a.B + b] : -1, from = t * a.B + b;
     if (tid == 0) {
       a.t_rows[to] = (int)t;
-      a.p_rows[to] = j ? a.p_at[from] : a.p[b];
-      a.a_rows[to] = j ? a.a_at[from] : a.acc[b];
+      a.p_rows[to] = j ? a.gates_at[from] : a.p[b];
+      a.a_rows[to] = j ? a.gates_at[a.T * a.B + from] : a.acc[b];
     }
     if (tid < UNITS) {
       a.h_rows[to * UNITS + tid] = j ? a.h_at[from * UNITS + tid] : a.h[b * a.h_b + tid];

@@ -4,7 +4,7 @@ import ctypes
 import struct
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -162,10 +162,14 @@ class _OnGPU:
 def pack(arguments: Sequence[Argument]) -> ctypes.Array[ctypes.c_int64]:
     """As a kernel's structure has them: 64 bits each."""
     words = [
-        argument if isinstance(argument, int)
-        else 0 if argument is None
-        else int.from_bytes(struct.pack("d", argument), sys.byteorder) if isinstance(argument, float)
-        else argument.data_ptr()
+        argument.data_ptr() if isinstance(argument, Tensor)
+        else _bits(argument) if isinstance(argument, float)
+        else argument or 0
         for argument in arguments
     ]  # fmt: skip
     return (ctypes.c_int64 * len(words))(*words)
+
+
+@lru_cache
+def _bits(number: float) -> int:
+    return int.from_bytes(struct.pack("d", number), sys.byteorder)
