@@ -1,7 +1,8 @@
 """What a Skip RNN and its baselines share: state, initial values, argument checks, and the shape of ``forward``."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import product
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,36 @@ class RecurrentStack(nn.Module):
     def _after_last_step(self, h: Tensor) -> Tensor:
         """Of all layers' h that of the last, both directions side by side; not the same memory."""
         return h.squeeze(0).clone() if len(h) == 1 else torch.cat(list(h[-self.num_directions :]), dim=-1)
+
+    @torch.no_grad()
+    def remember(self, steps: int) -> Self:
+        """Draw the initial biases of the gates that keep the state anew, for memories of 2 to ``steps`` updates.
+
+        A unit that forgets with σ(b) keeps its state for some 1 + exp(b) updates: b is log(U(1, steps - 1)), and of an
+        LSTM's input gate -b. With a bias of 1, its initial value otherwise, that is 4, and sequences of hundreds of
+        samples are learned late. To be called once, before training.
+
+        Args:
+            steps: the longest memory, such as the number of samples of a sequence; 3 at least.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ValueError: ``steps`` is less, the module has no biases, or its cell has no such gate.
+
+        Source: Tallec and Ollivier, "Can recurrent neural networks warp time?", ICLR 2018, section 2.
+        """
+        if steps < 3:
+            raise ValueError(f"a memory must be of 3 updates or more, got {steps}")
+        if not self.bias:
+            raise ValueError("how long a cell remembers is said by its biases: make the module with bias=True")
+        try:
+            for suffix, k in product(DIRECTIONS[: self.num_directions], range(self.num_layers)):
+                self.cell.remember(self.layer(k, suffix), steps)
+        except NotImplementedError as error:
+            raise ValueError(str(error)) from error
+        return self
 
     def layer(self, k: int, suffix: str = "") -> Any:
         """The parameters of layer ``k``, as ``cell.Weights``; with the suffix ``_reverse``, of the other direction."""

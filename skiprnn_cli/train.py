@@ -48,10 +48,10 @@ OF_THE_GATE = (
 )  # fmt: skip
 FOR_CELL_NOTE = "".join(
     f"; {preset} {model}{f' on {task}' if task else ''}: "
-    f"{', '.join(f'{name} {value}' for name, value in changes.items())}"
+    f"{', '.join(f'{name} {NONE if value is None else value}' for name, value in changes.items())}"
     for (task, preset, model), changes in [
         *FOR_CELL.items(),
-        *(((*key, "without a gate"), changes) for key, changes in FOR_PLAIN.items()),
+        *(((*of, f"{cell or ''} without a gate".strip()), changes) for (*of, cell), changes in FOR_PLAIN.items()),
     ]
 )
 
@@ -183,6 +183,12 @@ Examples:
 )
 @preset_option("--hidden", "hidden_size", click.IntRange(min=1), "Units of a layer.")
 @preset_option("--dropout", "dropout", options.Number(0, 1, max_open=True), "Before the head.")
+@preset_option(
+    "--memory",
+    "memory",
+    options.CountOrNone(min=3),
+    "Updates for which units keep their state at first: from 2 to so many, instead of 4; for long sequences.",
+)
 @preset_option(
     "--true-lengths/--padded", "true_lengths", bool, "End sequences where they end, or read their padding too."
 )

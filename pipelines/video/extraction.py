@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
@@ -154,7 +155,8 @@ def extract_features(
         "source": printable(videos.root.resolve()),
         "frame_rule": FRAME_RULE,
         "transform": f"shorter side to {task.resize} (bilinear, antialiased), central {CROP}, ImageNet's mean and std",
-        **{name: version(name) for name in ("torch", "torchvision", "opencv-python")},
+        **{name: version(name) for name in ("torch", "torchvision")},
+        "opencv-python": cv2.__version__,  # which may be of opencv-python-headless
     }
     return store.merge(attributes, allow_failures, extracted, steps)
 

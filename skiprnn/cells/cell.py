@@ -56,6 +56,10 @@ class Cell:
         """Give a layer's parameters their initial values, in place."""
         raise NotImplementedError(f"{type(self).__name__} does not say its initial values")
 
+    def remember(self, weights: Any, steps: int) -> None:
+        """Draw the initial biases, in place, for units that keep their state for 1 to ``steps`` updates."""
+        raise NotImplementedError(f"{type(self).__name__} has no gate whose bias says how long it keeps its state")
+
     def input_share(self, below: Tensor, weights: Any) -> Tensor:
         """What the candidate needs of the layer's input, (..., D) -> (..., K)."""
         return below
@@ -101,6 +105,10 @@ class GatedCell(Cell):
     num_gates: ClassVar[int]
     opened: ClassVar[tuple[int, int]] = (0, 0)
     """The gates, from the first to before the second, whose bias begins at 1."""
+    keeps: ClassVar[int | None] = None
+    """The gate that multiplies the state before; None: there is none."""
+    writes: ClassVar[int | None] = None
+    """The gate that multiplies what is new, where that is another."""
 
     def shapes(self, input_size: int, hidden_size: int) -> Any:
         size = self.num_gates * hidden_size
@@ -114,6 +122,14 @@ class GatedCell(Cell):
         nn.init.zeros_(weights.bias_hh)
         nn.init.zeros_(weights.bias_ih)
         nn.init.ones_(weights.bias_ih[first:last])
+
+    def remember(self, weights: Any, steps: int) -> None:
+        if self.keeps is None:
+            super().remember(weights, steps)
+        biases = weights.bias_ih.unflatten(0, (self.num_gates, -1))
+        biases[self.keeps].uniform_(1, steps - 1).log_()
+        if self.writes is not None:
+            biases[self.writes] = -biases[self.keeps]
 
     def input_share(self, below: Tensor, weights: Any) -> Tensor:
         return linear(below, weights.weight_ih, weights.bias_ih)

@@ -23,6 +23,7 @@ class GRUCell(GatedCell):
     State = GRUState
     num_gates = 3
     opened = (0, 2)
+    keeps = 1
 
     def candidate(
         self, input_share: Tensor, state_share: Tensor, state: LayerState, weights: LayerWeights
@@ -56,6 +57,7 @@ class GRUResetBeforeCell(GatedCell):
     State = GRUState
     num_gates = 3
     opened = (0, 2)
+    keeps = 1
 
     def state_share(self, state: LayerState, weights: LayerWeights) -> Tensor:
         rz = 2 * state[0].shape[-1]

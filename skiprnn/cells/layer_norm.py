@@ -71,6 +71,7 @@ class LayerNormLSTMCell(_LayerNormCell):
     Weights = LayerNormLSTMWeights
     num_gates = 4
     opened = (1, 2)
+    keeps, writes = 1, 0
 
     def shapes(self, input_size: int, hidden_size: int) -> LayerNormLSTMWeights:
         return LayerNormLSTMWeights._make((*super().shapes(input_size, hidden_size), (hidden_size,), (hidden_size,)))
@@ -108,6 +109,7 @@ class LayerNormGRUCell(_LayerNormCell):
     State = GRUState
     num_gates = 3
     opened = (0, 2)
+    keeps = 1
 
     def input_share(self, below: Tensor, weights: LayerNormWeights) -> Tensor:
         return _normalized_gates(linear(below, weights.weight_ih), weights.gain_ih, weights.bias_ih)

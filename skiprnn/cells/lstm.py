@@ -21,6 +21,7 @@ class LSTMCell(GatedCell):
     State = LSTMState
     num_gates = 4
     opened = (1, 2)
+    keeps, writes = 1, 0
 
     def candidate(
         self, input_share: Tensor, state_share: Tensor, state: LayerState, weights: LayerWeights

@@ -1,15 +1,18 @@
 """SkipLSTM and SkipGRU as modules: parameters, shapes, arguments, state_dict."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from skiprnn import GRUState, LSTMState, RandomSkipGRU, SkipGRU, SkipLSTM
+from skiprnn import GRUState, LSTMState, RandomSkipGRU, RandomSkipLSTM, SkipGRU, SkipLSTM, SkipRNN
+from skiprnn.cells import LAYER_NORM_LSTM, RNN
 from skiprnn.engines import ENGINES
 
 PAIRS = [(SkipLSTM, nn.LSTM), (SkipGRU, nn.GRU)]
+LayerNormLSTM = partial(SkipRNN, LAYER_NORM_LSTM)
 
 
 def test_parameters_have_the_documented_names_and_shapes():
@@ -40,6 +43,45 @@ def test_initial_values():
     r, z, n = (gru.bias_ih_l0 + gru.bias_hh_l0).chunk(3)
     assert torch.cat([r, z]).tolist() == [1.0] * 8
     assert not n.any()
+
+
+@pytest.mark.parametrize("kind", [SkipLSTM, RandomSkipLSTM, SkipGRU, RandomSkipGRU, LayerNormLSTM])
+def test_a_memory_is_drawn_into_the_biases_of_the_gate_that_keeps_the_state(kind):
+    torch.manual_seed(0)
+    rnn = kind(1, 2000, 2)
+    before = {name: parameter.clone() for name, parameter in rnn.named_parameters()}
+    assert rnn.remember(101) is rnn
+    is_lstm = "initial_c" in before
+    for layer in ("l0", "l1"):
+        gates = rnn.get_parameter(f"bias_ih_{layer}").detach().unflatten(0, (-1, 2000))
+        kept = gates[1].exp()  # uniform in 1..100
+        assert 1 <= kept.min() < 2
+        assert 99 < kept.max() <= 100
+        assert kept.mean().item() == pytest.approx(50.5, abs=2)
+        was = before[f"bias_ih_{layer}"].unflatten(0, (-1, 2000))
+        assert torch.equal(gates[0], -gates[1] if is_lstm else was[0])
+        assert torch.equal(gates[2:], was[2:])
+    for name, parameter in rnn.named_parameters():
+        assert name.startswith("bias_ih") or torch.equal(parameter, before[name])
+
+
+def test_of_a_bidirectional_network_both_directions_have_a_memory():
+    rnn = SkipLSTM(1, 50, bidirectional=True).remember(1000)
+    assert rnn.bias_ih_l0[50:100].max() > 5
+    assert rnn.bias_ih_l0_reverse[50:100].max() > 5
+
+
+@pytest.mark.parametrize(
+    ("rnn", "steps", "message"),
+    [
+        (SkipLSTM(1, 2), 2, "a memory must be of 3 updates or more, got 2"),
+        (SkipLSTM(1, 2, bias=False), 9, "make the module with bias=True"),
+        (SkipRNN(RNN, 1, 2), 9, "RNNCell has no gate whose bias says how long it keeps its state"),
+    ],
+)
+def test_where_there_can_be_no_memory(rnn, steps, message):
+    with pytest.raises(ValueError, match=message):
+        rnn.remember(steps)
 
 
 @pytest.mark.parametrize(("skip", "plain"), PAIRS)

@@ -1,5 +1,7 @@
 """Presets and which GRU they train."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,14 +9,19 @@ from pipelines.errors import SkipRNNError
 from pipelines.grids.results import lines_of
 from pipelines.grids.sweep import grid, grid_of_table, plan
 from pipelines.parallel.devices import choose_device
+from pipelines.runs.cells import import_cell
 from pipelines.runs.config import PRESETS, TrainConfig, configure
 from pipelines.runs.directory import default_run_path
 from pipelines.runs.evaluation import evaluate_run
 from pipelines.runs.load import load_model
 from pipelines.runs.model import build_model, check_engine, stream, with_gate, without_skipping
-from pipelines.tasks import Sine
+from pipelines.tasks import Adding, Sine
 from skiprnn import RandomSkipGRU
-from skiprnn.cells import GRU, GRU_RESET_BEFORE
+from skiprnn.cells import GRU, GRU_RESET_BEFORE, RNNCell
+
+
+class NoGates(RNNCell):
+    """A cell of one's own."""
 
 
 def test_quick_presets_bound_the_gate_s_gradient_and_the_paper_s_do_not():
@@ -36,6 +43,39 @@ def test_settled_presets():
     assert [configure("sine", "settled", cell=cell).lam_warmup for cell in ("lstm", "gru")] == [0, 2_000]
     assert configure("sine", "settled", cell="lstm", skip=False).steps == 4_000
     assert configure("adding", "settled", cell="gru", skip=False).lr == 1e-3
+
+
+def test_the_settled_preset_of_mnist_has_a_memory_but_for_the_plain_gru():
+    mnist = {
+        (cell, skip): configure("mnist", "settled", cell=cell, skip=skip)
+        for cell in ("lstm", "gru") for skip in (True, False)
+    }  # fmt: skip
+    assert {config.steps for config in mnist.values()} == {8_600}
+    assert {key for key, config in mnist.items() if config.memory is None} == {("gru", False)}
+    assert {key: config.lr for key, config in mnist.items()} == {
+        ("lstm", True): 1e-3, ("lstm", False): 1e-3, ("gru", True): 1e-3, ("gru", False): 2e-3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_memory_is_drawn_into_the_biases_of_a_run(cell, skip):
+    config = configure("sine", "quick", cell=cell, skip=skip, memory=50)
+    biases = build_model(config, Sine()).rnn.bias_ih_l0.detach().unflatten(0, (-1, config.hidden_size))
+    assert biases[1].min() >= 0
+    assert 3 < biases[1].max() <= math.log(49)
+
+
+def test_a_memory_needs_a_gate_that_keeps_the_state():
+    with pytest.raises(SkipRNNError, match="memory is drawn into a gate that keeps the state; rnn-relu has none"):
+        configure("adding", "quick", cell="rnn-relu", memory=50)
+    with pytest.raises(SkipRNNError, match="memory must be 3 updates or more, got 2"):
+        configure("adding", "quick", memory=2)
+    class_name = f"{NoGates.__module__}:{NoGates.__qualname__}"
+    import_cell(class_name)
+    config = configure("adding", "quick", cell=class_name, memory=50)
+    with pytest.raises(SkipRNNError, match="--memory 50: NoGates has no gate whose bias says"):
+        build_model(config, Adding())
 
 
 def test_one_s_own_data_has_no_settled_preset():
