@@ -85,6 +85,7 @@ class DataSet:
     task: str
     parameters: dict[str, Any] = field(default_factory=dict)  # of the task, where the paper says more than its default
     command: str = ""  # that makes the file, where it is not drawn at random
+    classes: int | None = None  # how many, where the task does not say it
 
     def synthetic_task(self) -> SyntheticTask | None:
         """The task that draws it; None where it is not drawn."""
@@ -96,6 +97,7 @@ class DataSet:
         task = self.synthetic_task()
         wanted = self.parameters if task is None else task.parameters()
         same = all(attributes.get(parameter) == value for parameter, value in wanted.items())
+        same &= self.classes in (None, len(attributes.get("classes", ())))
         return same and (task is not None or name == self.name)
 
 
@@ -110,7 +112,7 @@ DATA_SETS = {
         DataSet("mnist-56", "mnist", {"digits": "56"}, "gen-data mnist --digits 56"),
         DataSet("imdb", "imdb", {"length": 200}, "gen-data imdb --length 200"),
         DataSet("imdb-400", "imdb", {"length": 400}, "gen-data imdb --length 400"),
-        DataSet("ucf101", "ucf101", {"fps": 25.0, "steps": 250}, "extract-features ucf101"),
+        DataSet("ucf101", "ucf101", {"fps": 25.0, "steps": 250, "network": "resnet50"}, "extract-features ucf101", 101),
     )
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.data.doors import read_json, reading
 from pipelines.data.fields import check_fields
 from pipelines.data.files import write_json, write_text
-from pipelines.grids.paper import table
+from pipelines.grids.paper import DATA_SETS, table
 from pipelines.runs.config import TrainConfig, configure
 
 COLUMNS = (
@@ -91,7 +91,7 @@ def _line(
     data = Path(config.data).stem
     of_plain = plain.get((data, config.cell))
     return Line(
-        data=data,
+        data=_data_name(data, group[0]["task"]),
         model=model_name,
         lam=config.lam if config.skip else None,
         p_skip=config.p_skip,
@@ -112,6 +112,13 @@ def _line(
         ),
         paper=_published(config, data, group[0]["task"]),
     )
+
+
+def _data_name(data: str, task: dict[str, Any]) -> str:
+    """Of features of videos that are not the paper's with what they are, lest they be taken for the paper's."""
+    if "network" not in task or (data in DATA_SETS and DATA_SETS[data].matches(data, task)):
+        return data
+    return f"{data} ({len(task['classes'])} classes, {task['network'] or 'features made elsewhere'})"
 
 
 def _seconds_per_step(result: dict[str, Any]) -> float:

@@ -33,6 +33,7 @@ from pipelines.grids.sweep import (
     train_one,
 )
 from pipelines.parallel import processes
+from pipelines.runs.config import configure
 from pipelines.runs.directory import load_config, load_outcome, read_metrics
 from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
@@ -85,6 +86,26 @@ def test_published_numbers_are_the_paper_s():
         "imdb": 20,
         "ucf101": 8,
     }
+
+
+def test_features_that_are_not_the_paper_s_are_not_compared_with_it_and_say_what_they_are():
+    config = asdict(replace(configure("ucf101", "paper", cell="lstm", skip=False), data="data/ucf101.h5"))
+    said = {
+        "metric": 0.9, "metric_name": "accuracy", "used_mean": 250.0, "solved": None, "steps_per_sequence": 250,
+        "cost": 1.0, "seconds_per_sequence": 1.0, "seconds_per_sequence_without_skipping": 1.0,
+    }  # fmt: skip
+
+    def line(**others):
+        task = {"fps": 25.0, "steps": 250, "network": "resnet50", "classes": list(map(str, range(101))), **others}
+        of_run = {"config": config, "task": task, "evaluation": said, "training_seconds": 1.0, "outcome": {"step": 1}}
+        (found,) = lines_of([of_run])
+        return found
+
+    assert (line().data, line().paper["metric"]) == ("ucf101", 0.671)
+    few = line(classes=["a", "b"])
+    assert (few.data, few.paper) == ("ucf101 (2 classes, resnet50)", None)
+    other = line(network="")
+    assert (other.data, other.paper) == ("ucf101 (101 classes, features made elsewhere)", None)
 
 
 def test_one_s_own_grid_has_every_combination(adding_file):
