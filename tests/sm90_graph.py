@@ -1,6 +1,6 @@
 """Compile the kernels for large stacks for an H100, without one, and print what each takes.
 
-    python -m tests.sm90_graph [--code] lstm,512,bf16 gru,100,fp32
+    python -m tests.sm90_graph [--code] lstm,512,bf16 gru,100,fp32 gru-before,512,fp32
 
 Each argument is a problem of two layers: cell, units, precision of the products. ``--code`` as for ``tests.sm90``.
 """
@@ -21,7 +21,18 @@ KINDS = {  # of arguments; others are pointers to float32
     "i32": ("i", "B", "T", "start", "x_t", "x_b", "D"),
     "*i64": ("table", "places", "first"),
     "*i32": ("t_now", "ends", "updates", "until", "steps"),
-    "*bf16": ("shares", "operand", "from_below", "hidden", "h_candidate", "grad_below", "rows"),  # or float32
+    "*bf16": (  # or float32
+        "shares",
+        "operand",
+        "from_below",
+        "hidden",
+        "h_candidate",
+        "grad_below",
+        "rows",
+        "of_reset",
+        "left",
+        "grad_left",
+    ),
 }
 
 
@@ -49,7 +60,8 @@ def usage(cell, units, precision):
     sizes = {
         "LAYERS": 2,
         "H": units,
-        "GRU": cell == "gru",
+        "GRU": cell != "lstm",
+        "RESET": cell == "gru-before",
         "BLOCK": min(triton.next_power_of_2(units), graph_iterations.BLOCK),
     }
     given = {"HAS_OUTPUT": True, "HAS_GATE": True, "WINDOW": graph_iterations.WINDOW}
@@ -64,6 +76,8 @@ def usage(cell, units, precision):
         "gather": {"BLOCK": 1024},
         "scatter": {"BLOCK": 1024},
     }
+    if sizes["RESET"]:
+        kernels |= {"reset": {"LAYER": 1}, "reset_skipped": {"LAYER": 1}, "reset_back": {"LAYER": 1}}
     return {
         name: compiled(getattr(graph_kernels, name), precision, **(sizes | options))
         for name, options in kernels.items()

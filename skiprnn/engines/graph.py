@@ -20,9 +20,9 @@ from torch import Tensor
 from triton import knobs
 
 from skiprnn import reference
-from skiprnn.cells import Cell, GRUCell, LSTMCell
+from skiprnn.cells import Cell
 from skiprnn.engines import graph_kernels as kernels
-from skiprnn.engines.cuda import unfit_gpu
+from skiprnn.engines.cuda import CELLS, unfit_gpu
 from skiprnn.engines.graph_iterations import Backward, Forward, Kept, Segment, Size, segment_span
 from skiprnn.engines.graph_parallel import Saved, WeightGradients, skipped_candidates
 from skiprnn.engines.graph_products import product
@@ -50,8 +50,8 @@ def why_not(problem: Problem) -> str | None:
 
 def unfit(cell: Cell, num_layers: int, hidden_size: int, tensors: Sequence[Tensor]) -> str | None:
     """Why this engine cannot run a stack, of any size, on such tensors; None if it can."""
-    if type(cell) not in (LSTMCell, GRUCell):
-        return f"it has no {type(cell).__name__}, only the LSTM and the GRU, and of that not reset_after=False"
+    if type(cell) not in CELLS:
+        return f"it has no {type(cell).__name__}, only the LSTM and the GRU"
     if wrong := {str(tensor.dtype) for tensor in tensors if tensor.dtype != torch.float32}:
         return f"it computes float32 tensors (under autocast with bfloat16 products), not {', '.join(sorted(wrong))}"
     device, kind = tensors[0].device, tensors[0].device.type
@@ -143,7 +143,7 @@ def _forward(graph: Forward, problem: Problem) -> tuple[tuple[Tensor, ...], Save
         graph.capture()
         graph.tell(head)
     graph.ends.copy_(problem.ends())
-    options = {name: value for name, value in size.options().items() if name != "GRU"}
+    options = {name: value for name, value in size.options().items() if name not in ("GRU", "RESET")}
     kernels.begin[(B,)](
         graph.table, graph.h, graph.t, graph.p, graph.acc, graph.ends, graph.updates, B,
         SAVES=saves, EVERY=problem.every_step, **options,

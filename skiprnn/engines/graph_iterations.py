@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from skiprnn.cells import GRUCell, LayerWeights
+from skiprnn.cells import GRUCell, GRUResetBeforeCell, LayerWeights
 from skiprnn.engines import graph_kernels as kernels
 from skiprnn.problem import Problem
 
@@ -33,6 +33,7 @@ class Size(NamedTuple):
     dtype: torch.dtype  # of products
     rounding: str  # of what float32 products multiply, which a graph keeps: "tf32", or "ieee" or "none"
     gru: bool
+    reset_before: bool  # a GRU's second kind
     layers: int
     batch: int
     units: int
@@ -48,7 +49,8 @@ class Size(NamedTuple):
             now["stream"],
             dtype,
             now["rounding"],
-            isinstance(problem.cell, GRUCell),
+            isinstance(problem.cell, GRUCell | GRUResetBeforeCell),
+            isinstance(problem.cell, GRUResetBeforeCell),
             len(problem.layers),
             B,
             H,
@@ -66,8 +68,18 @@ class Size(NamedTuple):
 
     @property
     def gates(self) -> int:
-        """Of the cell, which are those of its first layer's product, in units."""
+        """Of the cell, in units."""
         return (3 if self.gru else 4) * self.units
+
+    @property
+    def of_state(self) -> int:
+        """Of them, those whose share of the state is its product with the weights: of the first layer's product."""
+        return 2 * self.units if self.reset_before else self.gates
+
+    @property
+    def joint(self) -> int:
+        """Of a layer above, sums whose product is with the layer's input and state together."""
+        return (3 if self.reset_before else 4) * self.units
 
     @property
     def states(self) -> int:
@@ -76,7 +88,8 @@ class Size(NamedTuple):
     def options(self) -> dict[str, Any]:
         """Of every kernel with gates."""
         block = min(max(triton.next_power_of_2(self.units), 16), self.tuned[1])
-        return {"LAYERS": self.layers, "H": self.units, "GRU": self.gru, "BLOCK": block, **launch_options()}
+        kind = {"GRU": self.gru, "RESET": self.reset_before}
+        return {"LAYERS": self.layers, "H": self.units, "BLOCK": block, **kind, **launch_options()}
 
     def blocks(self) -> int:
         return int(triton.cdiv(self.units, self.options()["BLOCK"]))
@@ -171,9 +184,12 @@ class Forward(Graph):
         super().__init__(size)
         self.saves, self.every_step = saves, every_step
         layers, B, H = size.layers, size.batch, size.units
-        self.first = size.empty(size.gates, H)
-        self.others = size.empty(layers - 1, 4 * H, 2 * H)
-        self.sums, self.gates = size.empty(B, size.gates), size.empty(B, 4 * H)
+        self.first = size.empty(size.of_state, H)
+        self.others = size.empty(layers - 1, size.joint, 2 * H)
+        self.sums, self.gates = size.empty(B, size.of_state), size.empty(B, size.joint)
+        self.of_n = size.empty(layers if size.reset_before else 0, H, H)
+        self.left = size.empty(B, H if size.reset_before else 0).zero_()  # r⊙h
+        self.of_reset = torch.empty_like(self.left)
         self.operand = size.empty(B, layers * H)
         self.bias = size.empty(layers, 4 * H, dtype=torch.float32)
         self.h = self.bias.new_zeros(layers, B, H)
@@ -196,9 +212,14 @@ class Forward(Graph):
                 else:
                     below_and_own = self.operand[:, (layer - 1) * H : (layer + 1) * H]
                     sums = torch.mm(below_and_own, self.others[layer - 1].T, out=self.gates)
+                if size.reset_before:
+                    kernels.reset[(B, blocks)](
+                        self.table, sums, self.bias, self.h, self.t, self.ends, self.left, B, LAYER=layer, **options
+                    )
+                    torch.mm(self.left, self.of_n[layer].T, out=self.of_reset)
                 last = layer == size.layers - 1
                 kernels.update[(B, 1 if last else blocks)](
-                    self.table, sums, self.bias, self.w_p, self.b_p, self.h, self.c, self.operand,
+                    self.table, sums, self.of_reset, self.bias, self.w_p, self.b_p, self.h, self.c, self.operand,
                     self.t, self.p, self.acc, self.ends, self.updates, i, B,
                     LAYER=layer, SAVES=self.saves, EVERY=self.every_step, PARTS=blocks if last else 1, **options,
                 )  # fmt: skip
@@ -208,8 +229,7 @@ class Forward(Graph):
         """Take over the weights and the states before the first step."""
         H, layers = self.size.units, problem.layers
         set_bias(self.bias, layers, self.size)
-        self.first.copy_(layers[0].weight_hh)
-        _set_joint(self.others, layers, self.size)
+        _set_weights(self, layers)
         for k, state in enumerate(problem.states):
             self.operand[:, k * H : (k + 1) * H].copy_(state[0])
             self.h[k].copy_(state[0])
@@ -238,8 +258,10 @@ class Backward(Graph):
         super().__init__(size)
         self.has_output, self.has_gate = has_output, has_gate
         layers, B, H = size.layers, size.batch, size.units
-        self.first = size.empty(size.gates, H)
-        self.others = size.empty(layers - 1, 4 * H, 2 * H)
+        self.first = size.empty(size.of_state, H)
+        self.others = size.empty(layers - 1, size.joint, 2 * H)
+        self.of_n = size.empty(layers if size.reset_before else 0, H, H)
+        self.grad_left = size.empty(B, H if size.reset_before else 0)
         self.operand = size.empty(B, 4 * H)
         self.grad_first, self.grad_below = size.empty(B, H), size.empty(B, 2 * H)
         self.G = size.empty(B, size.states * H, dtype=torch.float32).zero_()
@@ -251,15 +273,22 @@ class Backward(Graph):
     def iterate(self) -> None:
         size, H, B = self.size, self.size.units, self.size.batch
         blocks, options = size.blocks(), size.options()
-        product = self.operand if not size.gru else self.operand[:, H:]  # by the state's share of the first layer's
+        by_state = self.operand if not size.gru else self.operand[:, H : H + size.of_state]
         for i in range(size.tuned[0]):
             self.walk(i, updates=True)
-            for layer in range(size.layers - 1, 0, -1):
-                torch.mm(self.operand, self.others[layer - 1], out=self.grad_below)
+            for layer in range(size.layers - 1, -1, -1):
+                if size.reset_before:
+                    torch.mm(self.operand[:, :H], self.of_n[layer], out=self.grad_left)
+                    kernels.reset_back[(B, blocks)](
+                        self.table, self.grad_left, self.G, self.updates, self.operand, i, B, LAYER=layer, **options
+                    )
+                if layer == 0:
+                    torch.mm(by_state, self.first, out=self.grad_first)
+                    continue
+                torch.mm(self.operand[:, : size.joint], self.others[layer - 1], out=self.grad_below)
                 kernels.lower[(B, blocks)](
                     self.table, self.grad_below, self.G, self.updates, self.operand, i, B, LAYER=layer - 1, **options
                 )
-            torch.mm(product, self.first, out=self.grad_first)
         self.table[:1].sub_(size.tuned[0])
 
     def walk(self, i: int, updates: bool) -> None:
@@ -272,8 +301,7 @@ class Backward(Graph):
 
     def load(self, problem: Problem, grads: Sequence[Tensor | None]) -> None:
         """Take over the weights and the gradients after the last step: by p, acc and the states."""
-        self.first.copy_(problem.layers[0].weight_hh)
-        _set_joint(self.others, problem.layers, self.size)
+        _set_weights(self, problem.layers)
         self.w_p.copy_(problem.update_weight)
         self.bound.fill_(math.inf if problem.gate_grad_clip is None else problem.gate_grad_clip)
         self.p.copy_(problem.gate.update_prob)
@@ -337,16 +365,20 @@ def set_bias(bias: Tensor, layers: Sequence[LayerWeights], size: Size) -> None:
             torch.add(weights.bias_ih, weights.bias_hh, out=to)
 
 
-def _set_joint(joint: Tensor, layers: Sequence[LayerWeights], size: Size) -> None:
-    """The matrices of the layers above the first, of their input beside their state: (layers - 1, 4 * H, 2 * H)."""
-    H = size.units
-    for to, weights in zip(joint, layers[1:], strict=True):
+def _set_weights(graph: Forward | Backward, layers: Sequence[LayerWeights]) -> None:
+    """The matrices of the products: of the layers above the first, of their input beside their state."""
+    size, H = graph.size, graph.size.units
+    graph.first.copy_(layers[0].weight_hh[: size.of_state])
+    for of_n, weights in zip(graph.of_n, layers, strict=False):  # none, but of a GRU that resets before
+        of_n.copy_(weights.weight_hh[2 * H :])
+    for to, weights in zip(graph.others, layers[1:], strict=True):
         if size.gru:
             to.zero_()
             to[H : 3 * H, :H].copy_(weights.weight_ih[: 2 * H])
             to[H : 3 * H, H:].copy_(weights.weight_hh[: 2 * H])
             to[:H, :H].copy_(weights.weight_ih[2 * H :])
-            to[3 * H :, H:].copy_(weights.weight_hh[2 * H :])
+            if not size.reset_before:
+                to[3 * H :, H:].copy_(weights.weight_hh[2 * H :])
         else:
             to[:, :H].copy_(weights.weight_ih)
             to[:, H:].copy_(weights.weight_hh)

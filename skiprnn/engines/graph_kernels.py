@@ -4,7 +4,9 @@ Iteration k is the k-th update of every sequence that has so many, each at its o
 others, whose step is their end. All iterations are launched with the same arguments, so that a graph of them can be
 captured once and replayed in later calls, on other tensors: addresses and sizes that differ lie in a ``table`` on the
 device. Gates are computed in float32 and come in torch's order, an LSTM's i, f, g, o; a GRU's sums are n, r, z and the
-state's share of n, so that the input's share and the state's are both contiguous.
+state's share of n, so that the input's share and the state's are both contiguous. The GRU that resets before (RESET)
+has a product more in each layer, of r⊙h: before it stands ``reset``, and going back, after it, ``reset_back``. So the
+state's share of its first layer's gates are r and z alone, and the joint products of the others n, r and z.
 """
 
 import triton
@@ -38,7 +40,7 @@ STATE_C = tl.constexpr(1)  # the same, an LSTM's
 PROBABILITY = tl.constexpr(2)  # (SPAN + 1, B)
 OPENED = tl.constexpr(3)  # (SPAN, B), the sum that opened the gate
 STEP = tl.constexpr(4)  # (SPAN, B) int32
-KEPT = tl.constexpr(5)  # (layers, SPAN, B, 4 * H); LSTM: i, f, g, o; GRU: r, z, n, the state's share of n
+KEPT = tl.constexpr(5)  # (layers, SPAN, B, 4 * H); LSTM: i, f, g, o; GRU: r, z, n, the state's share of n, or r⊙h
 
 
 @triton.jit
@@ -62,14 +64,15 @@ def begin(
 def update(
     table,
     shares,  # products of the iteration: (B, gates * H)
+    of_reset,  # if RESET, the product of r⊙h, (B, H)
     bias,  # (layers, 4 * H)
     w_p, b_p,
     state_h, state_c,  # (layers, B, H)
     operand,  # (B, layers * H), h as products want it
     t_now, p_now, sums, ends, updates,  # (B,)
     i, B,
-    LAYER: tl.constexpr, LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, SAVES: tl.constexpr,
-    EVERY: tl.constexpr,  # whether outputs are wanted
+    LAYER: tl.constexpr, LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, RESET: tl.constexpr,
+    SAVES: tl.constexpr, EVERY: tl.constexpr,  # whether outputs are wanted
     BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """A layer's update in the i-th iteration of a replay, after its product; and after the last layer's the gate's."""
@@ -78,12 +81,11 @@ def update(
     t = tl.load(t_now + b)
     end = tl.load(ends + b)
     on = t < end
-    GATES: tl.constexpr = 3 if GRU and LAYER == 0 else 4
+    GATES: tl.constexpr = (3 if GRU and LAYER == 0 else 4) - (1 if RESET else 0)
     own = shares + b * (GATES * H)
     own_x = own
     if LAYER == 0:
-        own_x = _address(table, SHARES, shares.dtype.element_ty)
-        own_x += t * tl.load(table + SHARES_T) + b * tl.load(table + SHARES_B)
+        own_x = _input_shares(table, t, b, shares.dtype.element_ty)
     state = (LAYER * B + b) * H
     if SAVES:
         k = tl.load(table + BASE) + i
@@ -98,13 +100,17 @@ def update(
         there = unit < H
         mine = there & on
         h_old = tl.load(state_h + state + unit, mask=there, other=0.0)
-        s_0, s_1, s_2, s_3 = _sums(own_x, own, bias + LAYER * 4 * H, unit, mine, H, GRU, LAYER == 0)
+        s_0, s_1, s_2, s_3 = _sums(
+            own_x, own, of_reset + b * H, bias + LAYER * 4 * H, unit, mine, H, GRU, RESET, LAYER == 0
+        )
         if GRU:
-            r, z, n = _sigmoid(s_1), _sigmoid(s_2), _tanh(s_0 + _sigmoid(s_1) * s_3)
+            r, z, n = _sigmoid(s_1), _sigmoid(s_2), _new(s_0, s_1, s_3, RESET)
             h_new = tl.where(mine, (1 - z) * n + z * h_old, h_old)
             top = h_new
             if SAVES:
                 _store_gates(kept, r, z, n, s_3, unit, mine, H)
+                if RESET:  # of all sequences: a product reads it
+                    tl.store(kept + (3 * H + unit), tl.where(mine, r * h_old, 0.0), mask=there)
         else:
             c_old = tl.load(state_c + state + unit, mask=there, other=0.0)
             c_i, c_f, c_g, c_o = _lstm(s_0, s_1, s_2, s_3)
@@ -181,31 +187,26 @@ def candidates(
     table, places,
     from_below,  # (steps, gates * H), of the layers above the first
     hidden,  # the state's share of the gates, (segments, SPAN + 1, B, gates * H)
+    of_reset,  # if RESET, the product of r⊙h, (steps, H)
     bias, w_p, b_p,
     h_candidate,  # (steps, H), for the layer above
     start,  # of the first of these steps in ``places``
     B,
-    LAYER: tl.constexpr, LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr,
+    LAYER: tl.constexpr, LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, RESET: tl.constexpr,
     BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """A layer's candidates at skipped steps: one program a step."""
     LAST: tl.constexpr = LAYER == LAYERS - 1
-    GATES: tl.constexpr = 3 if GRU else 4
     STATES: tl.constexpr = LAYERS if GRU else 2 * LAYERS
     row = tl.program_id(0).to(tl.int64)
     n = row + start
-    place = tl.load(places + n)
-    t, b = place // B, place % B
-    span = tl.load(table + SPAN)
-    count = tl.load(_address(table, COUNT, tl.int32) + place).to(tl.int64)
-    segment = tl.where(count > 0, count - 1, 0) // span
-    j = count - segment * span
+    t, b, span, segment, j = _skipped_step(table, tl.load(places + n), B)
     if LAYER == 0:
-        own_x = _address(table, SHARES, hidden.dtype.element_ty)
-        own_x += t * tl.load(table + SHARES_T) + b * tl.load(table + SHARES_B)
+        own_x = _input_shares(table, t, b, hidden.dtype.element_ty)
     else:
-        own_x = from_below + row * (GATES * H)
-    own = hidden + ((segment * (span + 1) + j) * B + b) * (GATES * H)
+        own_x = from_below + row * ((3 if GRU else 4) * H)
+    OF_STATE: tl.constexpr = (3 if GRU else 4) - (1 if RESET else 0)
+    own = hidden + ((segment * (span + 1) + j) * B + b) * (OF_STATE * H)
     rows = ((LAYER * (span + 1) + j) * B + b) * H
     moved = _address(table, MOVED, hidden.dtype.element_ty) + n * (STATES * H)
     logit = tl.zeros((BLOCK,), tl.float32)
@@ -213,10 +214,12 @@ def candidates(
         unit = (tl.program_id(1) * PARTS + part) * BLOCK + tl.arange(0, BLOCK)
         there = unit < H
         h_old = tl.load(_slab(table, segment, STATE_H, tl.float32) + rows + unit, mask=there, other=0.0)
-        s_0, s_1, s_2, s_3 = _sums(own_x, own, bias + LAYER * 4 * H, unit, there, H, GRU, True)
+        s_0, s_1, s_2, s_3 = _sums(
+            own_x, own, of_reset + row * H, bias + LAYER * 4 * H, unit, there, H, GRU, RESET, True
+        )
         if GRU:
             z = _sigmoid(s_2)
-            rose = (1 - z) * (_tanh(s_0 + _sigmoid(s_1) * s_3) - h_old)
+            rose = (1 - z) * (_new(s_0, s_1, s_3, RESET) - h_old)
             h_new = h_old + rose
             top = h_new
         else:
@@ -251,8 +254,8 @@ def walk(
     first,  # (B,), where a sequence's skipped steps begin in MOVED and RISEN
     operand,  # (B, 4 * H), gradients of the last layer's sums
     i, B,
-    LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_GATE: tl.constexpr,
-    UPDATES: tl.constexpr,  # whether an update began the steps; none did the first
+    LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, RESET: tl.constexpr, HAS_OUTPUT: tl.constexpr,
+    HAS_GATE: tl.constexpr, UPDATES: tl.constexpr,  # whether an update began the steps; none did the first
     WINDOW: tl.constexpr,  # steps at a time
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -370,7 +373,7 @@ def walk(
             else:
                 G_c = tl.load(own + (LAYERS + LAST) * H + unit, mask=mine, other=0.0) + through_gate
             G_h, G_c = _cell_backward(
-                table, segment, rows, kept, operand + b * (4 * H), G_h, G_c, unit, mine, B, H, GRU
+                table, segment, rows, kept, operand + b * (4 * H), G_h, G_c, unit, mine, B, H, GRU, RESET
             )
             tl.store(own + LAST * H + unit, G_h, mask=mine)
             if not GRU:
@@ -391,7 +394,8 @@ def lower(
     grad_below,  # (B, 2 * H), by the input and the state of the layer above
     G, updates, operand,
     i, B,
-    LAYER: tl.constexpr, LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, BLOCK: tl.constexpr,
+    LAYER: tl.constexpr, LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, RESET: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Go back over the part of a layer below the last in an update."""
     STATES: tl.constexpr = LAYERS if GRU else 2 * LAYERS
@@ -415,10 +419,92 @@ def lower(
         G_c = tl.load(own + (LAYERS + LAYER) * H + unit, mask=mine, other=0.0)
     rows = ((LAYER * (span + 1) + j) * B + b) * H
     kept = ((LAYER * span + j) * B + b) * (4 * H)
-    G_h, G_c = _cell_backward(table, segment, rows, kept, operand + b * (4 * H), G_h, G_c, unit, mine, B, H, GRU)
+    G_h, G_c = _cell_backward(table, segment, rows, kept, operand + b * (4 * H), G_h, G_c, unit, mine, B, H, GRU, RESET)
     tl.store(own + LAYER * H + unit, G_h, mask=mine)
     if not GRU:
         tl.store(own + (LAYERS + LAYER) * H + unit, G_c, mask=mine)
+
+
+@triton.jit
+def reset(
+    table,
+    shares,  # products of the iteration: (B, gates * H)
+    bias,  # (layers, 4 * H)
+    state_h,  # (layers, B, H)
+    t_now, ends,
+    left,  # (B, H)
+    B, LAYER: tl.constexpr, LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, RESET: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """r⊙h of a layer, between its products."""
+    b = tl.program_id(0).to(tl.int64)
+    t = tl.load(t_now + b)
+    unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mine = (unit < H) & (t < tl.load(ends + b))
+    own = shares + b * ((2 if LAYER == 0 else 3) * H)
+    total = tl.load(bias + (LAYER * 4 + 1) * H + unit, mask=mine, other=0.0)
+    if LAYER == 0:
+        total += _share(own, 0, unit, mine, H)
+        total += _share(_input_shares(table, t, b, shares.dtype.element_ty), 0, unit, mine, H)
+    else:
+        total += _share(own, 1, unit, mine, H)
+    h = tl.load(state_h + (LAYER * B + b) * H + unit, mask=mine, other=0.0)
+    tl.store(left + b * H + unit, _sigmoid(total) * h, mask=mine)
+
+
+@triton.jit(do_not_specialize=["start"])
+def reset_skipped(
+    table, places, from_below, hidden, bias,  # as for ``candidates``
+    left,  # (steps, H)
+    start, B,
+    LAYER: tl.constexpr, LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, RESET: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """r⊙h of a layer at skipped steps."""
+    row = tl.program_id(0).to(tl.int64)
+    t, b, span, segment, j = _skipped_step(table, tl.load(places + (row + start)), B)
+    unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = unit < H
+    if LAYER == 0:
+        own_x = _input_shares(table, t, b, hidden.dtype.element_ty)
+    else:
+        own_x = from_below + row * (3 * H)
+    own = hidden + ((segment * (span + 1) + j) * B + b) * (2 * H)
+    total = _share(own_x, 0, unit, there, H) + _share(own, 0, unit, there, H)
+    total += tl.load(bias + (LAYER * 4 + 1) * H + unit, mask=there, other=0.0)
+    rows = ((LAYER * (span + 1) + j) * B + b) * H
+    h = tl.load(_slab(table, segment, STATE_H, tl.float32) + rows + unit, mask=there, other=0.0)
+    tl.store(left + row * H + unit, _sigmoid(total) * h, mask=there)
+
+
+@triton.jit(do_not_specialize=["i"])
+def reset_back(
+    table,
+    grad_left,  # (B, H), by r⊙h
+    G, updates, operand,
+    i, B,
+    LAYER: tl.constexpr, LAYERS: tl.constexpr, H: tl.constexpr, GRU: tl.constexpr, RESET: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """From r⊙h of a layer's update back to r, and to the state before."""
+    b = tl.program_id(0).to(tl.int64)
+    k = tl.load(table + BASE) - i
+    on = tl.load(updates + b) > k
+    span = tl.load(table + SPAN)
+    segment = k // span
+    j = k - segment * span
+    unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mine = (unit < H) & on
+    grad = tl.load(grad_left + b * H + unit, mask=mine, other=0.0).to(tl.float32)
+    kept = ((LAYER * span + j) * B + b) * (4 * H)
+    r = _share(_kept(table, segment, operand.dtype.element_ty) + kept, 0, unit, mine, H)
+    rows = ((LAYER * (span + 1) + j) * B + b) * H
+    h_old = tl.load(_slab(table, segment, STATE_H, tl.float32) + rows + unit, mask=mine, other=0.0)
+    d_r = tl.where(mine, grad * h_old * r * (1 - r), 0.0)
+    tl.store(operand + b * (4 * H) + H + unit, d_r, mask=unit < H)
+    tl.store(_address(table, GRAD_SUMS, operand.dtype.element_ty) + kept + H + unit, d_r, mask=unit < H)
+    own = G + b * (LAYERS * H) + LAYER * H + unit
+    tl.store(own, tl.load(own, mask=mine, other=0.0) + grad * r, mask=mine)
 
 
 @triton.jit(do_not_specialize=["start"])
@@ -476,6 +562,21 @@ def _address(table, entry: tl.constexpr, kind: tl.constexpr):
 
 
 @triton.jit
+def _input_shares(table, t, b, kind: tl.constexpr):
+    """Of the first layer's gates, at a step of a sequence."""
+    return _address(table, SHARES, kind) + (t * tl.load(table + SHARES_T) + b * tl.load(table + SHARES_B))
+
+
+@triton.jit
+def _skipped_step(table, place, B):
+    """Where a step stands, and in which place of which segment the state that it kept."""
+    span = tl.load(table + SPAN)
+    count = tl.load(_address(table, COUNT, tl.int32) + place).to(tl.int64)
+    segment = tl.where(count > 0, count - 1, 0) // span
+    return place // B, place % B, span, segment, count - segment * span
+
+
+@triton.jit
 def _slab(table, segment, field: tl.constexpr, kind: tl.constexpr):
     """What was saved of a segment."""
     return tl.multiple_of(tl.load(table + (SEGMENTS + segment * FIELDS + field)).to(tl.pointer_type(kind)), 16)
@@ -530,7 +631,16 @@ def _show(
 
 
 @triton.jit
-def _sums(x, h, bias, unit, there, H: tl.constexpr, GRU: tl.constexpr, APART: tl.constexpr):
+def _new(n, r, of_state, RESET: tl.constexpr):
+    """A GRU's n, from sums."""
+    return _tanh(n + (of_state if RESET else _sigmoid(r) * of_state))
+
+
+@triton.jit
+def _sums(
+    x, h, of_reset, bias, unit, there,
+    H: tl.constexpr, GRU: tl.constexpr, RESET: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
     """Sums of the gates: of the input's and the state's share if these are APART, else of one product for both."""
     b_0 = tl.load(bias + unit, mask=there, other=0.0)
     b_1 = tl.load(bias + H + unit, mask=there, other=0.0)
@@ -538,12 +648,13 @@ def _sums(x, h, bias, unit, there, H: tl.constexpr, GRU: tl.constexpr, APART: tl
     b_3 = tl.load(bias + 3 * H + unit, mask=there, other=0.0)
     h_0 = _share(h, 0, unit, there, H)
     h_1 = _share(h, 1, unit, there, H)
-    h_2 = _share(h, 2, unit, there, H)
     if APART and GRU:
+        h_n = _share(of_reset, 0, unit, there, H) if RESET else _share(h, 2, unit, there, H)
         x_0, x_1, x_2 = _share(x, 0, unit, there, H), _share(x, 1, unit, there, H), _share(x, 2, unit, there, H)
-        return x_2 + b_0, x_0 + h_0 + b_1, x_1 + h_1 + b_2, h_2 + b_3
+        return x_2 + b_0, x_0 + h_0 + b_1, x_1 + h_1 + b_2, h_n + b_3
     else:
-        h_3 = _share(h, 3, unit, there, H)
+        h_2 = _share(h, 2, unit, there, H)
+        h_3 = _share(of_reset, 0, unit, there, H) if RESET else _share(h, 3, unit, there, H)
         if APART:
             h_0 += _share(x, 0, unit, there, H)
             h_1 += _share(x, 1, unit, there, H)
@@ -573,7 +684,8 @@ def _change(state, further, mine):
 
 @triton.jit
 def _cell_backward(
-    table, segment, rows, kept, operand, G_h, G_c, unit, mine, B, H: tl.constexpr, GRU: tl.constexpr
+    table, segment, rows, kept, operand, G_h, G_c, unit, mine, B,
+    H: tl.constexpr, GRU: tl.constexpr, RESET: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the gates' sums; and those of the state before, as far as no product is needed."""
     gates = _kept(table, segment, operand.dtype.element_ty) + kept
@@ -584,9 +696,11 @@ def _cell_backward(
     if GRU:  # r, z, n and the state's share of n
         h_old = tl.load(_slab(table, segment, STATE_H, tl.float32) + rows + unit, mask=mine, other=0.0)
         d_0 = G_h * (1 - v_1) * (1 - v_2 * v_2)
-        d_1 = d_0 * v_3 * v_0 * (1 - v_0)
         d_2 = G_h * (h_old - v_2) * v_1 * (1 - v_1)
-        d_3 = d_0 * v_0
+        if RESET:
+            d_1, d_3 = tl.zeros_like(d_0), d_0  # of r only ``reset_back`` knows
+        else:
+            d_1, d_3 = d_0 * v_3 * v_0 * (1 - v_0), d_0 * v_0
         G_h = G_h * v_1
     else:
         slab_c = _slab(table, segment, STATE_C, tl.float32) + rows + unit

@@ -36,8 +36,8 @@ def skipped_candidates(graph: Backward, problem: Problem, saved: Saved, skipped:
     set_bias(bias, problem.layers, size)
     hidden = []  # the state's share of the gates after each iteration
     for k, weights in enumerate(problem.layers):
-        weight = weights.weight_hh.to(size.dtype)
-        hidden.append(size.empty(most + -(-most // span) or 1, B, size.gates))
+        weight = weights.weight_hh[: size.of_state].to(size.dtype)
+        hidden.append(size.empty(most + -(-most // span) or 1, B, size.of_state))
         row = 0
         for segment in saved.segments:
             used = min(most - row + row // (span + 1), span) + 1
@@ -48,14 +48,20 @@ def skipped_candidates(graph: Backward, problem: Problem, saved: Saved, skipped:
     inputs = [weights.weight_ih.to(size.dtype) for weights in problem.layers[1:]]
     at_a_time = min(skipped, iterations.SKIPPED)
     from_below, h_candidate = size.empty(at_a_time, size.gates), size.empty(at_a_time, H)
+    left, of_reset = size.empty(2, at_a_time, H if size.reset_before else 0)
     for start in range(0, skipped, at_a_time):
         some = min(skipped - start, at_a_time)
         for k in range(size.layers):
             if k:
                 product(h_candidate[:some], inputs[k - 1], out=from_below[:some])
+            if size.reset_before:
+                kernels.reset_skipped[(some, blocks)](
+                    graph.table, places, from_below, hidden[k], bias, left, start, B, LAYER=k, **options
+                )
+                product(left[:some], graph.of_n[k], out=of_reset[:some])
             last = k == size.layers - 1
             kernels.candidates[(some, 1 if last else blocks)](
-                graph.table, places, from_below, hidden[k], bias, graph.w_p, problem.update_bias, h_candidate,
+                graph.table, places, from_below, hidden[k], of_reset, bias, graph.w_p, problem.update_bias, h_candidate,
                 start, B, LAYER=k, PARTS=blocks if last else 1, **options,
             )  # fmt: skip
 
@@ -83,10 +89,13 @@ class WeightGradients:
         below = self.gathered(segment, start, used)
         for k in range(size.layers):
             sums = grad_sums[k, :used].flatten(0, 1)
-            by_input, by_state = (sums[:, : 3 * H], sums[:, H:]) if size.gru else (sums, sums)
+            by_input, by_state = (sums[:, : 3 * H], sums[:, H : H + size.of_state]) if size.gru else (sums, sums)
             h = segment.h[k, : used + 1].to(size.dtype)
             add_product(self.ih[k], by_input, below)
-            add_product(self.hh[k], by_state, h[:-1].flatten(0, 1))
+            add_product(self.hh[k][: size.of_state], by_state, h[:-1].flatten(0, 1))
+            if size.reset_before:
+                left = segment.kept[k, :used].flatten(0, 1)[:, 3 * H :].to(size.dtype)
+                add_product(self.hh[k][2 * H :], sums[:, :H], left)
             self.sums[k] += sums.sum(0, dtype=torch.float32)
             if k == 0 and self.x is not None:
                 weight = _rotated(self.problem.layers[0].weight_ih, size).to(size.dtype)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from skiprnn import SkipGRU, SkipLSTM
-from tests.problems import assert_same, build, problem, run
+from tests.problems import MODULES, assert_same, build, problem, run
 
 graph = pytest.importorskip("skiprnn.engines.graph", reason="triton is not installed")
 iterations = pytest.importorskip("skiprnn.engines.graph_iterations")
@@ -18,6 +18,7 @@ triton = pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BIASES = {"all": 100.0, "some": -1.5, "few": -4.0}
 SMALL = (9, 3, 2, 11, 2)  # T, B, D, H, layers
+each_cell = pytest.mark.parametrize("name", MODULES)
 
 
 def pair(name, shape, bias, seed=1):
@@ -46,7 +47,7 @@ def small_pieces(monkeypatch):
 
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@each_cell
 def test_equals_the_reference(name, layers, bias):
     shape = (6, 3, 2, 11, layers)
     ours, reference = pair(name, shape, bias)
@@ -58,7 +59,7 @@ def test_equals_the_reference(name, layers, bias):
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@each_cell
 def test_equals_the_reference_piece_by_piece(name, bias):
     shape = (7, 2, 1030, 20, 2)
     both = pair(name, shape, bias)
@@ -68,12 +69,12 @@ def test_equals_the_reference_piece_by_piece(name, bias):
 
 
 @pytest.mark.parametrize("shape", [(63, 1, 1, 5, 1), (1, 2, 3, 4, 2), (1, 1, 2, 3, 3)])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@each_cell
 def test_equals_the_reference_at_the_edges(name, shape):
     assert_same(*(run(rnn, inputs(shape)) for rnn in pair(name, shape, -2.0)), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@each_cell
 def test_equals_the_reference_at_512_units(name):
     shape = (3, 2, 40, 512, 2)
     both = pair(name, shape, -0.5)
@@ -101,7 +102,7 @@ def test_what_is_kept_serves_other_lengths_calls_between_and_a_second_backward()
 
 
 @pytest.mark.parametrize("every_step", [True, False])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@each_cell
 def test_without_gradients(name, every_step):
     ours, reference = pair(name, SMALL, -1.5)
     with torch.no_grad():
@@ -109,7 +110,7 @@ def test_without_gradients(name, every_step):
     assert_same((mine, []), (other, []), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@each_cell
 def test_batches_may_come_first_and_gradients_have_any_layout(name):
     both = pair(name, SMALL, -1.5)
     gradients = []
