@@ -1,5 +1,6 @@
 """What a Skip RNN and its baselines share: state, initial values, argument checks, and the shape of ``forward``."""
 
+import operator
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple, Self
@@ -108,7 +109,6 @@ class RecurrentStack(nn.Module):
         """Of all layers' h that of the last, both directions side by side; not the same memory."""
         return h.squeeze(0).clone() if len(h) == 1 else torch.cat(list(h[-self.num_directions :]), dim=-1)
 
-    @torch.no_grad()
     def remember(self, steps: int) -> Self:
         """Draw the initial biases of the gates that keep the state anew, for memories of 2 to ``steps`` updates.
 
@@ -123,19 +123,20 @@ class RecurrentStack(nn.Module):
             The module itself.
 
         Raises:
-            ValueError: ``steps`` is less, the module has no biases, or its cell has no such gate.
+            TypeError: ``steps`` is no integer.
+            ValueError: it is less, the module has no biases, or its cell has no such gate.
 
         Source: Tallec and Ollivier, "Can recurrent neural networks warp time?", ICLR 2018, section 2.
         """
-        if steps < 3:
+        if operator.index(steps) < 3:
             raise ValueError(f"a memory must be of 3 updates or more, got {steps}")
         if not self.bias:
             raise ValueError("how long a cell remembers is said by its biases: make the module with bias=True")
-        try:
-            for suffix, k in product(DIRECTIONS[: self.num_directions], range(self.num_layers)):
-                self.cell.remember(self.layer(k, suffix), steps)
-        except NotImplementedError as error:
-            raise ValueError(str(error)) from error
+        if not self.cell.can_remember:
+            name = type(self.cell).__name__
+            raise ValueError(f"{name} has no gate whose bias says how long it keeps its state")
+        for suffix, k in product(DIRECTIONS[: self.num_directions], range(self.num_layers)):
+            self.cell.remember(self.layer(k, suffix), steps)
         return self
 
     def layer(self, k: int, suffix: str = "") -> Any:

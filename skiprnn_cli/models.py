@@ -140,7 +140,7 @@ def _command_of(config: "TrainConfig") -> str:
             continue
         if isinstance(value, bool):
             words.append(option.opts[0] if value else option.secondary_opts[0])
-        elif value is not None or option.name in ("gate_clip", "patience", "max_skip"):
+        elif value is not None or option.name in ("gate_clip", "memory", "patience", "max_skip"):
             said = str(NONE if value is None else value)
             values = said.split(",") if option.multiple else [said]
             words += [word for one in values for word in (option.opts[0], one)]

@@ -118,7 +118,8 @@ def _data_name(data: str, task: dict[str, Any]) -> str:
     """Of features of videos that are not the paper's with what they are, lest they be taken for the paper's."""
     if "network" not in task or (data in DATA_SETS and DATA_SETS[data].matches(data, task)):
         return data
-    return f"{data} ({len(task['classes'])} classes, {task['network'] or 'features made elsewhere'})"
+    steps = f"{task['steps']} frames at {task['fps']:g} a second"
+    return f"{data} ({len(task['classes'])} classes, {steps}, {task['network'] or 'features made elsewhere'})"
 
 
 def _seconds_per_step(result: dict[str, Any]) -> float:

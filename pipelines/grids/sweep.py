@@ -263,11 +263,12 @@ def others(out: Path, runs: list[Planned]) -> list[Planned]:
     """Finished runs of a folder as earlier grids with the same settings left them, that are not among these."""
 
     def settings(config: TrainConfig) -> dict[str, Any]:
-        same = {name: value for name, value in asdict(config).items() if name not in VARIED}
-        return same if config.cell in cells else {**same, "lr": None}  # which a preset may have for a cell
+        """What is not the preset's, which differs by cell."""
+        usual = asdict(configure(config.task, config.preset, cell=config.cell, skip=config.skip))
+        found = {"task": config.task, "preset": config.preset}
+        return found | {k: v for k, v in asdict(config).items() if k not in VARIED and v != usual[k]}
 
-    cells = {run.config.cell for run in runs}
-    wanted = [settings(run.config) for run in runs] + [{**settings(run.config), "lr": None} for run in runs]
+    wanted = [settings(run.config) for run in runs]
     known = {replace(run.config, device="auto") for run in runs}
     found = []
     for path in sorted((out / "runs").glob("*")):

@@ -73,8 +73,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, most in MOST.items():
             value = getattr(self, name)
-            if value is not None and value < (name != "max_skip"):
-                raise SkipRNNError(f"{name} must be at least {int(name != 'max_skip')}, got {value}")
+            least = LEAST.get(name, 1)
+            if value is not None and value < least:
+                raise SkipRNNError(f"{name} must be at least {least}, got {value}")
             if value is not None and value > most:
                 raise SkipRNNError(f"{name} must be at most {most:,}, got {value:,}")
         for name in ("lr", "grad_clip", "gate_clip", "keep", "target_usage"):
@@ -124,9 +125,7 @@ class TrainConfig:
             raise SkipRNNError(f"0 <= min_skip <= max_skip is asked for, got {self.min_skip} and {self.max_skip}")
         if not (self.reset_after or (self.cell == "gru" and self.skip)):
             raise SkipRNNError("reset_after = false is a Skip GRU; other models have no such choice")
-        if self.memory is not None and self.memory < 3:
-            raise SkipRNNError(f"memory must be 3 updates or more, got {self.memory}")
-        if self.memory is not None and self.cell.startswith("rnn"):
+        if self.memory is not None and self.cell in CHOICES["cell"] and self.cell not in WITH_MEMORY:
             raise SkipRNNError(f"memory is drawn into a gate that keeps the state; {self.cell} has none")
         if (self.lam or self.keep or self.target_usage) and not self.skip:
             raise SkipRNNError(
@@ -185,6 +184,7 @@ MOST = {
     "hidden_size": 2**15, "num_layers": 2**8, "batch_size": 2**20, "steps": 10**12, "epochs": 10**9,
     "eval_every": 10**12, "patience": 10**12, "max_skip": 4096, "memory": 10**9,
 }  # fmt: skip
+LEAST = {"max_skip": 0, "memory": 3}  # of the same, where it is not 1
 TASK_NAMES = (
     "adding", "sine", "mnist", "imdb", "ucf101", "videos", "own-classes", "own-tags", "own-labels", "own-numbers",
 )  # fmt: skip
@@ -206,6 +206,7 @@ METRICS = {
     **dict.fromkeys(TASK_NAMES, "accuracy"), "adding": "MSE", "own-numbers": "MSE", "own-labels": "macro F1",
 }  # fmt: skip
 WITH_BASELINES = ("lstm", "gru")
+WITH_MEMORY = ("lstm", "gru", "ln-lstm", "ln-gru")  # cells with a gate that keeps the state
 _OWN_CELL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 NONE = "none"  # what people say to switch off an option that a preset has
@@ -340,6 +341,8 @@ def configure(task: str, preset: str, **options: object) -> TrainConfig:
     given = {name: None if value == NONE else value for name, value in options.items() if value is not None}
     cell = str(given.get("cell", config.cell))
     changes = FOR_CELL.get((None, preset, cell), {}) | FOR_CELL.get((task, preset, cell), {})
+    if cell not in WITH_MEMORY:
+        changes["memory"] = None
     if given.get("skip", config.skip) is False:  # the plain cell is of torch's kind
         changes.pop("reset_after", None)
         changes |= FOR_PLAIN.get((task, preset, None), {}) | FOR_PLAIN.get((task, preset, cell), {})

@@ -31,12 +31,20 @@ def build_model(config: TrainConfig, task: Task) -> SequenceModel:
 def _network(config: TrainConfig, task: Task) -> SequenceModel:
     options = {name: getattr(config, name) for name in (*OF_THE_STACK, "engine")}
     rnn = recurrent_stack(cell_of(config), task.input_size, config.hidden_size, config.num_layers, **options)
-    if config.memory is not None:
-        try:
-            rnn.remember(config.memory)
-        except ValueError as error:  # of a cell of one's own
-            raise SkipRNNError(f"--memory {config.memory}: {error}") from error
     return SequenceModel(rnn, task.output_size, task.embedding(), config.dropout, task.each_step)
+
+
+def check_memory(config: TrainConfig) -> None:
+    """Refuse a memory where the cell, one's own, cannot have any.
+
+    Raises:
+        SkipRNNError: it cannot.
+    """
+    if config.memory is not None and not cell_of(config).can_remember:
+        raise SkipRNNError(
+            f"--memory {config.memory} is drawn into a gate that keeps the state; the cell {config.cell} says of none "
+            "(keeps of a GatedCell, or remember); see docs/cells.md"
+        )
 
 
 def check_engine(config: TrainConfig, device: torch.device) -> None:

@@ -24,7 +24,7 @@ from pipelines.runs.directory import load_config, lock_run
 from pipelines.runs.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.runs.evaluation import evaluate
 from pipelines.runs.logs import Logs
-from pipelines.runs.model import autocast, build_model, check_engine
+from pipelines.runs.model import autocast, build_model, check_engine, check_memory
 from pipelines.runs.prices import check_prices, prices
 from pipelines.runs.schedules import learning_rate, share_of_lam
 from pipelines.seeds import derive_seed
@@ -94,12 +94,16 @@ def train(
         config = load_config(run)
         device = team.device(config.device)
         check_engine(config, device)
+        check_memory(config)
         task, data = load_training_data(config)
         splits = {name: sequences.to(device) for name, sequences in data.splits.items()}
         last_step = total_steps(config, splits)
 
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        model = build_model(config, task).to(device).train()
+        model = build_model(config, task)
+        if config.memory is not None:
+            model.rnn.remember(config.memory)
+        model = model.to(device).train()
         task.initialize(model.embedding, data.extra)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         described = {"task": task.name, **task.parameters()}

@@ -56,8 +56,13 @@ class Cell:
         """Give a layer's parameters their initial values, in place."""
         raise NotImplementedError(f"{type(self).__name__} does not say its initial values")
 
+    @property
+    def can_remember(self) -> bool:
+        """Whether ``remember`` is there."""
+        return type(self).remember is not Cell.remember
+
     def remember(self, weights: Any, steps: int) -> None:
-        """Draw the initial biases, in place, for units that keep their state for 1 to ``steps`` updates."""
+        """Draw the initial biases, in place, for units that keep their state for 2 to ``steps`` updates."""
         raise NotImplementedError(f"{type(self).__name__} has no gate whose bias says how long it keeps its state")
 
     def input_share(self, below: Tensor, weights: Any) -> Tensor:
@@ -123,13 +128,21 @@ class GatedCell(Cell):
         nn.init.zeros_(weights.bias_ih)
         nn.init.ones_(weights.bias_ih[first:last])
 
+    @property
+    def can_remember(self) -> bool:
+        return self.keeps is not None
+
+    @torch.no_grad()
     def remember(self, weights: Any, steps: int) -> None:
         if self.keeps is None:
-            super().remember(weights, steps)
+            return super().remember(weights, steps)
         biases = weights.bias_ih.unflatten(0, (self.num_gates, -1))
-        biases[self.keeps].uniform_(1, steps - 1).log_()
+        wide = torch.promote_types(biases.dtype, torch.float32)
+        drawn = torch.empty_like(biases[self.keeps], dtype=wide).uniform_(1, steps - 1).log_()
+        biases[self.keeps] = drawn
         if self.writes is not None:
-            biases[self.writes] = -biases[self.keeps]
+            biases[self.writes] = -drawn
+        return None
 
     def input_share(self, below: Tensor, weights: Any) -> Tensor:
         return linear(below, weights.weight_ih, weights.bias_ih)

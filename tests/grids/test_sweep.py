@@ -34,7 +34,7 @@ from pipelines.grids.sweep import (
 )
 from pipelines.parallel import processes
 from pipelines.runs.config import configure
-from pipelines.runs.directory import load_config, load_outcome, read_metrics
+from pipelines.runs.directory import create_run, load_config, load_outcome, read_metrics
 from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding
@@ -103,9 +103,12 @@ def test_features_that_are_not_the_paper_s_are_not_compared_with_it_and_say_what
 
     assert (line().data, line().paper["metric"]) == ("ucf101", 0.671)
     few = line(classes=["a", "b"])
-    assert (few.data, few.paper) == ("ucf101 (2 classes, resnet50)", None)
+    assert (few.data, few.paper) == ("ucf101 (2 classes, 250 frames at 25 a second, resnet50)", None)
     other = line(network="")
-    assert (other.data, other.paper) == ("ucf101 (101 classes, features made elsewhere)", None)
+    assert (other.data, other.paper) == (
+        "ucf101 (101 classes, 250 frames at 25 a second, features made elsewhere)",
+        None,
+    )
 
 
 def test_one_s_own_grid_has_every_combination(adding_file):
@@ -129,6 +132,19 @@ def test_a_grid_is_trained_and_finished_runs_are_kept(configs, tmp_path):
     more = plan(tmp_path, [*configs, replace(configs[0], seed=2)])
     train_all(more, in_turn, lambda run, reason: ended.append(run))
     assert len(ended) == 5
+
+
+def test_runs_of_earlier_grids_are_found_whatever_the_preset_has_for_their_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "is_finished", lambda run: True)
+
+    def planned(cells, lams, **options):
+        return plan(tmp_path, grid("mnist", "settled", cells, lams, [0], data=str(tmp_path / "mnist.h5"), **options))
+
+    earlier = planned(["gru"], [None, 0.0])
+    for run in [*earlier, *planned(["gru"], [1e-3], lr=3e-3)]:
+        create_run(run.path, run.config)
+    for cell in ("lstm", "gru"):
+        assert {run.path for run in others(tmp_path, planned([cell], [1e-4]))} == {run.path for run in earlier}
 
 
 def test_runs_share_out_gpus_and_cores(configs, tmp_path, monkeypatch):

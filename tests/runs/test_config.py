@@ -10,12 +10,13 @@ from pipelines.grids.results import lines_of
 from pipelines.grids.sweep import grid, grid_of_table, plan
 from pipelines.parallel.devices import choose_device
 from pipelines.runs.cells import import_cell
-from pipelines.runs.config import PRESETS, TrainConfig, configure
-from pipelines.runs.directory import default_run_path
+from pipelines.runs.config import CHOICES, PRESETS, WITH_MEMORY, TrainConfig, configure
+from pipelines.runs.directory import create_run, default_run_path
 from pipelines.runs.evaluation import evaluate_run
 from pipelines.runs.load import load_model
-from pipelines.runs.model import build_model, check_engine, stream, with_gate, without_skipping
-from pipelines.tasks import Adding, Sine
+from pipelines.runs.model import build_model, check_engine, check_memory, stream, with_gate, without_skipping
+from pipelines.runs.training import train
+from pipelines.tasks import Sine
 from skiprnn import RandomSkipGRU
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, RNNCell
 
@@ -59,23 +60,33 @@ def test_the_settled_preset_of_mnist_has_a_memory_but_for_the_plain_gru():
 
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_a_memory_is_drawn_into_the_biases_of_a_run(cell, skip):
-    config = configure("sine", "quick", cell=cell, skip=skip, memory=50)
-    biases = build_model(config, Sine()).rnn.bias_ih_l0.detach().unflatten(0, (-1, config.hidden_size))
-    assert biases[1].min() >= 0
-    assert 3 < biases[1].max() <= math.log(49)
+def test_a_memory_is_drawn_into_the_biases_of_a_run(cell, skip, adding_file, tmp_path):
+    options = {"data": str(adding_file), "steps": 1, "eval_every": 1, "lr": 1e-9, "device": "cpu"}
+    config = configure("adding", "quick", cell=cell, skip=skip, memory=50, **options)
+    create_run(tmp_path / "run", config)
+    train(tmp_path / "run")
+    model, *_ = load_model(tmp_path / "run")
+    biases = model.rnn.bias_ih_l0.detach().unflatten(0, (-1, config.hidden_size))
+    assert biases[1].min() > -1e-3
+    assert 3 < biases[1].max() <= math.log(49) + 1e-3
 
 
-def test_a_memory_needs_a_gate_that_keeps_the_state():
+def test_where_a_preset_has_a_memory_cells_without_one_do_without():
+    for cell in (*CHOICES["cell"], "rnncells:Own"):
+        assert configure("mnist", "settled", cell=cell).memory == (784 if cell in WITH_MEMORY else None)
+    assert configure("mnist", "settled", cell="rnncells:Own", memory=50).memory == 50
+
+
+def test_a_memory_needs_a_gate_that_keeps_the_state(tmp_path):
     with pytest.raises(SkipRNNError, match="memory is drawn into a gate that keeps the state; rnn-relu has none"):
         configure("adding", "quick", cell="rnn-relu", memory=50)
-    with pytest.raises(SkipRNNError, match="memory must be 3 updates or more, got 2"):
+    with pytest.raises(SkipRNNError, match="memory must be at least 3, got 2"):
         configure("adding", "quick", memory=2)
     class_name = f"{NoGates.__module__}:{NoGates.__qualname__}"
     import_cell(class_name)
     config = configure("adding", "quick", cell=class_name, memory=50)
-    with pytest.raises(SkipRNNError, match="--memory 50: NoGates has no gate whose bias says"):
-        build_model(config, Adding())
+    with pytest.raises(SkipRNNError, match=r"--memory 50 is drawn into a gate .* the cell .*NoGates"):
+        check_memory(config)
 
 
 def test_one_s_own_data_has_no_settled_preset():
