@@ -264,8 +264,6 @@ def test_earlier_runs_stay_in_the_table(configs, tmp_path):
     (tmp_path / "runs/broken/config.json").write_text("{")
     assert len(others(tmp_path, now)) == 3
     assert others(tmp_path, plan(tmp_path / "new", [replace(configs[0], steps=9)])) == []
-    there = plan(tmp_path, [replace(configs[0], cell="gru", lr=0.5)])  # as a preset may have it for a cell
-    assert len(others(tmp_path, there)) == 4
 
 
 def test_a_table_is_not_of_two_data_sets(results, configs, adding_file, tmp_path):

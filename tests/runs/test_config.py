@@ -8,7 +8,6 @@ import torch
 from pipelines.errors import SkipRNNError
 from pipelines.grids.results import lines_of
 from pipelines.grids.sweep import grid, grid_of_table, plan
-from pipelines.parallel.devices import choose_device
 from pipelines.runs.cells import import_cell
 from pipelines.runs.config import CHOICES, PRESETS, WITH_MEMORY, TrainConfig, configure
 from pipelines.runs.directory import create_run, default_run_path
@@ -65,8 +64,7 @@ def test_a_memory_is_drawn_into_the_biases_of_a_run(cell, skip, adding_file, tmp
     config = configure("adding", "quick", cell=cell, skip=skip, memory=50, **options)
     create_run(tmp_path / "run", config)
     train(tmp_path / "run")
-    model, *_ = load_model(tmp_path / "run")
-    biases = model.rnn.bias_ih_l0.detach().unflatten(0, (-1, config.hidden_size))
+    biases = load_model(tmp_path / "run").model.rnn.bias_ih_l0.detach().unflatten(0, (-1, config.hidden_size))
     assert biases[1].min() > -1e-3
     assert 3 < biases[1].max() <= math.log(49) + 1e-3
 
@@ -209,13 +207,6 @@ def test_tables_say_which_gru(make_run):
         ("Skip LSTM", 1), ("GRU (reset after)", 1), ("Skip GRU (reset before)", 1),
     ]  # fmt: skip
     assert line_names(gru, {**gru, "reset_after": True}) == [("Skip GRU", 2)]  # as runs of before it was an option
-
-
-def test_the_gpu_engine_of_stacks_does_not_reset_before():
-    pytest.importorskip("skiprnn.engines.graph")
-    config = TrainConfig(cell="gru", reset_after=False, steps=1, engine="graph")
-    with pytest.raises(SkipRNNError, match="not reset_after=False"):
-        check_engine(config, choose_device("auto"))
 
 
 def test_bounds_of_skips_are_kept_by_a_run(make_run):
