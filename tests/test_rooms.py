@@ -65,7 +65,7 @@ print(*new - {"skiprnn", "torch", "numpy"} - sys.stdlib_module_names)
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.model import build_model
 from pipelines.tasks import Adding, Imdb
-build_model(TrainConfig(steps=1, memory=50), Adding()).rnn.remember(50)
+build_model(TrainConfig(steps=1), Adding()).rnn.remember(50)
 skiprnn.load("adding-lstm")
 build_model(TrainConfig(task="imdb", steps=1), Imdb(length=3, dimensions=2, vocabulary=5, vocabulary_sha256=""))
 print("torch._dynamo" in sys.modules)  # a second or two

@@ -130,7 +130,7 @@ class GatedCell(Cell):
 
     @property
     def can_remember(self) -> bool:
-        return self.keeps is not None
+        return self.keeps is not None or type(self).remember is not GatedCell.remember
 
     @torch.no_grad()
     def remember(self, weights: Any, steps: int) -> None:

@@ -17,7 +17,7 @@ from pipelines.runs.model import build_model, check_engine, check_memory, stream
 from pipelines.runs.training import train
 from pipelines.tasks import Sine
 from skiprnn import RandomSkipGRU
-from skiprnn.cells import GRU, GRU_RESET_BEFORE, RNNCell
+from skiprnn.cells import CELLS, GRU, GRU_RESET_BEFORE, RNNCell
 
 
 class NoGates(RNNCell):
@@ -70,12 +70,13 @@ def test_a_memory_is_drawn_into_the_biases_of_a_run(cell, skip, adding_file, tmp
 
 
 def test_where_a_preset_has_a_memory_cells_without_one_do_without():
+    assert set(WITH_MEMORY) == {name for name, cell in CELLS.items() if cell.can_remember}
     for cell in (*CHOICES["cell"], "rnncells:Own"):
         assert configure("mnist", "settled", cell=cell).memory == (784 if cell in WITH_MEMORY else None)
     assert configure("mnist", "settled", cell="rnncells:Own", memory=50).memory == 50
 
 
-def test_a_memory_needs_a_gate_that_keeps_the_state(tmp_path):
+def test_a_memory_needs_a_gate_that_keeps_the_state():
     with pytest.raises(SkipRNNError, match="memory is drawn into a gate that keeps the state; rnn-relu has none"):
         configure("adding", "quick", cell="rnn-relu", memory=50)
     with pytest.raises(SkipRNNError, match="memory must be at least 3, got 2"):
