@@ -237,7 +237,8 @@ def test_a_wrong_type_in_the_configuration(make_run, config, name):
     run = make_run(trained=False)
     right = asdict(config)
     path = run / "config.json"
-    counts, numbers = ("epochs", "patience", "steps", "max_skip", "memory"), ("p_skip", "gate_clip", "keep", "target_usage")
+    counts = ("epochs", "patience", "steps", "max_skip", "memory")
+    numbers = ("p_skip", "gate_clip", "keep", "target_usage")
     kinds = {type(right[name]), *({int, type(None)} if name in counts else ())}
     kinds |= {float, int} if float in kinds or name in numbers else set()
     kinds |= {type(None)} if name in numbers else set()
