@@ -3,10 +3,11 @@
     python benchmarks/speed.py --device cpu
     python benchmarks/speed.py --shapes sine,mnist --cells lstm --out benchmarks/results/mine.json
     python benchmarks/speed.py --device cuda --engine cuda --shapes mnist --autocast
+    python benchmarks/speed.py --device cuda --shapes mnist --captured
 
 The loss is the mean square of the last state plus a budget; outputs of other steps are not made. Usage is set through
 the gate's bias, its weight being zero; "mixed" has a random weight and inputs that differ in mean between sequences, so
-that sequences differ in usage.
+that sequences differ in usage. With --captured every pass, the rival's too, is a CUDA graph that is replayed.
 Times are medians, on CUDA between events of the device; peak memory is what one forward and backward pass adds to the
 process (CPU) or allocator (CUDA). The columns x say how many times as good as torch's own cell. GFLOP/s counts three
 products with the weights for each used sample (forward, and back to the states and the weights); on the CPU the share
@@ -127,12 +128,16 @@ def measure(rnn, x, options):
             forward(rnn, x)
 
     def precision():
-        return torch.autocast(options.device, torch.bfloat16, enabled=options.autocast)
+        cached = not options.captured  # the weights, which a graph must convert anew at each replay
+        return torch.autocast(options.device, torch.bfloat16, enabled=options.autocast, cache_enabled=cached)
 
+    passes, begun = (run_forward, run), run
+    if options.captured:
+        passes, begun = [capture(one, rnn) for one in passes], partial(capture, run, rnn)
     result = {
-        "forward_ms": timed(run_forward, options),
-        "training_ms": timed(run, options),
-        "peak_mb": peak_memory(run, x),
+        "forward_ms": timed(passes[0], options),
+        "training_ms": timed(passes[1], options),
+        "peak_mb": peak_memory(begun, x),
     }
     with torch.no_grad(), precision():
         gate = forward(rnn, x)[1]
@@ -142,6 +147,20 @@ def measure(rnn, x, options):
     weights = sum(p.numel() for name, p in rnn.named_parameters() if name.startswith("weight_"))
     operations = 3 * 2 * weights * used.mean().item() * x.shape[0] * x.shape[1]
     return {**result, "gflops": operations / result["training_ms"] / 1e6}
+
+
+def capture(function, rnn):
+    """The replay of a function as a CUDA graph."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    rnn.zero_grad(set_to_none=True)  # gradients that the graph makes, rather than adds to
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def timed(function, options):
@@ -211,6 +230,7 @@ def describe(options, device):
         "dtype": options.dtype,
         "tf32": options.tf32,
         "autocast": options.autocast,
+        "captured": options.captured,
         "batch": options.batch,
         "engine": options.engine,
         "repeats": options.repeats,
@@ -270,10 +290,15 @@ def parse():
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--tf32", action="store_true", help="TF32 matrix products on CUDA")
     parser.add_argument("--autocast", action="store_true", help="bfloat16 matrix products, by torch.autocast")
+    parser.add_argument("--captured", action="store_true", help="every pass as a CUDA graph; without the step loop")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.captured and options.device != "cuda":
+        parser.error("--captured needs --device cuda")
+    options.step_loop &= not options.captured
+    return options
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from skiprnn.engines import cuda, cuda_kernels
 
 CODE = "--code"
-KERNELS = ("forward", "backward", "fill", "take", "reset")
+KERNELS = ("forward", "backward", "fill", "take", "reset", "shares", "sums")
 OPERATION = r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_]+)"  # of a dump of instructions
 
 

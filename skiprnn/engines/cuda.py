@@ -2,8 +2,10 @@
 
 Forward keeps a row for each update (c, when, and the gate's numbers; h is in the output, if that is wanted). Backward
 starts with one product for all rows, walks the events in one kernel, which leaves the gates' gradients of every update,
-and ends with one product for each weight. Within the kernels all is float32. Products around them follow
+and ends with one product for each weight: ``cuda_rows``. Within the kernels all is float32. Products around them follow
 ``torch.backends.cuda.matmul.fp32_precision``, and autocast but where they repeat what forward computed.
+
+A step may be captured as a CUDA graph (``torch.cuda.graph``, ``torch.cuda.make_graphed_callables``).
 """
 
 import itertools
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +22,14 @@ from torch import Tensor
 from skiprnn import reference
 from skiprnn.cells import Cell, GRUCell, GRUResetBeforeCell, LayerWeights, LSTMCell
 from skiprnn.engines import cuda_kernels
-from skiprnn.engines.cuda_kernels import TAKERS, Constants, Kernels
+from skiprnn.engines.cuda_kernels import FUSED, STEPS, TAKERS, Constants, Kernels
+from skiprnn.engines.cuda_rows import Products, Rows, Stored
 from skiprnn.gate import UNBOUNDED
 from skiprnn.problem import Problem, Solution, refuse_double_backward, transformed
 
 CELLS = (LSTMCell, GRUCell, GRUResetBeforeCell)
 LARGEST = 128  # units whose recurrent weights a multiprocessor holds
-FUSED = 4  # features up to which the kernels multiply the inputs themselves, instead of one product before
 MOST_ROWS = 4  # sequences of a block
-STEPS = 8  # of a sequence, that a block of the kernels around the loops takes
 LONGEST = 65_535 * STEPS - 1  # steps: so many blocks there may be beside each other
 OLDEST = (7, 5)  # GPUs, by compute capability
 MOST_KEPT = 2**28  # bytes that forward leaves as it stored them, lest the host wait for it
@@ -111,50 +112,6 @@ def run(problem: Problem, opens_always: bool = False) -> Solution:
     return Solution.of_tensors(problem, _CudaEvents.apply(*given, *tensors))
 
 
-class _Stored(NamedTuple):
-    """What forward leaves for backward: the start, and at updates what they made, in places of every step."""
-
-    p: Tensor  # (B,)
-    acc: Tensor  # (B,)
-    h: Tensor  # (B, H)
-    c: Tensor  # (B, H)
-    gates_at: Tensor  # (2, T, B), p, and the sum that opened, or CUT
-    h_at: Tensor  # (T, B, H)
-    c_at: Tensor  # (T, B, H), of a GRU h_at
-    steps: Tensor  # (T + 1, B) int32, how many updates there were, and from there their steps
-
-
-class _Rows(NamedTuple):
-    """The same, a row for each sequence's first state and one for the state after each of its updates, in order."""
-
-    t: Tensor  # (R,) int32, the update's step; -1 for a first state
-    p: Tensor  # (R,)
-    a: Tensor  # (R,)
-    h: Tensor  # (R, H)
-    c: Tensor  # (R, H), of a GRU h
-    x: Tensor  # (R, D + 1), the sample used and a one, or (R, D)
-    first: Tensor  # (B,) int64, row of the first state
-    updates: Tensor  # (B,) int32, how many
-
-    @classmethod
-    def of(cls, stored: _Stored, x: Tensor, cell: Cell, kernels: Kernels, opened_always: bool) -> Self:
-        """Here the host waits for the device, to know how many updates there were."""
-        (T, B, D), H, updates = x.shape, stored.h.shape[1], stored.steps[0]
-        counted = [T] * B if opened_always else updates.tolist()
-        rows = sum(counted) + B
-        is_gru, ones = not isinstance(cell, LSTMCell), int(D <= FUSED)
-        p, a = x.new_empty(2, rows)
-        h = x.new_empty(rows, H)
-        taken = cls(
-            torch.empty(rows, dtype=torch.int32, device=x.device), p, a, h, h if is_gru else torch.empty_like(h),
-            x.new_empty(rows, D + ones), torch.empty(B, dtype=torch.int64, device=x.device), updates,
-        )  # fmt: skip
-        kernels.launch("take", (B, max(counted) // STEPS + 1), TAKERS, 0, (
-            *stored, x, taken.first, *taken[:6], T, B, D, ones, *x.stride()[:2], stored.h.stride(0), stored.c.stride(0),
-        ))  # fmt: skip
-        return taken
-
-
 class _CudaEvents(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, saves: bool, opens_always: bool, *_: Tensor) -> tuple[Tensor, ...]:
@@ -177,7 +134,7 @@ class _CudaEvents(torch.autograd.Function):
         if saves:
             c_at = torch.empty_like(stored) if is_lstm else stored
             steps = torch.empty(T + 1, B, dtype=torch.int32, device=x.device)
-            left = _Stored(p, acc, h, c, x.new_empty(2, T, B), stored, c_at, steps)
+            left = Stored(p, acc, h, c, x.new_empty(2, T, B), stored, c_at, steps)
         shares = _widened(cell.input_share(x, weights)) if D > FUSED else x
         at_updates = (None,) * 3 if left is None else (left.c_at, left.gates_at, left.steps)
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
@@ -194,12 +151,13 @@ class _CudaEvents(torch.autograd.Function):
                 ))  # fmt: skip
             if left is not None:
                 is_large = 4 * (stored.numel() + c_at.numel()) > MOST_KEPT
-                kept = _Rows.of(left, x, cell, kernels, opens_always) if is_large else left
+                ctx.opened_always, ctx.captured = opens_always, not opens_always and _captures(x)
+                kept = Rows.of(left, x, cell, kernels, _updates(ctx, left)) if is_large else left
                 ctx.has_shares = 4 * shares.numel() <= MOST_KEPT
                 made = shares if ctx.has_shares else x
                 ctx.save_for_backward(x, made, update_weight, update_bias, lengths, *weights, *kept)
-                ctx.opened_always, ctx.draws, ctx.bounds = opens_always, draws is not None, problem.bounds
                 ctx.kind, ctx.cell, ctx.gate_grad_clip = type(kept), cell, problem.gate_grad_clip
+                ctx.draws, ctx.bounds = draws is not None, problem.bounds
                 kind = x.device.type
                 ctx.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
                 ctx.set_materialize_grads(False)
@@ -225,11 +183,11 @@ class _CudaEvents(torch.autograd.Function):
                 shares = _widened(ctx.cell.input_share(x, weights))
             constants, kernels = _kernels(ctx.cell, H, D, shares, ctx.draws, ctx.bounds != UNBOUNDED)
             rows = kept
-            if isinstance(kept, _Stored):
-                rows = _Rows.of(kept, x, ctx.cell, kernels, ctx.opened_always)
+            if isinstance(kept, Stored):
+                rows = Rows.of(kept, x, ctx.cell, kernels, _updates(ctx, kept))
+            products, R = Products(rows, kernels, constants, not ctx.captured), len(rows.t)
             with _autocast(x.device.type, None):  # as the kernel computed it
-                hidden, reset, reset_used = _states_share(rows, weights, constants, kernels, shares, lengths)
-            R = len(rows.t)
+                hidden, reset, reset_used = products.states_share(weights, shares, lengths)
             grad_gates, grad_logit = x.new_empty(R, 3 if constants.reset_before else 4, H), x.new_empty(R)
             before_p, before_acc = x.new_empty(2, B).unbind()
             before = [x.new_empty(B, H) for _ in range(1 + is_lstm)]
@@ -243,62 +201,28 @@ class _CudaEvents(torch.autograd.Function):
                 *((0, 0) if grad_gate is None else grad_gate.stride()),
             ))  # fmt: skip
 
-            states_share, inputs = _of_shares(grad_gates, constants)
             grad_x = None
             if ctx.needs_input_grad[3]:
-                b = torch.arange(B, device=x.device).repeat_interleave(rows.updates + 1, output_size=len(rows.t))
                 of_steps = x.new_zeros(T + 1, B, D)  # the first is of first states: zeros
-                of_steps[rows.t + 1, b] = (inputs @ weights.weight_ih).to(x.dtype)
+                of_inputs = products.of_input(grad_gates) @ weights.weight_ih
+                of_steps[rows.t + 1, rows.sequences()] = of_inputs.to(x.dtype)
                 grad_x = of_steps[1:]
-            by_weights = _by_weights(states_share, inputs, rows, reset_used, D)
-            grad_update_weight = grad_logit @ rows.c
-        return (
-            None, None, None, grad_x, grad_update_weight, grad_logit.sum()[None], before_p, before_acc, *before,
-            *by_weights,
-        )  # fmt: skip
+            by_weights = products.by_weights(grad_gates, reset_used, D)
+            by_gate = products.by_gate(grad_logit)
+        return None, None, None, grad_x, *by_gate, before_p, before_acc, *before, *by_weights
 
 
-def _states_share(
-    rows: _Rows, weights: LayerWeights, constants: Constants, kernels: Kernels, shares: Tensor, lengths: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The states' share of the gates in all rows. Of a GRU that resets before, r's and z's; n's at all steps; and r⊙h
-    of the updates, as rows.
-    """
-    H = rows.h.shape[1]
-    if not constants.reset_before:
-        return torch.addmm(weights.bias_hh, rows.h, weights.weight_hh.T), None, None
-    (T, B), of_n = shares.shape[:2], slice(2 * H, None)
-    hidden = torch.addmm(weights.bias_hh[: 2 * H], rows.h, weights.weight_hh[: 2 * H].T)
-    states, used = hidden.new_empty(T * B, H), torch.empty_like(rows.h)
-    kernels.launch("reset", (B, T // STEPS + 1), TAKERS, 0, (
-        shares, weights.weight_ih, weights.bias_ih, hidden, rows.h, rows.t, rows.first, rows.updates, lengths,
-        states, used, T, B, *shares.stride()[:2],
-    ))  # fmt: skip
-    return hidden, torch.addmm(weights.bias_hh[of_n], states, weights.weight_hh[of_n].T), used
+def _captures(x: Tensor) -> bool:
+    """Whether this is being captured as a CUDA graph, so that the host must not wait for the device."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _of_shares(grad_gates: Tensor, constants: Constants) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to the state's share of the gates and to the input's, (R, N*H).
-
-    They are the same, but of a GRU that resets after: its last two are n's, the state's and the input's.
-    """
-    of_state = grad_gates[:, : constants.gates].flatten(1)
-    if grad_gates.shape[1] == constants.gates:
-        return of_state, of_state
-    return of_state, torch.cat([grad_gates[:, :2], grad_gates[:, 3:]], 1).flatten(1)
-
-
-def _by_weights(
-    of_state: Tensor, of_input: Tensor, rows: _Rows, reset_used: Tensor | None, features: int
-) -> tuple[Tensor, ...]:
-    """Gradients by weight_ih, weight_hh, bias_ih and bias_hh."""
-    both, H = of_input.T @ rows.x, rows.h.shape[1]
-    bias_ih = both[:, features] if features <= FUSED else of_input.sum(0)
-    by_h = of_state if reset_used is None else of_state[:, : 2 * H]
-    weight_hh = by_h[1:].T @ rows.h[:-1]  # a row's update began from the row before
-    if reset_used is not None:
-        weight_hh = torch.cat([weight_hh, of_state[:, 2 * H :].T @ reset_used])
-    return both[:, :features], weight_hh, bias_ih, bias_ih if of_state is of_input else of_state.sum(0)
+def _updates(ctx: Any, stored: Stored) -> list[int] | None:
+    """How many there were of each sequence, for which the host waits; None if it must not."""
+    if ctx.captured:
+        return None
+    steps, batch = stored.gates_at.shape[1:]
+    return [steps] * batch if ctx.opened_always else stored.steps[0].tolist()
 
 
 def _kernels(

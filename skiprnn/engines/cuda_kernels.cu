@@ -8,8 +8,9 @@
 // Compiled for each problem, with these defined: UNITS, FEATURES (0: x is the inputs' share of the gates), GRU,
 // RESET_BEFORE (the GRU resets before the product), DRAWS (of the gate) and BOUNDED (its probability), ROWS (1, 2 or
 // 4), NARROW (x is bfloat16), BLOCK (threads), SLICE_* (what a thread multiplies of the states, or of the gates'
-// gradients), HELD_* and TAKERS (threads of the kernels around the loops). Gates come in torch's order. Numbers of a
-// kernel are passed as 64 bits each.
+// gradients), HELD_*, STEPS and TAKERS (of a sequence, and threads, a block of the kernels around the loops), TILE and
+// PRODUCERS (rows and columns, and threads, a block of the products). Gates come in torch's order. Numbers of a kernel
+// are passed as 64 bits each.
 
 #ifndef ON_CPU
 #define DYNAMIC(name) extern __shared__ float4 name[]
@@ -21,7 +22,7 @@ constexpr int HIDDEN = RESET_BEFORE ? 2 : GATES;     // of which the state's sha
 constexpr int GRADIENTS = RESET_BEFORE ? 3 : 4;      // with respect to the shares of the gates; of a GRU n's are two
 constexpr int WARPS = BLOCK / 32;
 constexpr int WINDOW = 16;  // skipped steps that backward takes at a time
-constexpr int STEPS = 8;    // of a sequence, that a block of the kernels around the loops takes
+constexpr int DEPTH = 32;   // of a product over rows, how many summands are at hand
 
 // Apart by an odd number of float4, lest slices lie in the same banks.
 __host__ __device__ constexpr int apart(int slice) { return slice / 4 % 2 ? slice : slice + 4; }
@@ -722,4 +723,98 @@ extern "C" __global__ void reset(const Reset a) {
       if (j < count && t == until) a.used[(at + 1) * UNITS + unit] = kept;
     }
   }
+}
+
+// Of the two matrices of a product, what a block has at hand, DEPTH summands of TILE rows and TILE columns.
+struct Tiles {
+  float4 (*left)[TILE / 4 + 1], (*right)[TILE / 4 + 1];
+
+  // Add to 4 x 4 of the products, of which each thread has its own.
+  __device__ inline void multiply(float (&sums)[4][4]) const {
+    const int across = threadIdx.x % (TILE / 4), down = threadIdx.x / (TILE / 4);
+#pragma unroll 8
+    for (int k = 0; k < DEPTH; ++k) {
+      float l[4], r[4];
+      unpack(l, left[k][down]), unpack(r, right[k][across]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[i][j] += l[i] * r[j];
+    }
+  }
+
+  __device__ static inline void put(float4 (*tile)[TILE / 4 + 1], int k, int i, float value) { ((float*)tile[k])[i] = value; }
+};
+
+__device__ inline Long rows_of(const Long* first, const int* count, Long B) { return first[B - 1] + count[B - 1] + 1; }
+
+struct Shares {
+  const float *h_rows, *weight, *bias;  // (R, UNITS), (N, UNITS), (N,)
+  float* out;                           // (R, N)
+  const Long* first;
+  const int* count;
+  Long B, N, lanes;
+};
+
+// The states' share of the gates, of as many rows as there are: TILE of them, and of the columns, a block at a time.
+extern "C" __global__ void __launch_bounds__(PRODUCERS, 3) shares(const Shares a) {
+  __shared__ float4 left[DEPTH][TILE / 4 + 1], right[DEPTH][TILE / 4 + 1];
+  const Tiles tiles{left, right};
+  const int tid = threadIdx.x, column = blockIdx.x * TILE;
+  const Long rows = rows_of(a.first, a.count, a.B);
+  for (Long row = (Long)blockIdx.y * TILE; row < rows; row += a.lanes * TILE) {
+    float sums[4][4] = {};
+    for (int from = 0; from < UNITS; from += DEPTH) {
+      __syncthreads();
+      for (int i = tid; i < DEPTH * TILE; i += PRODUCERS) {
+        const int k = i % DEPTH, at = i / DEPTH;
+        const bool summand = from + k < UNITS;
+        Tiles::put(left, k, at, summand && row + at < rows ? a.h_rows[(row + at) * UNITS + from + k] : 0.f);
+        Tiles::put(right, k, at, summand && column + at < a.N ? a.weight[(Long)(column + at) * UNITS + from + k] : 0.f);
+      }
+      __syncthreads();
+      tiles.multiply(sums);
+    }
+    const int across = column + tid % (TILE / 4) * 4;
+    const Long down = row + tid / (TILE / 4) * 4;
+    for (int i = 0; i < 4 && down + i < rows; ++i)
+      for (int j = 0; j < 4 && across + j < a.N; ++j) a.out[(down + i) * a.N + across + j] = sums[i][j] + a.bias[across + j];
+  }
+}
+
+struct Sums {
+  const float *left, *right;  // rows left_r and right_r apart
+  float* parts;               // (lanes, N, K + 1)
+  const Long* first;
+  const int* count;
+  Long B, N, left_out, K, earlier, left_r, right_r, across, lanes;
+};
+
+// left' right and the sums of left, over as many rows as there are, and of right of some rows before: a part of the rows
+// a lane. From column left_out on, left has UNITS that do not belong to it.
+extern "C" __global__ void __launch_bounds__(PRODUCERS, 3) sums(const Sums a) {
+  __shared__ float4 left[DEPTH][TILE / 4 + 1], right[DEPTH][TILE / 4 + 1];
+  const Tiles tiles{left, right};
+  const int tid = threadIdx.x;
+  const Long n = blockIdx.x / a.across * TILE, k = blockIdx.x % a.across * TILE;
+  const Long rows = rows_of(a.first, a.count, a.B);
+  float sums[4][4] = {};
+  for (Long from = (Long)blockIdx.y * DEPTH; from < rows; from += a.lanes * DEPTH) {
+    __syncthreads();
+    for (int i = tid; i < DEPTH * TILE; i += PRODUCERS) {
+      const int of = i / TILE, at = i % TILE;
+      const Long row = from + of, column = n + at;
+      const bool there = row < rows && row >= a.earlier;
+      const Long place = row * a.left_r + column + (column < a.left_out ? 0 : UNITS);
+      Tiles::put(left, of, at, there && column < a.N ? a.left[place] : 0.f);
+      const float one = k + at == a.K ? 1.f : 0.f;
+      Tiles::put(right, of, at, there && k + at < a.K ? a.right[(row - a.earlier) * a.right_r + k + at] : one);
+    }
+    __syncthreads();
+    tiles.multiply(sums);
+  }
+  const Long across = k + tid % (TILE / 4) * 4, down = n + tid / (TILE / 4) * 4;
+  for (int i = 0; i < 4 && down + i < a.N; ++i)
+    for (int j = 0; j < 4 && across + j <= a.K; ++j)
+      a.parts[((Long)blockIdx.y * a.N + down + i) * (a.K + 1) + across + j] = sums[i][j];
 }

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cu")
-TAKERS = 128  # threads of a block of the kernels around the loops
+FUSED = 4  # features up to which the kernels multiply the inputs themselves, instead of one product before
+STEPS = 8  # of a sequence, that a block of the kernels around the loops takes
+TAKERS = 128  # threads of such a block
+TILE = 64  # rows and columns of a block of the products over rows
+PRODUCERS = 256  # threads of such a block
+AROUND = ("fill", "take", "reset", "shares", "sums")  # kernels that are not the loops
 WARP = 32
 LANES = {"F": 4, "B": 8}  # threads that share the sums of a unit going forward, and of two units going back
 HELD = {"F": {1: 20, 2: 20, 4: 12}, "B": {1: 24, 2: 24, 4: 20}}
@@ -59,7 +64,10 @@ class Constants(NamedTuple):
             "SLICE_B": self.slice("B"),
             "HELD_F": self.held("F"),
             "HELD_B": self.held("B"),
+            "STEPS": STEPS,
             "TAKERS": TAKERS,
+            "TILE": TILE,
+            "PRODUCERS": PRODUCERS,
         }
 
     @property
@@ -130,6 +138,8 @@ class _OnGPU:
         self.module = self.done(driver.cuModuleLoadData(binary))
         self.context = self.done(driver.cuCtxGetCurrent())
         self.functions: dict[tuple[str, int], Any] = {}
+        for name in AROUND:  # at once: some are first needed while a step is captured as a CUDA graph
+            self.function(name, 0)
 
     def launch(self, name: str, grid: Sequence[int], block: int, shared: int, arguments: Sequence[Argument]) -> None:
         function = self.functions.get((name, shared)) or self.function(name, shared)

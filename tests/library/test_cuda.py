@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from skiprnn import SkipGRU, SkipLSTM, engines, reference
+from skiprnn import SkipGRU, SkipLSTM, budget_loss, engines, reference
 from skiprnn.cells import LSTM
-from skiprnn.engines import cuda, cuda_kernels
+from skiprnn.engines import cuda, cuda_kernels, cuda_rows
 from skiprnn.gate import bounds_of_skips
 from tests.problems import MODULES, assert_same, build, problem, run
 
@@ -144,6 +144,20 @@ def test_a_gate_that_draws_is_the_references(name, bias):
     assert 0.1 < results[0][0].update_gate.mean() < 0.95
 
 
+@pytest.mark.parametrize(("kept", "shape"), [(2**28, "paper"), (0, "paper"), (2**28, "wide"), (2**28, "one_sequence")])
+@pytest.mark.parametrize("name", MODULES)
+def test_equals_the_reference_while_it_is_captured(name, shape, kept, monkeypatch):
+    """The host must not wait to know how many updates there were."""
+    monkeypatch.setattr(cuda, "MOST_KEPT", kept)
+    ours, reference = pair(name, SHAPES[shape], -1.5)
+    x, lengths = inputs(SHAPES[shape]), torch.arange(SHAPES[shape][1]) * 7 % (SHAPES[shape][0] + 1)
+    expected = run(reference, x, lengths=lengths)
+    monkeypatch.setattr(cuda, "_captures", lambda x: True)
+    monkeypatch.setattr(cuda_rows, "BLOCKS", 9)  # fewer than there are tiles, which blocks take in turn
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    assert_same(run(ours, x, lengths=lengths), expected, tolerance=1e-5)
+
+
 @pytest.mark.parametrize("kept", [0, 2**28])
 @pytest.mark.parametrize("features", [2, 7])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
@@ -200,6 +214,37 @@ def test_auto_takes_it_on_a_gpu():
     assert all(map(torch.equal, run(ours, x)[1], run(chosen, x)[1]))
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("shape", [(40, 6, 1, 110, 1), (40, 6, 10, 110, 1)], ids=["narrow", "wide"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_step_is_captured_as_a_cuda_graph(name, shape):
+    """Forward, loss and backward, replayed on samples of which other sequences use other numbers."""
+    captured, plain = (build(name, shape, -1.5, "cuda", torch.float32, 1).to(DEVICE) for _ in range(2))
+    given = inputs(shape).float().to(DEVICE)
+
+    def step(rnn):
+        out = rnn(given, every_step=False)
+        loss = out.output.square().mean() + budget_loss(out, 0.1)
+        loss.backward()
+        return loss.detach()
+
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(captured)
+    torch.cuda.current_stream().wait_stream(stream)
+    captured.zero_grad(set_to_none=True)
+    with torch.cuda.graph(graph):
+        loss = step(captured)
+    for scale in (1.0, 5.0, 0.1):
+        given.copy_(scale * inputs(shape).flip(0))
+        graph.replay()
+        plain.zero_grad()
+        torch.testing.assert_close(loss, step(plain))
+        for mine, other in zip(captured.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("constants", [
     cuda_kernels.Constants(110, 1, gru=False, rows=2), cuda_kernels.Constants(128, 4, gru=False, rows=4),
     cuda_kernels.Constants(128, 0, gru=True, rows=4, reset_before=True, narrow=True),
@@ -210,7 +255,7 @@ def test_compiles_for_an_h100(constants):
     _, said = cuda_kernels.compiled(constants, "sm_90", "--ptxas-options=-v")
     stacks = [int(size) for size in re.findall(r"(\d+) bytes stack frame", said)]
     shared = [int(size) for size in re.findall(r"(\d+) bytes smem", said)]
-    assert len(stacks) == 5
+    assert len(stacks) == 7
     assert max(stacks) <= 96
     assert max(shared) <= cuda.RESERVED
     assert max(shared) + max(map(constants.shared, "FB")) <= 227 * 1024
