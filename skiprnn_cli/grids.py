@@ -89,15 +89,12 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
     from pipelines.grids.results import markdown, write_results
     from pipelines.grids.sweep import evaluate_all, is_finished, local, on_ray, others, plan, train_all
     from pipelines.parallel.devices import choose_device
-    from pipelines.runs.model import check_engine, check_memory
+    from pipelines.runs.model import check_network
     from skiprnn_cli.progress import counted
 
     runs = plan(out.absolute(), configs)  # workers elsewhere have other working folders
     for config in configs:
-        check_memory(config)
-    if how["executor"] == "local":
-        for config in configs:
-            check_engine(config, choose_device(config.device))
+        check_network(config, choose_device(config.device) if how["executor"] == "local" else None)
     if how["dry_run"]:
         return _say_plan(runs, how["jobs"], how["executor"])
     failed: dict[str, str] = {}

@@ -321,7 +321,7 @@ def _prepare(
     """The run to train, made or changed."""
     from pipelines.parallel.devices import choose_device
     from pipelines.runs.directory import check_run_path, create_run, default_run_path
-    from pipelines.runs.model import check_engine, check_memory
+    from pipelines.runs.model import check_network
     from pipelines.runs.training import load_training_data
     from pipelines.tasks import TASKS, SyntheticTask
     from skiprnn_cli.gen_data import ensure_data
@@ -337,8 +337,7 @@ def _prepare(
         run = out or default_run_path(config, options.RUNS)
         check_run_path(run, overwrite=overwrite)
         device = choose_device(config.device)
-        check_engine(config, device)
-        check_memory(config)
+        check_network(config, device)
         detail(f"device: {device}")
         if data is None:
             kind = TASKS[config.task]

@@ -29,7 +29,7 @@ from pipelines.runs.cells import import_cell
 from pipelines.runs.config import DEFAULT_SIZES, TrainConfig, configure, is_own_cell
 from pipelines.runs.directory import JSON_BYTES, create_run, load_config, load_outcome, load_task, read_metrics
 from pipelines.runs.evaluation import RunEvaluation, evaluate_run
-from pipelines.runs.model import build_model, check_engine
+from pipelines.runs.model import build_model, check_network
 from pipelines.runs.training import load_training_data, measure_step, total_steps, train
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import SyntheticTask
@@ -370,7 +370,7 @@ def _estimate(config: TrainConfig) -> float | None:
             task, data = load_training_data(replace(config, data=str(path)))
     else:
         task, data = load_training_data(config)
-    check_engine(config, device)
+    check_network(config, device)
     model = build_model(config, task).to(device).train()
     steps = total_steps(config, data.splits)
     sequences = data.splits["val"].take(slice(config.batch_size)).to(device)

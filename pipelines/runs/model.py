@@ -34,26 +34,22 @@ def _network(config: TrainConfig, task: Task) -> SequenceModel:
     return SequenceModel(rnn, task.output_size, task.embedding(), config.dropout, task.each_step)
 
 
-def check_memory(config: TrainConfig) -> None:
-    """Refuse a memory where the cell, one's own, cannot have any.
+def check_network(config: TrainConfig, device: torch.device | None) -> None:
+    """Refuse what only the network's cell or its engine shows that it cannot be.
+
+    Args:
+        config: of a run.
+        device: where it is to train; None: elsewhere, where its engine is looked at.
 
     Raises:
-        SkipRNNError: it cannot.
+        SkipRNNError: the cell, one's own, cannot have a memory, or the engine cannot run the network on the device.
     """
     if config.memory is not None and not cell_of(config).can_remember:
         raise SkipRNNError(
             f"--memory {config.memory} is drawn into a gate that keeps the state; the cell {config.cell} says of none "
             "(keeps of a GatedCell, or remember); see docs/cells.md"
         )
-
-
-def check_engine(config: TrainConfig, device: torch.device) -> None:
-    """Refuse an engine that cannot run the network on the device.
-
-    Raises:
-        SkipRNNError: it cannot.
-    """
-    if config.engine not in ON_GPUS or not config.skip:
+    if device is None or config.engine not in ON_GPUS or not config.skip:
         return
     try:
         engine = import_module(f"skiprnn.engines.{config.engine}")

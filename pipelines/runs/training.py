@@ -24,7 +24,7 @@ from pipelines.runs.directory import load_config, lock_run
 from pipelines.runs.edits import Edits, accept_edits, edits_of_run, refuse_edits
 from pipelines.runs.evaluation import evaluate
 from pipelines.runs.logs import Logs
-from pipelines.runs.model import autocast, build_model, check_engine, check_memory
+from pipelines.runs.model import autocast, build_model, check_network
 from pipelines.runs.prices import check_prices, prices
 from pipelines.runs.schedules import learning_rate, share_of_lam
 from pipelines.seeds import derive_seed
@@ -43,7 +43,7 @@ class Report:
     total_steps: int
     seconds: float
     record: dict[str, Any] | None = None
-    warning: str | None = None  # that the gate has shut, or a log failed
+    warning: str | None = None  # that the gate has shut, a log failed, or λ will not be reached
     metric_name: str = "metric"
 
 
@@ -93,8 +93,7 @@ def train(
             directory.remove_leftovers(run)
         config = load_config(run)
         device = team.device(config.device)
-        check_engine(config, device)
-        check_memory(config)
+        check_network(config, device)
         task, data = load_training_data(config)
         splits = {name: sequences.to(device) for name, sequences in data.splits.items()}
         last_step = total_steps(config, splits)
@@ -148,6 +147,12 @@ def train(
         watch = collapse.Watch.over(task, splits["val"]) if config.skip else None
         started = time.monotonic() - progress.seconds
         reason = _reason_to_end(config, progress, last_step)
+        if config.lam and config.lam_warmup > last_step > progress.step:
+            too_short = (
+                f"λ rises over {config.lam_warmup:,} steps and training ends after {last_step:,}, at "
+                f"{share_of_lam(config, last_step):.0%} of it; lower --lam-warmup, or train longer"
+            )
+            on_progress(Report(progress.step, last_step, progress.seconds, warning=too_short))
         while progress.step < last_step and reason == "finished":
             progress.step += 1
             batch = next(batches)  # before the seed: a loader that starts draws from torch's generator

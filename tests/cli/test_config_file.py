@@ -20,6 +20,15 @@ def test_the_command_line_comes_before_the_file_and_that_before_the_preset(skipr
     assert (config.gate_clip, config.seed, config.decay_from) == (None, 4, 0.5)
 
 
+def test_a_memory_comes_from_the_file_or_the_environment(skiprnn, adding_file, monkeypatch):
+    Path("a.toml").write_text(f"{SMALL}memory = 40\n")
+    for run, expected in (("of_file", 40), ("of_environment", 30)):
+        done = skiprnn("train", "--config", "a.toml", "--data", adding_file, "--out", run)
+        assert done.exit_code == 0, done.output
+        assert load_config(Path(run)).memory == expected
+        monkeypatch.setenv("SKIPRNN_TRAIN_MEMORY", "30")
+
+
 @pytest.mark.parametrize("costs", ["", "1=5", "1=5,0=0.5"])
 def test_an_option_that_may_be_repeated_is_one_text(skiprnn, adding_file, costs):
     Path("a.toml").write_text(f'{SMALL}lam = 1e-4\nfeature_cost = "{costs}"\n')

@@ -13,7 +13,7 @@ from pipelines.runs.config import CHOICES, PRESETS, WITH_MEMORY, TrainConfig, co
 from pipelines.runs.directory import create_run, default_run_path
 from pipelines.runs.evaluation import evaluate_run
 from pipelines.runs.load import load_model
-from pipelines.runs.model import build_model, check_engine, check_memory, stream, with_gate, without_skipping
+from pipelines.runs.model import build_model, check_network, stream, with_gate, without_skipping
 from pipelines.runs.training import train
 from pipelines.tasks import Sine
 from skiprnn import RandomSkipGRU
@@ -85,7 +85,7 @@ def test_a_memory_needs_a_gate_that_keeps_the_state():
     import_cell(class_name)
     config = configure("adding", "quick", cell=class_name, memory=50)
     with pytest.raises(SkipRNNError, match=r"--memory 50 is drawn into a gate .* the cell .*NoGates"):
-        check_memory(config)
+        check_network(config, None)
 
 
 def test_one_s_own_data_has_no_settled_preset():
@@ -264,6 +264,6 @@ def test_the_gpu_engine_of_stacks_has_no_bounds_of_skips_and_no_draws():
     pytest.importorskip("skiprnn.engines.graph")
     config = TrainConfig(steps=1, engine="graph", max_skip=3)
     with pytest.raises(SkipRNNError, match="--engine graph has no bounds of how many samples are skipped"):
-        check_engine(config, torch.device("cuda"))
+        check_network(config, torch.device("cuda"))
     with pytest.raises(SkipRNNError, match="--engine graph has no gate that draws"):
-        check_engine(TrainConfig(steps=1, engine="graph", gate="bernoulli"), torch.device("cuda"))
+        check_network(TrainConfig(steps=1, engine="graph", gate="bernoulli"), torch.device("cuda"))

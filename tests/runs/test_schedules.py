@@ -110,6 +110,15 @@ def test_training_warms_lambda_up(make_run, monkeypatch):
     assert record["val"]["objective"] == pytest.approx(record["val"]["loss"] + 0.5 * record["val"]["used_mean"])
 
 
+@pytest.mark.parametrize(("lam", "steps"), [(0.5, 16), (0.5, 8), (0.0, 16)])
+def test_a_lambda_that_training_is_too_short_for_is_told(make_run, lam, steps):
+    reports = []
+    training.train(make_run(trained=False, lam=lam, lam_warmup=steps), on_progress=reports.append)
+    said = [report.warning for report in reports if report.warning]
+    expected = "λ rises over 16 steps and training ends after 8, at 44% of it; lower --lam-warmup, or train longer"
+    assert said == ([expected] if lam and steps > 8 else [])
+
+
 class Stranger(Team):
     """A team whose other process has 24 sequences of the joint batch."""
 
