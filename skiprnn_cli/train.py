@@ -194,6 +194,12 @@ Examples:
 )
 @preset_option("--layers", "num_layers", click.IntRange(min=1), "Layers of the stack.")
 @preset_option("--engine", "engine", click.Choice(CHOICES["engine"]), "How the Skip RNN is computed.")
+@preset_option(
+    "--cuda-graph/--no-cuda-graph",
+    "cuda_graph",
+    bool,
+    "On a GPU, with one layer of up to 128 units: replay a step's loss and gradients as a CUDA graph (docs/gpu.md).",
+)
 @preset_option("--lr", "lr", options.Number(min=0, min_open=True), "Learning rate of Adam.")
 @preset_option(
     "--lr-schedule",
@@ -339,6 +345,8 @@ def _prepare(
         device = choose_device(config.device)
         check_network(config, device)
         detail(f"device: {device}")
+        if config.cuda_graph and device.type != "cuda":
+            note(f"--cuda-graph is a matter of GPUs, and this trains on the device {device}")
         if data is None:
             kind = TASKS[config.task]
             if issubclass(kind, SyntheticTask):

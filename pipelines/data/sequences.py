@@ -68,6 +68,10 @@ class Sequences:
     def to(self, device: torch.device | str) -> "Sequences":
         return self._map(lambda tensor: tensor.to(device))
 
+    def copied(self) -> "Sequences":
+        """The sequences in memory of their own."""
+        return self._map(Tensor.clone)
+
     def sent(self, device: torch.device) -> "Sequences":
         """The sequences on a device, for which the host does not wait."""
         return self._map(lambda tensor: sent(tensor, device))

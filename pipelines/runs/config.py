@@ -45,6 +45,7 @@ class TrainConfig:
     dropout: float = 0.0  # before the head
     memory: int | None = None  # updates for which cells keep their state at first, at most; None: biases begin at 1
     engine: str = "auto"
+    cuda_graph: bool = False  # capture a step's loss and gradients as a CUDA graph, where that can be
     gate: str = "round"  # or "bernoulli", which draws in training
     min_skip: int = 0  # samples skipped after each that is used, at least
     max_skip: int | None = None  # samples skipped in a row, at most

@@ -6,6 +6,7 @@ import torch
 
 from pipelines.data.memory import check_fits
 from pipelines.errors import SkipRNNError
+from pipelines.runs import captured
 from pipelines.runs.cells import cell_of
 from pipelines.runs.config import TrainConfig
 from pipelines.tasks import Task
@@ -42,14 +43,18 @@ def check_network(config: TrainConfig, device: torch.device | None) -> None:
         device: where it is to train; None: elsewhere, where its engine is looked at.
 
     Raises:
-        SkipRNNError: the cell, one's own, cannot have a memory, or the engine cannot run the network on the device.
+        SkipRNNError: the cell, one's own, cannot have a memory, or the device cannot run the network as is asked for.
     """
     if config.memory is not None and not cell_of(config).can_remember:
         raise SkipRNNError(
             f"--memory {config.memory} is drawn into a gate that keeps the state; the cell {config.cell} says of none "
             "(keeps of a GatedCell, or remember); see docs/cells.md"
         )
-    if device is None or config.engine not in ON_GPUS or not config.skip:
+    if device is None:
+        return
+    if config.cuda_graph and device.type == "cuda" and (reason := captured.why_not(config, device)):
+        raise SkipRNNError(f"--cuda-graph cannot be: {reason}; drop it")
+    if config.engine not in ON_GPUS or not config.skip:
         return
     try:
         engine = import_module(f"skiprnn.engines.{config.engine}")

@@ -18,6 +18,7 @@ from pipelines.parallel.devices import choose_device
 from pipelines.parallel.team import ALONE, Team
 from pipelines.runs import budgets, checkpoints, collapse, directory
 from pipelines.runs.batches import batches_after
+from pipelines.runs.captured import CapturedSteps, why_not
 from pipelines.runs.checkpoints import MEASURED, Checkpoint, Progress, check_tensors, load_checkpoint, save_checkpoint
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import load_config, lock_run
@@ -33,6 +34,7 @@ from skiprnn import budget_loss, used_samples, weighted_budget_loss
 from skiprnn.networks import SequenceModel
 
 CHECK_EVERY = 100  # steps between looks for a loss that is not finite
+NONE_USED = torch.zeros(())  # a share of the samples, where λ does not depend on it
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,13 @@ def train(
         budget = budgets.Budget(config, progress)
         watch = collapse.Watch.over(task, splits["val"]) if config.skip else None
         started = time.monotonic() - progress.seconds
+        steps = None
+        if config.cuda_graph and team.size == 1 and why_not(config, device) is None:
+
+            def differentiate(batch: Sequences, lam: Tensor, share: Tensor) -> Tensor:
+                return _differentiate(model, task, batch, config, lambda usage: lam, share)
+
+            steps = CapturedSteps(differentiate, model.parameters(), config.batch_size)
         reason = _reason_to_end(config, progress, last_step)
         if config.lam and config.lam_warmup > last_step > progress.step:
             too_short = (
@@ -159,11 +168,14 @@ def train(
             torch.manual_seed(derive_seed(config.seed, "step", progress.step, *([team.rank] if team.rank else [])))
             optimizer.param_groups[0]["lr"] = progress.lr_scale * learning_rate(config, progress.step, last_step)
             share = share_of_lam(config, progress.step)
-            measured = _step(model, optimizer, task, batch, config, budget.cost, share, team)
+            measured = _step(model, optimizer, task, batch, config, budget.cost, share, team, steps)
             sums += measured
             grad_norm_max = torch.maximum(grad_norm_max, measured[MEASURED.index("grad_norm")])
 
             record, warning, is_best = None, None, False
+            if steps is not None and steps.failure is not None:
+                warning = f"steps cannot be captured as a CUDA graph ({steps.failure}); training goes on without"
+                steps = None
             if progress.step % config.eval_every == 0 or progress.step == last_step:
                 result = evaluate(model, task, splits["val"], config, team)
                 _check_finite([*sums.tolist(), result.loss], progress.step, run)
@@ -299,16 +311,37 @@ def _step(
     cost: budgets.Cost,
     lam_share: float = 1.0,
     team: Team = ALONE,
+    captured: CapturedSteps | None = None,
 ) -> Tensor:
     """One update of the weights; returns MEASURED and 1, to be summed, on the device, so that nothing waits for it.
 
     What is measured has the whole λ, also where only a share of it acts.
     """
+    if captured is not None and captured.take(batch):
+        means = captured.run(batch, cost(NONE_USED), lam_share)
+    else:
+        optimizer.zero_grad()
+        means = _differentiate(model, task, batch, config, cost, lam_share, team)
+    team.sum_gradients(model.parameters())
+    grad_norm = clip_grad_norm_(model.parameters(), config.grad_clip)
+    optimizer.step()
+    return torch.cat([team.sum(means), grad_norm.detach().double()[None], means.new_ones(1)])
+
+
+def _differentiate(
+    model: SequenceModel,
+    task: Task,
+    batch: Sequences,
+    config: TrainConfig,
+    cost: budgets.Cost,
+    lam_share: float | Tensor,
+    team: Team = ALONE,
+) -> Tensor:
+    """The loss of a batch and its gradients; returns what is measured but the gradients' norm."""
     device = batch.x.device
     share = 1.0  # of the joint batch
     if team.size > 1:
         share = len(batch) / float(team.sum(torch.tensor(float(len(batch)))))
-    optimizer.zero_grad()
     means = torch.zeros(len(MEASURED) - 1, dtype=torch.float64, device=device)
     used = steps = torch.zeros((), device=device)  # of a sequence of this process, if it has any
     if len(batch):
@@ -331,15 +364,12 @@ def _step(
         else:
             budget = budget_loss(update_gate, lam, batch_first=True)
         loss = task_loss + budget
-        acting = loss if lam_share == 1 else task_loss + budget * lam_share
+        acting = task_loss + budget * lam_share
         (acting if team.size == 1 else acting * share).backward()  # type: ignore[no-untyped-call]
         metric = task.metric(task.scores(prediction.detach(), batch.y, batch.lengths))
         measured = (loss, task_loss, budget, metric, used)
         means += torch.stack([value.detach().double() for value in measured]) * share
-    team.sum_gradients(model.parameters())
-    grad_norm = clip_grad_norm_(model.parameters(), config.grad_clip)
-    optimizer.step()
-    return torch.cat([team.sum(means), grad_norm.detach().double()[None], means.new_ones(1)])
+    return means
 
 
 def measure_step(model: SequenceModel, task: Task, batch: Sequences, config: TrainConfig) -> None:
