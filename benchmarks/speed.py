@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +128,14 @@ def measure(rnn, x, options):
             forward(rnn, x)
 
     def precision():
-        cached = not options.captured  # the weights, which a graph must convert anew at each replay
-        return torch.autocast(options.device, torch.bfloat16, enabled=options.autocast, cache_enabled=cached)
+        return torch.autocast(options.device, torch.bfloat16, enabled=options.autocast)
 
     passes, begun = (run_forward, run), run
     if options.captured:
-        passes, begun = [capture(one, rnn) for one in passes], partial(capture, run, rnn)
+        try:
+            passes, begun = [capture(one, rnn) for one in passes], partial(capture, run, rnn)
+        except RuntimeError as error:
+            print(f"{type(rnn).__name__} cannot be captured, so it is called: {error}", file=sys.stderr)
     result = {
         "forward_ms": timed(passes[0], options),
         "training_ms": timed(passes[1], options),
@@ -149,9 +151,15 @@ def measure(rnn, x, options):
     return {**result, "gflops": operations / result["training_ms"] / 1e6}
 
 
+@cache
+def side_stream():
+    """One, as libraries keep memory for each."""
+    return torch.cuda.Stream()
+
+
 def capture(function, rnn):
     """The replay of a function as a CUDA graph."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph, stream = torch.cuda.CUDAGraph(), side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):
@@ -295,8 +303,9 @@ def parse():
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
-    if options.captured and options.device != "cuda":
-        parser.error("--captured needs --device cuda")
+    stacks = [shape for shape in options.shapes if SHAPES[shape][3] > 1]
+    if options.captured and (options.device != "cuda" or stacks):
+        parser.error("--captured needs --device cuda and --shapes of one layer")
     options.step_loop &= not options.captured
     return options
 

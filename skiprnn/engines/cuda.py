@@ -5,7 +5,7 @@ starts with one product for all rows, walks the events in one kernel, which leav
 and ends with one product for each weight: ``cuda_rows``. Within the kernels all is float32. Products around them follow
 ``torch.backends.cuda.matmul.fp32_precision``, and autocast but where they repeat what forward computed.
 
-A step may be captured as a CUDA graph (``torch.cuda.graph``, ``torch.cuda.make_graphed_callables``).
+A step may be captured as a CUDA graph (``torch.cuda.graph``).
 """
 
 import itertools
@@ -201,13 +201,14 @@ class _CudaEvents(torch.autograd.Function):
                 *((0, 0) if grad_gate is None else grad_gate.stride()),
             ))  # fmt: skip
 
-            grad_x = None
-            if ctx.needs_input_grad[3]:
+            grad_x = of_input = None
+            if ctx.needs_input_grad[3] or products.counted:
+                of_input = products.of_input(grad_gates)
+            if of_input is not None and ctx.needs_input_grad[3]:
                 of_steps = x.new_zeros(T + 1, B, D)  # the first is of first states: zeros
-                of_inputs = products.of_input(grad_gates) @ weights.weight_ih
-                of_steps[rows.t + 1, rows.sequences()] = of_inputs.to(x.dtype)
+                of_steps[rows.t + 1, rows.sequences()] = (of_input @ weights.weight_ih).to(x.dtype)
                 grad_x = of_steps[1:]
-            by_weights = products.by_weights(grad_gates, reset_used, D)
+            by_weights = products.by_weights(grad_gates, of_input, reset_used, D)
             by_gate = products.by_gate(grad_logit)
         return None, None, None, grad_x, *by_gate, before_p, before_acc, *before, *by_weights
 

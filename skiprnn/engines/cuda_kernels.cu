@@ -767,7 +767,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCERS, 3) shares(const Shares a
     for (int from = 0; from < UNITS; from += DEPTH) {
       __syncthreads();
       for (int i = tid; i < DEPTH * TILE; i += PRODUCERS) {
-        const int k = i % DEPTH, at = i / DEPTH;
+        const int k = i % 8 + i / 32 % (DEPTH / 8) * 8, at = i / 8 % 4 + i / (4 * DEPTH) * 4;  // of a warp, apart in banks
         const bool summand = from + k < UNITS;
         Tiles::put(left, k, at, summand && row + at < rows ? a.h_rows[(row + at) * UNITS + from + k] : 0.f);
         Tiles::put(right, k, at, summand && column + at < a.N ? a.weight[(Long)(column + at) * UNITS + from + k] : 0.f);
@@ -783,15 +783,14 @@ extern "C" __global__ void __launch_bounds__(PRODUCERS, 3) shares(const Shares a
 }
 
 struct Sums {
-  const float *left, *right;  // rows left_r and right_r apart
-  float* parts;               // (lanes, N, K + 1)
+  const float *left, *right, *beside;  // (R, N), (R, K), (R, M), rows left_r, right_r and beside_r apart
+  float* parts;                        // (lanes, N, K + M + 1)
   const Long* first;
   const int* count;
-  Long B, N, left_out, K, earlier, left_r, right_r, across, lanes;
+  Long B, N, K, M, earlier, left_r, right_r, beside_r, across, lanes;
 };
 
-// left' right and the sums of left, over as many rows as there are, and of right of some rows before: a part of the rows
-// a lane. From column left_out on, left has UNITS that do not belong to it.
+// left' [right, beside, 1], over as many rows as there are, a part of them a lane; of right the row so many before.
 extern "C" __global__ void __launch_bounds__(PRODUCERS, 3) sums(const Sums a) {
   __shared__ float4 left[DEPTH][TILE / 4 + 1], right[DEPTH][TILE / 4 + 1];
   const Tiles tiles{left, right};
@@ -804,17 +803,18 @@ extern "C" __global__ void __launch_bounds__(PRODUCERS, 3) sums(const Sums a) {
     for (int i = tid; i < DEPTH * TILE; i += PRODUCERS) {
       const int of = i / TILE, at = i % TILE;
       const Long row = from + of, column = n + at;
-      const bool there = row < rows && row >= a.earlier;
-      const Long place = row * a.left_r + column + (column < a.left_out ? 0 : UNITS);
-      Tiles::put(left, of, at, there && column < a.N ? a.left[place] : 0.f);
-      const float one = k + at == a.K ? 1.f : 0.f;
-      Tiles::put(right, of, at, there && k + at < a.K ? a.right[(row - a.earlier) * a.right_r + k + at] : one);
+      const Long summand = k + at, before = row - a.earlier;
+      float value = summand == a.K + a.M ? 1.f : 0.f;
+      if (summand < a.K) value = row < rows && before >= 0 ? a.right[before * a.right_r + summand] : 0.f;
+      else if (summand < a.K + a.M) value = row < rows ? a.beside[row * a.beside_r + summand - a.K] : 0.f;
+      Tiles::put(left, of, at, row < rows && column < a.N ? a.left[row * a.left_r + column] : 0.f);
+      Tiles::put(right, of, at, value);
     }
     __syncthreads();
     tiles.multiply(sums);
   }
   const Long across = k + tid % (TILE / 4) * 4, down = n + tid / (TILE / 4) * 4;
   for (int i = 0; i < 4 && down + i < a.N; ++i)
-    for (int j = 0; j < 4 && across + j <= a.K; ++j)
-      a.parts[((Long)blockIdx.y * a.N + down + i) * (a.K + 1) + across + j] = sums[i][j];
+    for (int j = 0; j < 4 && across + j <= a.K + a.M; ++j)
+      a.parts[((Long)blockIdx.y * a.N + down + i) * (a.K + a.M + 1) + across + j] = sums[i][j];
 }

@@ -2,9 +2,10 @@
 
 Where the host knows how many rows there are, products are the library's. Where it must not wait to know, as while a
 step is captured as a CUDA graph, there is room for an update at every step, and kernels that read the number on the
-device do the products, in float32.
+device do the products, in float32 whatever torch is told of TF32.
 """
 
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from skiprnn.cells import Cell, LayerWeights, LSTMCell
 from skiprnn.engines.cuda_kernels import FUSED, PRODUCERS, STEPS, TAKERS, TILE, Constants, Kernels
 
-BLOCKS = 512  # of a product over rows that are counted on the device, about
+BLOCKS = 3  # of a product over rows that the device counts, which a multiprocessor runs beside each other
 
 
 class Stored(NamedTuple):
@@ -92,25 +93,38 @@ class Products(NamedTuple):
         ))  # fmt: skip
         return hidden, torch.addmm(weights.bias_hh[of_n], states, weights.weight_hh[of_n].T), used
 
-    def by_weights(self, grad_gates: Tensor, reset_used: Tensor | None, features: int) -> tuple[Tensor, ...]:
-        """Gradients by weight_ih, weight_hh, bias_ih and bias_hh, of those by the gates' shares, (R, gradients, H)."""
-        if self.counted:
-            return self._by_weights_counted(grad_gates, reset_used, features)
-        rows, H, gates = self.rows, self.constants.units, self.constants.gates * self.constants.units
-        flat = grad_gates.flatten(1)
-        before = 2 * H if self.constants.reset_before else gates
-        by_input = self._sums(flat, gates, rows.x, features, input_columns=True)
-        by_state = [self._sums(flat, before, rows.h, H, earlier=1)]
-        if reset_used is not None:
-            by_state.append(self._sums(flat[:, before:], H, reset_used, H))
-        both = torch.cat(by_state)
-        return by_input[:, :-1], both[:, :-1], by_input[:, -1], both[:, -1]
+    def by_weights(
+        self, grad_gates: Tensor, of_input: Tensor | None, reset_used: Tensor | None, features: int
+    ) -> tuple[Tensor, ...]:
+        """Gradients by weight_ih, weight_hh, bias_ih and bias_hh.
+
+        Args:
+            grad_gates: by the gates' shares, (R, gradients, H).
+            of_input: of these the input's, as the method gives them; needed where rows are counted.
+            reset_used: of a GRU that resets before, from ``states_share``.
+            features: of a sample.
+        """
+        rows, H, states = self.rows, self.constants.units, self.constants.gates * self.constants.units
+        flat, before, after = grad_gates.flatten(1), states if reset_used is None else 2 * H, slice(2 * H, 3 * H)
+        if of_input is not None and self.counted:
+            both = of_input.T @ rows.x
+            weight_ih, bias_ih = both[:, :features], both[:, features] if features <= FUSED else of_input.sum(0)
+            weight_hh = flat[1:, :before].T @ rows.h[:-1]  # a row's update began from the row before
+            by_reset = None if reset_used is None else flat[:, after].T @ reset_used
+            bias_hh = bias_ih if flat.shape[1] == states else flat[:, :states].sum(0)
+        else:
+            whole = self._sums(flat, rows.h, rows.x[:, :features], earlier=1)
+            inputs = whole if len(whole) == states else torch.cat([whole[: 2 * H], whole[3 * H :]])
+            weight_ih, bias_ih = inputs[:, H:-1], inputs[:, -1]
+            weight_hh, bias_hh = whole[:before, :H], whole[:states, -1]
+            by_reset = None if reset_used is None else self._sums(flat[:, after], reset_used)[:, :-1]
+        return weight_ih, weight_hh if by_reset is None else torch.cat([weight_hh, by_reset]), bias_ih, bias_hh
 
     def by_gate(self, grad_logit: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients by update_weight and update_bias, of that by the gate's logit, (R,)."""
         if self.counted:
             return grad_logit @ self.rows.c, grad_logit.sum()[None]
-        sums = self._sums(grad_logit[:, None], 1, self.rows.c, self.constants.units)[0]
+        sums = self._sums(grad_logit[:, None], self.rows.c)[0]
         return sums[:-1], sums[-1:]
 
     def of_input(self, grad_gates: Tensor) -> Tensor:
@@ -119,45 +133,37 @@ class Products(NamedTuple):
             return grad_gates.flatten(1)
         return torch.cat([grad_gates[:, :2], grad_gates[:, 3:]], 1).flatten(1)
 
-    def _by_weights_counted(self, grad_gates: Tensor, reset_used: Tensor | None, features: int) -> tuple[Tensor, ...]:
-        rows, H = self.rows, self.constants.units
-        of_state, of_input = grad_gates[:, : self.constants.gates].flatten(1), self.of_input(grad_gates)
-        both = of_input.T @ rows.x
-        bias_ih = both[:, features] if features <= FUSED else of_input.sum(0)
-        by_h = of_state if reset_used is None else of_state[:, : 2 * H]
-        weight_hh = by_h[1:].T @ rows.h[:-1]  # a row's update began from the row before
-        if reset_used is not None:
-            weight_hh = torch.cat([weight_hh, of_state[:, 2 * H :].T @ reset_used])
-        bias_hh = bias_ih if grad_gates.shape[1] == self.constants.gates else of_state.sum(0)
-        return both[:, :features], weight_hh, bias_ih, bias_hh
-
     def _of_states(self, weight: Tensor, bias: Tensor) -> Tensor:
         """rows.h @ weight.T + bias, (R, N)."""
         rows, columns = self.rows, len(weight)
         if self.counted:
             return torch.addmm(bias, rows.h, weight.T)
         across = -(-columns // TILE)
-        lanes = max(BLOCKS // across, 1)
+        lanes = max(_blocks(rows.h.device) // across, 1)
         out = rows.h.new_empty(len(rows.h), columns)
         self.kernels.launch("shares", (across, lanes), PRODUCERS, 0, (
             rows.h, weight, bias, out, rows.first, rows.updates, len(rows.first), columns, lanes,
         ))  # fmt: skip
         return out
 
-    def _sums(
-        self, left: Tensor, columns: int, right: Tensor, width: int, *, earlier: int = 0, input_columns: bool = False
-    ) -> Tensor:
-        """left[:, :columns].T @ right[:, :width] over all rows, and the sums of left beside it, (columns, width + 1).
+    def _sums(self, left: Tensor, right: Tensor, beside: Tensor | None = None, *, earlier: int = 0) -> Tensor:
+        """left.T @ [right, beside, 1] over all rows, of right the row before where ``earlier`` is 1.
 
-        ``earlier``: of right the row so many before. ``input_columns``: of left the gradients of the input's share.
+        left is (R, N), right (R, K), beside (R, M), the result (N, K + M + 1).
         """
-        rows = self.rows
-        down, across = -(-columns // TILE), -(-(width + 1) // TILE)
-        lanes = max(BLOCKS // (down * across), 1)
-        parts = left.new_empty(lanes, columns, width + 1)
-        left_out = 2 * self.constants.units if input_columns and left.shape[1] > columns else columns
+        rows, columns = self.rows, left.shape[1]
+        widths = right.shape[1], 0 if beside is None else beside.shape[1]
+        down, across = -(-columns // TILE), -(-(sum(widths) + 1) // TILE)
+        lanes = max(_blocks(left.device) // (down * across), 1)
+        parts = left.new_empty(lanes, columns, sum(widths) + 1)
         self.kernels.launch("sums", (down * across, lanes), PRODUCERS, 0, (
-            left, right, parts, rows.first, rows.updates, len(rows.first), columns, left_out, width, earlier,
-            left.stride(0), right.stride(0), across, lanes,
+            left, right, beside, parts, rows.first, rows.updates, len(rows.first), columns, *widths, earlier,
+            left.stride(0), right.stride(0), 0 if beside is None else beside.stride(0), across, lanes,
         ))  # fmt: skip
         return parts.sum(0)
+
+
+@lru_cache
+def _blocks(device: torch.device) -> int:
+    """How many blocks of a product a GPU runs at a time."""
+    return BLOCKS * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
