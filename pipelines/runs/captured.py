@@ -86,7 +86,7 @@ class CapturedSteps:
 def record(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     """Capture some work on the GPU as a CUDA graph: its replay, and what the work returns once it was replayed."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may pin memory meanwhile
         result = work()
     return graph.replay, result
 
