@@ -7,7 +7,7 @@ CONSTRAINTS := $(if $(LATEST),,constraints/known-good.txt)
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo test docs gpu-test test-oldest test-latest lint campaign sanitize constraints clean
+.PHONY: install demo test docs gpu-test test-slow test-oldest test-latest lint campaign sanitize constraints clean
 
 install: $(VENV)/installed
 
@@ -39,6 +39,10 @@ docs: install
 gpu-test: install
 	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("torch finds no CUDA device here")'
 	env -u TRITON_INTERPRET $(BIN)/python -m pytest -p no:xdist -m gpu
+
+# The tests that `make test` leaves out, for they take long: clusters of Ray, processes killed, all of a data set.
+test-slow: install
+	$(BIN)/python $(PYTEST) -m slow
 
 # The suite with the oldest versions that pyproject.toml admits, and with the newest, in environments of their own.
 test-oldest:

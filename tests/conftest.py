@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import signal
 import tempfile
@@ -40,9 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def kernels_on_the_cpu() -> None:
-    """Without a GPU, the kernels of CUDA run in an emulator."""
+    """Without a GPU, the kernels of CUDA run in an emulator, and Triton's in its interpreter."""
     if not torch.cuda.is_available():
         cuda.EMULATED = emulated.kernels
+        if importlib.util.find_spec("triton") is not None:
+            from tests import interpreted
+
+            interpreted.quicken()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -115,6 +120,15 @@ def skiprnn(monkeypatch, tmp_path):
         return CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="skiprnn")
 
     return run
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes that would be spawned are forked instead, from one that has imported what takes each of them seconds."""
+    from tests.forked import prepare
+
+    context = prepare()
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture(params=["compiled", "torch"])

@@ -183,6 +183,7 @@ def test_extract_again_has_nothing_to_do(features, videos, skiprnn):
     assert "was made with seconds 2.0, not 1.0" in result.output
 
 
+@pytest.mark.usefixtures("forked")
 def test_failures_are_named_and_end_with_1_unless_allowed(tmp_path, skiprnn):
     folder = write_folder(tmp_path / "videos", each=3)
     (folder / "class0" / "text.avi").write_text("not a video")
@@ -196,6 +197,7 @@ def test_failures_are_named_and_end_with_1_unless_allowed(tmp_path, skiprnn):
     assert "wrote out.h5: 6 of 7 videos" in result.output
 
 
+@pytest.mark.usefixtures("forked")
 def test_shards_are_taken_from_who_starts_them(tmp_path, skiprnn, monkeypatch):
     folder = write_folder(tmp_path / "videos", each=3)
     command = ("extract-features", "videos", folder, "--out", "out.h5", "--workers", 1, *WAY)

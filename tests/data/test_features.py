@@ -80,6 +80,7 @@ def test_batches_are_the_same_however_they_are_read(path, tmp_path):
             assert all(torch.equal(tensor, other.arrays()[name]) for name, tensor in first.arrays().items())
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("chunked", [False, True])
 def test_runs_on_a_file_too_large_for_memory_are_the_same(path, make_run, monkeypatch, chunked):
     options = {

@@ -14,13 +14,16 @@ import torch
 from click.testing import CliRunner
 
 from pipelines.data.sequences import Sequences
-from pipelines.parallel.team import ALONE, Team
+from pipelines.parallel.team import ALONE, Team, team_of_environment
+from pipelines.runs import training
 from pipelines.runs.checkpoints import load_checkpoint
 from pipelines.runs.directory import read_metrics
 from pipelines.runs.model import build_model
 from pipelines.runs.training import _step
 from pipelines.tasks import Adding
 from skiprnn_cli.main import cli
+from tests import forked
+from tests.forked import meeting, team
 
 OPTIONS = ["--hidden", 9, "--batch-size", 37, "--steps", 20, "--eval-every", 1, "--lam", 1e-3, "--device", "cpu"]
 
@@ -36,8 +39,16 @@ def alone(run, data, *more):
     return run
 
 
-def together(run, data, *more, code=0):
-    """Train in two processes, as torchrun starts them, and return the run directory and what they said."""
+def together(run, data, *more):
+    """Train in two processes, told of each other as torchrun does, and return the run directory and what they said."""
+    words = ["train", "--data", data, "--out", run, *OPTIONS, *more]
+    said = team(2, forked.command, *map(str, words))
+    assert [code for code, _ in said] == [0, 0], said
+    return run, "".join(output for _, output in said)
+
+
+def by_torchrun(run, data, *more, code=0):
+    """The same by torchrun itself, whose exit code is looked at."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     train = ["-m", "skiprnn_cli", "train", "--data", data, "--out", run, *OPTIONS, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -45,13 +56,17 @@ def together(run, data, *more, code=0):
         [*launch, *map(str, train)], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == code, done.stderr
-    return run, done
+    return run, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("options", [(), ("--cell", "gru", "--fresh-batches", "--layers", "2")])
-def test_two_processes_are_one_on_the_joint_batch(adding_file, tmp_path, options):
+@pytest.mark.parametrize(
+    ("launch", "options"),
+    [(by_torchrun, ()), (together, ("--cell", "gru", "--fresh-batches", "--layers", "2"))],
+    ids=["lstm", "gru"],
+)
+def test_two_processes_are_one_on_the_joint_batch(adding_file, tmp_path, launch, options):
     one = alone(tmp_path / "one", adding_file, *options)
-    both, done = together(tmp_path / "both", adding_file, *options)
+    both, said = launch(tmp_path / "both", adding_file, *options)
     ours, theirs = (load_checkpoint(run, "last").tensors for run in (both, one))
     assert set(ours) == set(theirs)
     for name in theirs:
@@ -63,7 +78,7 @@ def test_two_processes_are_one_on_the_joint_batch(adding_file, tmp_path, options
     for mine, other in zip(first, second, strict=True):
         for part in ("train", "val"):
             assert mine[part] == pytest.approx(other[part], rel=1e-4, abs=1e-5)
-    assert done.stdout.count("finished at step 20 of 20") == 1
+    assert said.count("finished at step 20 of 20") == 1
 
 
 def test_a_run_goes_on_with_another_number_of_processes(adding_file, tmp_path):
@@ -76,45 +91,30 @@ def test_a_run_goes_on_with_another_number_of_processes(adding_file, tmp_path):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
 
 
-REWOUND = """
-import sys
-from dataclasses import replace
-from pathlib import Path
+def rewound(run):
+    """Train where the gate is found shut after steps 6 and 8."""
+    now, rate, evaluate = {}, training.learning_rate, training.evaluate
 
-from pipelines.runs import training
-from pipelines.parallel.team import team_of_environment
+    def learning_rate(config, step, total):
+        now["step"] = step
+        return rate(config, step, total)
 
-now, rate, evaluate = {}, training.learning_rate, training.evaluate
+    def found(*arguments):
+        result = evaluate(*arguments)
+        return replace(result, metric=10.0, loss=5.0, used_mean=1.0) if now["step"] in (6, 8) else result
 
-
-def learning_rate(config, step, total):
-    now["step"] = step
-    return rate(config, step, total)
-
-
-def found(*arguments):  # the gate shut, after steps 6 and 8
-    result = evaluate(*arguments)
-    return replace(result, metric=10.0, loss=5.0, used_mean=1.0) if now["step"] in (6, 8) else result
+    training.learning_rate, training.evaluate = learning_rate, found
+    with team_of_environment() as members:
+        outcome = training.train(run, team=members)
+        assert members.gather(outcome.best_step) == [outcome.best_step] * members.size
 
 
-training.learning_rate, training.evaluate = learning_rate, found
-with team_of_environment() as team:
-    outcome = training.train(Path(sys.argv[1]), team=team)
-    assert team.gather(outcome.best_step) == [outcome.best_step] * team.size
-"""
-
-
-def test_all_processes_go_back_to_the_same_checkpoint(make_run, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(REWOUND)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+def test_all_processes_go_back_to_the_same_checkpoint(make_run):
     found = []
-    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+    for size in (1, 2):
         options = {"steps": 12, "eval_every": 2, "on_collapse": "rewind", "gate_clip": 1.0}
-        run = make_run(f"run{len(launch)}", trained=False, **options)
-        command = [sys.executable, *launch, str(script), str(run)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr
+        run = make_run(f"run{size}", trained=False, **options)
+        assert team(size, rewound, run) == [None] * size
         assert {r["step"]: r["rewound_to"] for r in read_metrics(run) if "rewound_to" in r} == {8: 4}
         found.append(load_checkpoint(run, "last").tensors)
     for name, tensor in found[0].items():
@@ -122,8 +122,8 @@ def test_all_processes_go_back_to_the_same_checkpoint(make_run, tmp_path):
 
 
 def test_errors_of_the_first_process_end_all(tmp_path):
-    _, done = together(tmp_path / "run", tmp_path / "missing.h5", code=1)
-    assert "no data file" in done.stderr
+    _, said = by_torchrun(tmp_path / "run", tmp_path / "missing.h5", code=1)
+    assert "no data file" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -191,7 +191,11 @@ names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.list
 assert not [name for name in names if "gloo" in name], names
 """
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    with meeting(2) as environments:
+        started = [
+            subprocess.Popen([sys.executable, script], env={**environment, **one}, stderr=subprocess.PIPE, text=True)
+            for one in environments
+        ]
+        said = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said

@@ -425,6 +425,7 @@ class Deadly(TinyNetwork):
         return super().of_clip(clip, batch_size)
 
 
+@pytest.mark.usefixtures("forked")
 def test_processes_that_die_cost_only_their_video(folder, tmp_path):
     videos = own_videos(folder)
     done = extract_features(videos, tmp_path / "out.h5", tiny_task(videos.classes), Deadly(), local(2))
@@ -433,6 +434,7 @@ def test_processes_that_die_cost_only_their_video(folder, tmp_path):
     assert done.extracted == 10
 
 
+@pytest.mark.usefixtures("forked")
 def test_processes_that_decode_feed_a_network_elsewhere(folder):
     recipe = Recipe(Sampling(10, 2), 224, 8)
     names = ["class0/clip00.avi", "class1/clip03.avi"]
@@ -461,6 +463,7 @@ class Elsewhere:
         return wait
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_gpu_has_the_next_video_before_it_is_done_with_the_last(tmp_path):
     folder = write_folder(tmp_path / "videos", each=4)
     (folder / "class0/clip02.avi").write_bytes(b"no video")
@@ -481,6 +484,7 @@ class Slow(TinyNetwork):
         return super().of_clip(clip, batch_size)
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_interruption_does_not_wait_for_the_videos_in_hand(folder):
     at_work = []
 
