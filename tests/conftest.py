@@ -124,7 +124,7 @@ def skiprnn(monkeypatch, tmp_path):
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Processes that would be spawned are forked instead, from one that has imported what takes each of them seconds."""
+    """What would be spawned is forked, from a process that has imported what takes each of the others seconds."""
     from tests.forked import prepare
 
     context = prepare()

@@ -1,5 +1,6 @@
 """The paper's figures: which runs they show, and what is said where one is missing."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,16 +13,23 @@ from pipelines.grids.results import write_results
 from pipelines.grids.sweep import evaluate_all, grid_of_table, in_turn, plan, train_all
 
 
+@pytest.fixture(scope="module")
+def kept_sweep(tmp_path_factory):
+    """A place for the sweep of all tests."""
+    return tmp_path_factory.mktemp("sweep") / "swept"
+
+
 @pytest.fixture
-def swept(config, tmp_path):
+def swept(kept_sweep, config, tmp_path):
     """Skip GRU with λ=1e-5, two seeds, the plain GRU, one that skips at random, and another λ."""
-    gates = [{"lam": 1e-5, "seed": 1}, {"lam": 1e-5}, {"skip": False, "lam": 0.0}, {"lam": 1e-3}]
-    gates.append({"skip": False, "lam": 0.0, "p_skip": 0.5})
-    runs = plan(tmp_path / "swept", [replace(config, cell="gru", **gate) for gate in gates])
-    assert not train_all(runs, in_turn)
-    about = {"asked": {"task": "adding", "preset": "quick", "settings": {}}, "where": {}}
-    write_results(tmp_path / "swept", evaluate_all(runs, {}), {}, about)
-    return tmp_path / "swept"
+    if not kept_sweep.exists():
+        gates = [{"lam": 1e-5, "seed": 1}, {"lam": 1e-5}, {"skip": False, "lam": 0.0}, {"lam": 1e-3}]
+        gates.append({"skip": False, "lam": 0.0, "p_skip": 0.5})
+        runs = plan(kept_sweep, [replace(config, cell="gru", **gate) for gate in gates])
+        assert not train_all(runs, in_turn)
+        about = {"asked": {"task": "adding", "preset": "quick", "settings": {}}, "where": {}}
+        write_results(kept_sweep, evaluate_all(runs, {}), {}, about)
+    return shutil.copytree(kept_sweep, tmp_path / "swept")
 
 
 def test_figures_show_the_paper_s_models(swept, monkeypatch):

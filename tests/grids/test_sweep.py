@@ -1,5 +1,6 @@
 """Grids of runs: what is trained, kept, resumed and tried again; and the tables that come of them."""
 
+import copy
 import gc
 import json
 import os
@@ -299,6 +300,7 @@ def parent(process):
     return int(Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1].split()[1])
 
 
+@pytest.mark.slow(reason="a Ray cluster, and a worker that begins twice")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of files and processes that older versions of Ray leave
 def test_ray_goes_on_where_a_worker_was_killed(configs, tmp_path):
     pytest.importorskip("ray")
@@ -330,15 +332,22 @@ def test_ray_goes_on_where_a_worker_was_killed(configs, tmp_path):
     gc.collect()  # what Ray left open, here, where it is no error
 
 
+@pytest.fixture(scope="module")
+def kept_results(tmp_path_factory):
+    """A place for the results that all tests begin with, and what was evaluated, if they are there."""
+    return tmp_path_factory.mktemp("results") / "out", []
+
+
 @pytest.fixture
-def results(configs, tmp_path):
-    out = tmp_path / "out"
-    runs = plan(out, configs)
-    train_all(runs, in_turn, lambda run, reason: None)
-    evaluated = evaluate_all(runs, {})
-    about = {"asked": {"task": "adding", "preset": "quick", "settings": {"lr": 0.01}}, "where": {"device": "<CPU>"}}
-    write_results(out, evaluated, {}, about)
-    return out, evaluated
+def results(kept_results, configs, tmp_path):
+    kept, evaluated = kept_results
+    if not evaluated:
+        runs = plan(kept, configs)
+        train_all(runs, in_turn, lambda run, reason: None)
+        evaluated += evaluate_all(runs, {})
+        about = {"asked": {"task": "adding", "preset": "quick", "settings": {"lr": 0.01}}, "where": {"device": "<CPU>"}}
+        write_results(kept, evaluated, {}, about)
+    return shutil.copytree(kept, tmp_path / "out"), copy.deepcopy(evaluated)
 
 
 def test_tables_have_means_over_seeds_and_the_paper_s_numbers(results):

@@ -1,6 +1,7 @@
 """The figure of quality against cost: its points are the runs', its lines the task's."""
 
 import json
+import shutil
 
 import pytest
 from matplotlib.figure import Figure
@@ -15,8 +16,8 @@ from pipelines.runs.config import configure
 from pipelines.tasks import Sine
 
 
-@pytest.fixture
-def swept(adding_file, tmp_path):
+@pytest.fixture(scope="module")
+def kept_sweep(adding_file, tmp_path_factory):
     """A sweep of two λ, two seeds each, the plain cell and one that skips at random."""
     gates = [{"lam": 0.0}, {"lam": 1e-3}, {"skip": False}, {"skip": False, "p_skip": 0.5}]
     configs = [
@@ -24,12 +25,17 @@ def swept(adding_file, tmp_path):
                   seed=seed, device="cpu", **gate)
         for gate in gates for seed in (0, 1)
     ]  # fmt: skip
-    out = tmp_path / "swept"
+    out = tmp_path_factory.mktemp("sweep") / "swept"
     runs = plan(out, configs)
     train_all(runs, in_turn)
     about = {"asked": {"task": "adding", "preset": "quick", "settings": {}}, "where": {}}
     write_results(out, evaluate_all(runs, {}), {}, about)
     return out
+
+
+@pytest.fixture
+def swept(kept_sweep, tmp_path):
+    return shutil.copytree(kept_sweep, tmp_path / "swept")
 
 
 @pytest.fixture

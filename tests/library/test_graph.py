@@ -29,8 +29,6 @@ def few_of(*choices):
     return [values for numbers, values in numbered if DEVICE == "cuda" or sum(numbers) % 3 == 0]
 
 
-
-
 def pair(name, shape, bias, seed=1):
     """Ours, and the definition in float64."""
     both = (("graph", torch.float32), ("reference", torch.float64))

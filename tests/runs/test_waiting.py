@@ -24,9 +24,9 @@ from pipelines.tasks import Adding, Imdb, Mnist, OwnClasses, OwnLabels, OwnNumbe
 from tests.gpu import on_gpu, places, waits_for_a_gpu
 from tests.videos import COUNTS, STEPS, WIDTH, entries_of, features_of
 
-N, T = 10, 9  # sequences, steps
+N, T = 10, 5  # sequences, steps
 AB = ("a", "b")
-STEPS_TAKEN = 4  # from the first epoch into the second
+STEPS_TAKEN = 2  # to the end of the first epoch and into the second
 
 steps = pytest.mark.parametrize("name", [
     "adding", "sine", "mnist", "imdb", "imdb with lengths", "ucf101", "videos with lengths", "own classes", "own tags",
@@ -51,7 +51,7 @@ def case(name):
         torch.rand(sum(COUNTS), WIDTH, generator=draw).half(), whole(2), torch.tensor(COUNTS).cumsum(0) - counts,
         counts, STEPS, WIDTH,
     )  # fmt: skip
-    imdb, adding, numbers = Imdb(T, 3, 7), Adding(length=12), {"names": AB, "target_mean": (1.0, 2.0)}
+    imdb, adding, numbers = Imdb(T, 3, 7), Adding(length=10), {"names": AB, "target_mean": (1.0, 2.0)}
     fresh = adding.sample(N, draw)
     return {
         "adding": (adding, fresh, {}),
@@ -78,7 +78,7 @@ def case(name):
 def steps_on(device, name, config):
     """A function that does the next step, by the definition, which waits for nothing."""
     task, split, more = case(name)
-    config = replace(config, batch_size=4, engine="reference", **more)
+    config = replace(config, batch_size=6, engine="reference", **more)
     model = build_model(config, task).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=device.type != "meta" or None)
     batches = batches_after(0, config, task, {"train": split.to(device)}, device)

@@ -256,6 +256,7 @@ def test_bad_imdb_sources(small_imdb, tmp_path):
             imdb.write_imdb(tmp_path / "out.h5", source=source, cache=tmp_path)
 
 
+@pytest.mark.slow(reason="reads all reviews of a data set")
 @pytest.mark.realdata
 @needs_real
 def test_the_real_imdb(tmp_path):

@@ -489,11 +489,12 @@ def test_an_interruption_does_not_wait_for_the_videos_in_hand(folder):
     at_work = []
 
     def interrupt():
+        time.sleep(0.5)  # for the video to be begun
         at_work.extend(multiprocessing.active_children())
         os.kill(os.getpid(), signal.SIGINT)
 
     jobs = iter([Job("class0/clip00.avi", folder / "class0/clip00.avi")])
-    threading.Timer(5, interrupt).start()
+    threading.Timer(1, interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         list(map_in_processes(1, workers._work, jobs, begin=partial(workers._begin, Slow(), RECIPE)))
     assert [process.exitcode for process in at_work] == [1]  # ended amid its work; after it, it would be 0
@@ -511,6 +512,7 @@ def test_any_fault_of_a_decoder_fails_one_video(folder, tmp_path, monkeypatch):
     assert done.extracted == 10
 
 
+@pytest.mark.slow(reason="a Ray cluster, and workers that begin")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of files and processes that older versions of Ray leave
 def test_ray_makes_the_same_file(folder, tmp_path):
     pytest.importorskip("ray")
