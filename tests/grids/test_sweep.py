@@ -517,6 +517,7 @@ def test_cells_of_a_table_have_one_decimal():
 SETTINGS = ("--set", "steps=4", "--set", "eval_every=2", "--set", "hidden_size=5", "--set", "batch_size=16")
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tmp_path):
     command = ("sweep", "--data", adding_file, "--lam", "none,1e-3", "--seeds", "0-1", "--out", "grid", *SETTINGS)
     result = skiprnn(*command, "--dry-run")
