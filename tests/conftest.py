@@ -128,7 +128,7 @@ def forked(monkeypatch):
     from tests.forked import prepare
 
     context = prepare()
-    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method=None: context)
 
 
 @pytest.fixture(params=["compiled", "torch"])

@@ -79,6 +79,9 @@ def team(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What a function of a module of ours returns in each of so many processes that torchrun could have started."""
     with meeting(size) as environments:
         started = [start(_with_environment, environment, work, arguments) for environment in environments]
+        for process, result in started:
+            if not result.poll(240):  # it waits for another that failed
+                process.kill()
         results = [result.recv() for _, result in started]
     for process, _ in started:
         process.join()
