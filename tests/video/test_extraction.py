@@ -477,26 +477,32 @@ def test_a_gpu_has_the_next_video_before_it_is_done_with_the_last(tmp_path):
 
 
 class Slow(TinyNetwork):
-    """Takes its time over every video."""
+    """Says that it has begun, and takes its time over every video."""
+
+    def __init__(self, begun):
+        super().__init__()
+        self.begun = begun
 
     def of_clip(self, clip, batch_size):
+        self.begun.touch()
         time.sleep(60)
         return super().of_clip(clip, batch_size)
 
 
 @pytest.mark.usefixtures("forked")
-def test_an_interruption_does_not_wait_for_the_videos_in_hand(folder):
-    at_work = []
+def test_an_interruption_does_not_wait_for_the_videos_in_hand(folder, tmp_path):
+    at_work, begun = [], tmp_path / "begun"
 
     def interrupt():
-        time.sleep(0.5)  # for the video to be begun
+        while not begun.exists():
+            time.sleep(0.05)
         at_work.extend(multiprocessing.active_children())
         os.kill(os.getpid(), signal.SIGINT)
 
     jobs = iter([Job("class0/clip00.avi", folder / "class0/clip00.avi")])
-    threading.Timer(1, interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        list(map_in_processes(1, workers._work, jobs, begin=partial(workers._begin, Slow(), RECIPE)))
+        list(map_in_processes(1, workers._work, jobs, begin=partial(workers._begin, Slow(begun), RECIPE)))
     assert [process.exitcode for process in at_work] == [1]  # ended amid its work; after it, it would be 0
 
 
