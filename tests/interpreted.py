@@ -11,6 +11,8 @@ tl, semantic = interpreter.tl, interpreter.interpreter_semantic
 
 def quicken() -> None:
     """Do not look through the language anew at each call of a function, nor check for overflows in its own terms."""
+    if not all(hasattr(interpreter, name) for name in ("_patch_lang", "_LangPatchScope", "_get_np_dtype")):
+        return  # another version of Triton
     original = interpreter._patch_lang
 
     @functools.cache

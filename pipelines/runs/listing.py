@@ -45,13 +45,14 @@ def list_runs(folder: Path) -> list[RunSummary]:
     if not folder.is_dir():
         raise SkipRNNError(f"no folder {folder}; `skiprnn train` makes runs/, or name another folder")
     configs = (path for pattern in ("", "*/", "runs/*/") for path in folder.glob(f"{pattern}config.json"))
-    runs = [summarise(config.parent) for config in configs]
+    now = time.time()  # one for all, lest those looked at first seem younger
+    runs = [summarise(config.parent, now) for config in configs]
     return sorted(runs, key=lambda run: (run.age, run.run))
 
 
-def summarise(run: Path) -> RunSummary:
-    """What the files of a run tell; one that cannot be read is "damaged"."""
-    age = max(time.time() - _last_written(run), 0.0)
+def summarise(run: Path, now: float | None = None) -> RunSummary:
+    """What the files of a run tell at some time; one that cannot be read is "damaged"."""
+    age = max((time.time() if now is None else now) - _last_written(run), 0.0)
     try:
         config, outcome = load_config(run), load_outcome(run)
         step, best_step = _steps(run)

@@ -1,7 +1,10 @@
 """The states that a run's files tell of."""
 
 import json
+import os
+from pathlib import Path
 
+from pipelines.runs import listing
 from pipelines.runs.config import METRICS
 from pipelines.runs.directory import is_held, lock_run, read_metrics
 from pipelines.runs.listing import list_runs, summarise
@@ -45,3 +48,13 @@ def test_runs_of_a_sweep_and_a_run_itself_are_found(make_run, tmp_path):
         (str(one), "untrained"), (str(other), "damaged"),
     }  # fmt: skip
     assert [run.run for run in list_runs(one)] == [str(one)]
+
+
+def test_the_order_does_not_depend_on_how_long_it_takes_to_look(make_run, monkeypatch):
+    runs = [make_run(f"runs/{name}", trained=False) for name in "abcd"]
+    clock = iter(range(10**10, 2 * 10**10, 1000))
+    monkeypatch.setattr(listing.time, "time", lambda: next(clock))
+    for order in (runs, runs[::-1]):
+        for age, run in enumerate(order):
+            os.utime(run / "config.json", (10**9 - age, 10**9 - age))
+        assert [Path(run.run) for run in list_runs(runs[0].parent)] == order
