@@ -132,10 +132,7 @@ def measure(rnn, x, options):
 
     passes, begun = (run_forward, run), run
     if options.captured:
-        try:
-            passes, begun = [capture(one, rnn) for one in passes], partial(capture, run, rnn)
-        except RuntimeError as error:
-            print(f"{type(rnn).__name__} cannot be captured, so it is called: {error}", file=sys.stderr)
+        passes, begun = [capture(one, rnn) for one in passes], partial(capture, run, rnn)
     result = {
         "forward_ms": timed(passes[0], options),
         "training_ms": timed(passes[1], options),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.data.sequences import Sequences
+from pipelines.errors import SkipRNNError
 from pipelines.runs.cells import cell_of
 from pipelines.runs.config import TrainConfig
 from skiprnn.engines import cuda
@@ -34,14 +35,9 @@ def why_not(config: TrainConfig, device: torch.device) -> str | None:
 
 
 class CapturedSteps:
-    """The same as ``work``, captured once for the batches of one size, after a few that are not.
-
-    Attributes:
-        failure: why it could not be captured, if that was so; steps then go on as ever.
-    """
+    """The same as ``work``, captured once for the batches of one size, after a few that are not."""
 
     def __init__(self, work: Work, parameters: Iterable[nn.Parameter], batch_size: int) -> None:
-        self.failure: str | None = None
         self._work = work
         self._parameters = list(parameters)
         self._batch_size = batch_size
@@ -49,15 +45,19 @@ class CapturedSteps:
         self._replay: Callable[[], None] | None = None
 
     def take(self, batch: Sequences) -> bool:
-        """Whether the next step is to be ``run``."""
-        if self.failure is not None or len(batch) != self._batch_size:
+        """Whether the next step is to be ``run``: not the first few, and no smaller batch.
+
+        Raises:
+            SkipRNNError: the work cannot be captured.
+        """
+        if len(batch) != self._batch_size:
             return False
         if self._before:
             self._before -= 1
             return False
         if self._replay is None:
             self._capture(batch)
-        return self.failure is None
+        return True
 
     def run(self, batch: Sequences, lam: float | Tensor, lam_share: float) -> Tensor:
         """What is measured, until the next step; gradients are in the parameters."""
@@ -79,7 +79,8 @@ class CapturedSteps:
         try:
             self._replay, self._measured = record(lambda: self._work(self._batch, self._lam, self._lam_share))
         except RuntimeError as error:
-            self.failure = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0]
+            raise SkipRNNError(f"a step cannot be captured as a CUDA graph ({reason}); drop --cuda-graph") from error
         self._gradients = [parameter.grad for parameter in self._parameters]
 
 

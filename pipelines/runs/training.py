@@ -96,6 +96,8 @@ def train(
         config = load_config(run)
         device = team.device(config.device)
         check_network(config, device)
+        if config.cuda_graph and team.size > 1:
+            raise SkipRNNError("--cuda-graph is for one process, which shares nothing within a step; drop it")
         task, data = load_training_data(config)
         splits = {name: sequences.to(device) for name, sequences in data.splits.items()}
         last_step = total_steps(config, splits)
@@ -149,7 +151,7 @@ def train(
         watch = collapse.Watch.over(task, splits["val"]) if config.skip else None
         started = time.monotonic() - progress.seconds
         steps = None
-        if config.cuda_graph and team.size == 1 and why_not(config, device) is None:
+        if config.cuda_graph and why_not(config, device) is None:
 
             def differentiate(batch: Sequences, lam: Tensor, share: Tensor) -> Tensor:
                 return _differentiate(model, task, batch, config, lambda usage: lam, share)
@@ -173,9 +175,6 @@ def train(
             grad_norm_max = torch.maximum(grad_norm_max, measured[MEASURED.index("grad_norm")])
 
             record, warning, is_best = None, None, False
-            if steps is not None and steps.failure is not None:
-                warning = f"steps cannot be captured as a CUDA graph ({steps.failure}); training goes on without"
-                steps = None
             if progress.step % config.eval_every == 0 or progress.step == last_step:
                 result = evaluate(model, task, splits["val"], config, team)
                 _check_finite([*sums.tolist(), result.loss], progress.step, run)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipelines.errors import SkipRNNError
+from pipelines.parallel.team import Team
 from pipelines.runs import captured, training
 from pipelines.runs.config import TrainConfig
 from pipelines.runs.directory import read_metrics
@@ -64,17 +65,20 @@ def test_training_is_the_same(make_run, graphs, others):
     assert all(torch.equal(mine, other) for mine, other in zip(weights.values(), plain[0].values(), strict=True))
 
 
-def test_where_it_cannot_be_captured_training_goes_on_and_says_so(make_run, graphs, monkeypatch):
+def test_where_it_cannot_be_captured_training_ends_and_says_so(make_run, graphs, monkeypatch):
     def fail(work):
         raise RuntimeError("operation not permitted\nwhile a stream is captured")
 
-    plain = ends(make_run(**OPTIONS))
     monkeypatch.setattr(captured, "record", fail)
-    reports, run = [], make_run("captured", trained=False, cuda_graph=True, **OPTIONS)
-    train(run, on_progress=reports.append)
-    (said,) = [report.warning for report in reports if report.warning]
-    assert said == "steps cannot be captured as a CUDA graph (operation not permitted); training goes on without"
-    assert all(torch.equal(*two) for two in zip(ends(run)[0].values(), plain[0].values(), strict=True))
+    said = r"cannot be captured as a CUDA graph \(operation not permitted\); drop --cuda-graph"
+    with pytest.raises(SkipRNNError, match=said):
+        make_run(cuda_graph=True, **OPTIONS)
+
+
+def test_several_processes_cannot_have_it(make_run):
+    run = make_run(trained=False, cuda_graph=True, **OPTIONS)
+    with pytest.raises(SkipRNNError, match="--cuda-graph is for one process"):
+        train(run, team=Team(0, 2))
 
 
 @pytest.mark.parametrize(
