@@ -93,11 +93,15 @@ class DataSet:
         return task(**self.parameters) if issubclass(task, SyntheticTask) else None
 
     def matches(self, name: str, attributes: dict[str, Any]) -> bool:
-        """Whether data with these attributes is this; what is not drawn must be called so too, in a file or a table."""
+        """Whether data with these attributes is this; what is not drawn must be called so too, in a file or a table.
+
+        Features of a network that was not trained are not.
+        """
         task = self.synthetic_task()
         wanted = self.parameters if task is None else task.parameters()
         same = all(attributes.get(parameter) == value for parameter, value in wanted.items())
         same &= self.classes in (None, len(attributes.get("classes", ())))
+        same &= not str(attributes.get("weights", "")).startswith("random:")
         return same and (task is not None or name == self.name)
 
 

@@ -119,7 +119,9 @@ def _data_name(data: str, task: dict[str, Any]) -> str:
     if "network" not in task or (data in DATA_SETS and DATA_SETS[data].matches(data, task)):
         return data
     steps = f"{task['steps']} frames at {task['fps']:g} a second"
-    return f"{data} ({len(task['classes'])} classes, {steps}, {task['network'] or 'features made elsewhere'})"
+    untrained = "untrained " if task.get("weights", "").startswith("random:") else ""
+    network = f"{untrained}{task['network']}" if task["network"] else "features made elsewhere"
+    return f"{data} ({len(task['classes'])} classes, {steps}, {network})"
 
 
 def _seconds_per_step(result: dict[str, Any]) -> float:

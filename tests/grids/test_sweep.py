@@ -97,7 +97,8 @@ def test_features_that_are_not_the_paper_s_are_not_compared_with_it_and_say_what
     }  # fmt: skip
 
     def line(**others):
-        task = {"fps": 25.0, "steps": 250, "network": "resnet50", "classes": list(map(str, range(101))), **others}
+        made = {"fps": 25.0, "steps": 250, "network": "resnet50", "weights": "imagenet1k_v1"}
+        task = {**made, "classes": list(map(str, range(101))), **others}
         of_run = {"config": config, "task": task, "evaluation": said, "training_seconds": 1.0, "outcome": {"step": 1}}
         (found,) = lines_of([of_run])
         return found
@@ -108,6 +109,11 @@ def test_features_that_are_not_the_paper_s_are_not_compared_with_it_and_say_what
     other = line(network="")
     assert (other.data, other.paper) == (
         "ucf101 (101 classes, 250 frames at 25 a second, features made elsewhere)",
+        None,
+    )
+    untrained = line(weights="random:0")
+    assert (untrained.data, untrained.paper) == (
+        "ucf101 (101 classes, 250 frames at 25 a second, untrained resnet50)",
         None,
     )
 
