@@ -231,11 +231,15 @@ _MNIST: dict[str, Any] = {
     "lr_schedule": "cosine", "decay_from": 0.0, "gate_clip": None, "batch_size": 128, "eval_every": 215,
 }  # fmt: skip
 # The paper trains on fresh batches without end; how long is not said. 100,000 steps at its learning rate let the number
-# of used samples settle. The quick presets find such solutions in minutes on two CPU cores. The settled ones are for
-# the paper's tables, as far as CPUs carry.
+# of used samples settle. The quick presets find such solutions in minutes on two CPU cores; on adding, an LSTM does as
+# well on batches of half the paper's size, in half the time. The settled ones are for the paper's tables, as far as CPUs
+# carry.
 PRESETS = {
     "adding": {
-        "quick": _preset("adding", "quick", lr=2e-3, decay_from=0.5, gate_clip=0.1, steps=4_000, eval_every=100),
+        "quick": _preset(
+            "adding", "quick",
+            lr=2e-3, decay_from=0.5, gate_clip=0.1, batch_size=128, steps=4_000, eval_every=100,
+        ),
         "settled": _preset(
             "adding", "settled", fresh_batches=True, decay_from=0.6, gate_clip=0.1, steps=6_000, eval_every=200
         ),
@@ -292,6 +296,7 @@ PRESETS = {
 # Where a cell wants other options than the preset's, on a task or (None) on all. A GRU's gate opens at every step for
 # longer than an LSTM's. The paper's GRU resets before the product.
 FOR_CELL: dict[tuple[str | None, str, str], dict[str, Any]] = {
+    ("adding", "quick", "gru"): {"batch_size": 256},
     ("adding", "settled", "gru"): {"lr": 2e-3},
     ("mnist", "quick", "gru"): {"lr": 2e-3},
     ("sine", "quick", "gru"): {"gate_clip": 1.0},
