@@ -231,8 +231,8 @@ _MNIST: dict[str, Any] = {
     "lr_schedule": "cosine", "decay_from": 0.0, "gate_clip": None, "batch_size": 128, "eval_every": 215,
 }  # fmt: skip
 # The paper trains on fresh batches without end; how long is not said. 100,000 steps at its learning rate let the number
-# of used samples settle. The quick presets find such solutions in minutes on two CPU cores; on adding, an LSTM does as
-# well on batches of half the paper's size, in half the time. The settled ones are for the paper's tables, as far as CPUs
+# of used samples settle. The quick presets find such solutions in minutes on two CPU cores; on adding, batches of half
+# the paper's size do as well for an LSTM, in half the time. The settled ones are for the paper's tables, as far as CPUs
 # carry.
 PRESETS = {
     "adding": {
