@@ -12,6 +12,7 @@ from pipelines.parallel.cluster import connected, map_on_actors
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # of what older versions of Ray leave
 
 
+@pytest.mark.slow(reason="a Ray cluster, and workers that begin")
 def test_jobs_are_done_and_a_worker_that_cannot_begin_says_why():
     pytest.importorskip("ray")
     with connected("local") as ray:

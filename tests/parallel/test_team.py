@@ -173,6 +173,7 @@ def test_alone_nothing_is_exchanged():
     assert team.part(5) == slice(0, 5)
 
 
+@pytest.mark.slow(reason="two processes that import torch for a line each")
 def test_no_thread_outlives_the_team(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
