@@ -190,7 +190,7 @@ def _watching(runs: list["Planned"]) -> Iterator[Callable[["Planned", str | None
         if not records:
             return None
         val = records[-1]["val"]
-        shut = ", its gate shut and its metric at chance" if records[-1].get("collapsed") else ""
+        shut = ", its gate shut and its metric lost" if records[-1].get("collapsed") else ""
         metric = f"val {TASKS[run.config.task].metric_name} {val['metric']:.5f}"
         return f"{run.path.name}: step {records[-1]['step']:,}, {metric}, {val['used_mean']:.1f} used{shut}"
 

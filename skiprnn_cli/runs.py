@@ -20,7 +20,7 @@ def command(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (default: runs/), or of the sweep there, those first that were trained last.
 
     Metric and used samples are those of the best checkpoint on the validation split. A run is running while a process
-    of this machine holds it, collapsed where its training ended with the gate shut and the metric at chance, and
+    of this machine holds it, collapsed where its training ended with the gate shut and the metric lost, and
     interrupted where it can go on: `skiprnn train --resume RUN`. On a narrow terminal columns are left out.
     """
     from pipelines.runs.listing import list_runs

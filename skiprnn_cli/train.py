@@ -239,7 +239,7 @@ Examples:
     "--on-collapse",
     "on_collapse",
     click.Choice(CHOICES["on_collapse"]),
-    "Where the gate shuts and the metric stays at chance for two evaluations: say so; or stop; or go back to the best "
+    "Where the gate shuts and the metric is lost for two evaluations: say so; or stop; or go back to the best "
     "checkpoint at half the learning rate, three times at most, and stop where there is none from before.",
 )
 @preset_option("--seed", "seed", click.IntRange(min=0), "Of weights and batches.")
@@ -543,7 +543,7 @@ def _summarise(outcome: "Outcome", log: tuple[str, ...]) -> None:
     }[outcome.reason]
     click.echo(f"{outcome.run}: {how} at step {outcome.step} of {outcome.total_steps}{_best(outcome)}")
     if outcome.remedy is not None:
-        click.echo(f"the gate is shut and the metric at chance: {outcome.remedy}")
+        click.echo(f"the gate is shut and the metric lost: {outcome.remedy}")
     if outcome.missed is not None:
         click.echo(f"Warning: {outcome.missed}", err=True)
     if outcome.reason == "interrupted":

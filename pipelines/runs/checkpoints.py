@@ -44,6 +44,7 @@ class Progress:
     evaluations_since_best: int = 0
     shut_evaluations: int = 0  # in a row until now, see collapse.py
     shut_since: int = 0  # step of the first of them
+    best_metric: float | None = None  # of all evaluations of a Skip RNN
     lost_evaluations: int = 0  # in a row until now that did not keep the metric that is to be kept, see budgets.py
     rewinds: int = 0
     lr_scale: float = 1.0  # halved by each rewind
@@ -67,9 +68,9 @@ class Progress:
             raise ValueError("its lr_scale must lie in 0..1, 0 excluded")
         if not (0 < (1 if self.lam is None else self.lam) < math.inf):
             raise ValueError("its λ must be a positive number")
-        measured = [self.seconds, self.grad_norm_max, *self.sums]
+        measured = [self.seconds, self.grad_norm_max, self.best_metric or 0.0, *self.sums]
         if len(self.sums) != len(MEASURED) + 1 or not all(map(math.isfinite, measured)):
-            raise ValueError(f"its seconds, largest norm and {len(MEASURED) + 1} sums must be finite")
+            raise ValueError(f"its seconds, largest norm, best metric and {len(MEASURED) + 1} sums must be finite")
 
 
 @dataclass(frozen=True)

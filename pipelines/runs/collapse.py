@@ -12,7 +12,7 @@ from pipelines.runs.config import TrainConfig
 from pipelines.runs.evaluation import Evaluation
 from pipelines.tasks import Task
 
-EVALUATIONS = 2  # in a row that find the gate shut and the metric at chance, before it counts as collapsed
+EVALUATIONS = 2  # in a row that find the gate shut and the metric lost, before it counts as collapsed
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,16 @@ class Watch:
             return metric <= self.chance + 0.05 * (1 - self.chance)
         return metric >= 0.9 * self.chance
 
+    def is_lost(self, metric: float, best: float) -> bool:
+        """Whether a metric is at chance, or nearer to it than to the best that was."""
+        return self.is_at_chance(metric) or abs(metric - self.chance) < abs(metric - best)
+
     def note(self, result: Evaluation, progress: Progress) -> None:
         """Count the evaluation of ``progress.step`` if the gate was shut, and those in a row with it."""
-        if not (self.is_shut(result.used_mean) and self.is_at_chance(result.metric)):
+        better = max if self.task.higher_is_better else min
+        before = result.metric if progress.best_metric is None else progress.best_metric
+        progress.best_metric = better(result.metric, before)
+        if not (self.is_shut(result.used_mean) and self.is_lost(result.metric, progress.best_metric)):
             progress.shut_evaluations = progress.shut_since = 0
             return
         progress.shut_evaluations += 1
@@ -50,9 +57,12 @@ class Watch:
         """What to say of an evaluation: once for a collapse, and whenever something is done about it."""
         if not has_collapsed(progress) or (config.on_collapse == "warn" and progress.shut_evaluations > EVALUATIONS):
             return None
+        where = "at chance"
+        if not self.is_at_chance(result.metric):
+            where = f"nearer to chance, {self.chance:.4g}, than to its best, {progress.best_metric:.4g}"
         what = (
             f"the gate has shut: {result.used_mean:.1f} of {self.steps:.4g} samples used, and {self.task.metric_name} "
-            f"{result.metric:.4g} is at chance, since step {progress.shut_since:,}"
+            f"{result.metric:.4g} is {where}, since step {progress.shut_since:,}"
         )
         if may_rewind(config, progress, last_step):
             return (
@@ -64,7 +74,7 @@ class Watch:
 
 
 def has_collapsed(progress: Progress) -> bool:
-    """Whether the gate was shut and the metric at chance in the last evaluations."""
+    """Whether the gate was shut and the metric lost in the last evaluations."""
     return progress.shut_evaluations >= EVALUATIONS
 
 

@@ -55,7 +55,7 @@ class Record:
     train: dict[str, float]
     val: dict[str, float]
     epoch: float | None = None  # passes over the train split, where the length of training was given in them
-    collapsed: bool = False  # the gate is shut and the metric at chance, not for the first time
+    collapsed: bool = False  # the gate is shut and the metric lost, not for the first time
     rewound_to: int | None = None  # the step whose weights training goes on with
     lam: float | None = None  # where it is found while training; at most, where usage is to be near a target
 

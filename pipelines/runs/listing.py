@@ -127,5 +127,5 @@ def _records(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def _has_collapsed(records: dict[int, dict[str, Any]]) -> bool:
-    """Whether the last evaluation found the gate shut and the metric at chance."""
+    """Whether the last evaluation found the gate shut and the metric lost."""
     return bool(records) and bool(records[max(records)]["collapsed"])

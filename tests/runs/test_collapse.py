@@ -54,6 +54,23 @@ def test_when_a_metric_counts_as_chance():
     assert [sine.is_at_chance(accuracy) for accuracy in (0.4, 0.52, 0.53)] == [True, True, False]
 
 
+def test_a_metric_nearer_to_chance_than_to_its_best_is_lost():
+    """As seen on adding at a rate of 5e-3: 2 samples of each sequence, and an MSE of 0.138 after one of 0.080."""
+    watch, progress = Watch(Adding(), 0.1671, 50), Progress(step=0)
+    for metric, used in ((0.1680, 45.7), (0.0797, 41.5), (0.1384, 2.0), (0.1372, 2.0)):
+        progress.step += 100
+        result = Evaluation(metric / 2, metric, used, 0.0, used)
+        watch.note(result, progress)
+        said = watch.warning(TrainConfig(steps=4000), progress, 4000, result)
+    assert said.startswith(
+        "the gate has shut: 2.0 of 50 samples used, and MSE 0.1372 is nearer to chance, 0.1671, than to its best, "
+        "0.0797, since step 300; it will hardly open again: "
+    )
+    sine = Watch(Sine(), 0.5, 100)
+    assert [sine.is_lost(accuracy, 0.99) for accuracy in (0.75, 0.74)] == [False, True]
+    assert [sine.is_lost(accuracy, accuracy) for accuracy in (0.51, 0.6)] == [True, False]  # never learned; a little
+
+
 def test_what_is_watched_is_the_validation_split():
     split = Sequences(torch.zeros(3, 9, 2), torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3, 9, 0]))
     watch = Watch.over(Adding(length=12), split)
@@ -248,7 +265,14 @@ def test_a_collapsed_run_of_a_grid_is_finished(config, tmp_path, shut):
 
 @pytest.mark.parametrize(
     "change",
-    [{"shut_evaluations": -1}, {"shut_since": 9}, {"rewinds": -1}, {"lr_scale": 0.0}, {"grad_norm_max": float("nan")}],
+    [
+        {"shut_evaluations": -1},
+        {"shut_since": 9},
+        {"rewinds": -1},
+        {"lr_scale": 0.0},
+        {"grad_norm_max": float("nan")},
+        {"best_metric": float("inf")},
+    ],
 )
 def test_impossible_numbers_of_a_checkpoint(change):
     with pytest.raises(ValueError, match="its "):
@@ -278,7 +302,7 @@ def test_checkpoints_of_before_are_loaded(make_run):
     run = make_run()
     path = run / "checkpoints" / "last.json"
     content = json.loads(path.read_text())
-    names = ("shut_evaluations", "shut_since", "rewinds", "lr_scale", "grad_norm_max")
+    names = ("shut_evaluations", "shut_since", "best_metric", "rewinds", "lr_scale", "grad_norm_max")
     content["numbers"] = {name: value for name, value in content["numbers"].items() if name not in names}
     content.pop("sha256")
     path.write_text(json.dumps({**content, "sha256": _digest(content)}))
@@ -307,7 +331,7 @@ def test_a_grid_says_that_a_gate_is_shut(config, tmp_path, shut, monkeypatch, ca
     (run,) = plan(tmp_path, [replace(config, on_collapse="stop", **STEPS)])
     with grids._watching([run]) as on_finished:
         on_finished(run, train_one(run))
-    assert ", val MSE 10.00000, 1.0 used, its gate shut and its metric at chance" in capsys.readouterr().err
+    assert ", val MSE 10.00000, 1.0 used, its gate shut and its metric lost" in capsys.readouterr().err
 
 
 def command(*arguments):
@@ -329,7 +353,7 @@ def test_the_command_says_what_happened(make_run, shut):
         "evaluate takes the best unless told --checkpoint last"
     )
     assert second == (
-        "the gate is shut and the metric at chance: lower --lr, or lower --lam, if 0.001 a sample outweighs the task, "
+        "the gate is shut and the metric lost: lower --lr, or lower --lam, if 0.001 a sample outweighs the task, "
         "or train with --on-collapse rewind; the best checkpoint is of step 4, before that"
     )
     assert third == f"next: skiprnn evaluate {run}"
