@@ -1,7 +1,7 @@
 """A sensor that is read only when the network needs it, and may sleep in between.
 
 python examples/stream_sensor.py            a network with random weights, on a sensor of two numbers
-python examples/stream_sensor.py RUN        what `skiprnn train` made, such as of the recordings in docs/guide.md
+python examples/stream_sensor.py RUN        what `skiprnn train` made, such as of the recordings in docs/data.md
 """
 
 import math

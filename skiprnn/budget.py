@@ -3,7 +3,8 @@
 Each takes what a network returned, ``budget_loss(rnn(x), 1e-4)``, and gives a scalar, the mean over the batch of a cost
 per sequence. Or it takes the gate alone: packed; (T,) of one sequence; or, of a batch, (T, B) with
 ``batch_first=False`` and (B, T) with ``batch_first=True``, which must be said, as it cannot be seen. Of a bidirectional
-network a gate has a last dimension of 2, and a sequence costs what both directions use.
+network a gate has a last dimension of 2, and a sequence costs what both directions use; of one sequence, (T, 2) is
+taken for a batch, so pass ``gate.sum(-1)``.
 """
 
 from typing import Any
@@ -160,7 +161,8 @@ def used_cost(update_gate: Gate, weights: Tensor | PackedSequence, *, batch_firs
 
     Args:
         update_gate: what a network returned, or its gate, (T, B) or (B, T).
-        weights: the price of each sample, in the form of the gate; or (T,), the same of all sequences.
+        weights: the price of each sample, in the form of the gate, without its last dimension where that is of both
+            directions; or (T,), the same of all sequences.
         batch_first: of a batch's gate, whether it is (B, T).
 
     Returns:

@@ -33,7 +33,7 @@ class LoadedModel(SequenceModel):
         rnn: the recurrent stack, a ``SkipRNN`` or a baseline, ``batch_first``.
         head: the linear layer on its h.
         embedding: what is done to raw samples first: ``Standardize`` of one's own data, with ``mean`` and ``std``,
-            ``Scale`` of bytes, an ``nn.Embedding`` of words, ``nn.Identity``.
+            ``Scale`` of bytes, an ``nn.Embedding`` of words, ``ToFloat`` of features of frames, ``nn.Identity``.
         each_step: whether each step has an answer, instead of the sequence.
         columns: names of the features, in the order in which samples hold them; () where the data has none.
         task: the name of the task.

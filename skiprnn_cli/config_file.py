@@ -15,7 +15,7 @@ from skiprnn_cli import options
 from skiprnn_cli.groups import did_you_mean
 
 FILE_BYTES = 2**20  # at most
-REMEDY = "keys are those of a run's config.json, or options of `skiprnn train`"
+REMEDY = "keys are those of a run's config.json, or what `skiprnn train` calls them"
 AS_TRAIN_CALLS_THEM = {"hidden": "hidden_size", "layers": "num_layers"}
 FIELDS = [field.name for field in fields(TrainConfig)]
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "reproduce": "Train the models of a table of the paper, ours beside it.",
     "sweep": "Train a grid of models of one's own.",
     "report": "Write a sweep's tables, curves and figures as one page.",
-    "export": "Write a trained run's step as an ONNX graph.",
+    "export": "Write a trained run for ONNX Runtime or for torch.",
     "plot-usage": "Draw which samples a trained model used and skipped.",
     "plot-curves": "Draw metric and used samples against training.",
     "plot-tradeoff": "Draw metric against used samples for sweeps.",

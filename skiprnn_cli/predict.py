@@ -73,8 +73,8 @@ def command(
     on the CPU, in compiled code, unless --device says otherwise.
 
     Of a folder the files in and below it are taken. The truth stands beside an answer where it is known: from a data
-    file, from the labels.csv of a folder or beside a file, or from the name of the folder that a file lies in, if that
-    is a class.
+    file, from the labels.csv of a folder or beside a file, or, of the files of a folder that is given, from the name of
+    the folder each lies in, if that is a class.
     """
     from pipelines.data.doors import TEXT
     from pipelines.errors import SkipRNNError

@@ -87,7 +87,7 @@ def _defaults(preset: str, field: str) -> str:
     having = [task for task in TASK_NAMES if preset in PRESETS[task]]
     values = {task.split("-")[0]: getattr(PRESETS[task][preset], field) for task in having}
     usual = Counter(values.values()).most_common(1)[0][0]
-    special = [f"{task} {value}" for task, value in values.items() if value not in (usual, None)]
+    special = [f"{task} {'none' if value is None else value}" for task, value in values.items() if value != usual]
     if usual is not None:
         special.append(f"else {usual}" if special else str(usual))
     return ", ".join(special)

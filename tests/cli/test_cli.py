@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from pipelines.runs import export
+from pipelines.runs.config import configure
 from pipelines.runs.directory import extend_run, load_config, read_metrics
 from skiprnn import compiled
 from skiprnn_cli.main import COMMANDS, cli
@@ -108,6 +109,12 @@ def test_train_generates_missing_data_and_says_so(skiprnn, monkeypatch, tmp_path
 def test_the_task_follows_the_data_file(skiprnn, sine_file):
     assert skiprnn("train", "--data", sine_file, *SMALL).exit_code == 0
     assert "on sine" in skiprnn("evaluate").stdout
+
+
+def test_the_help_says_of_which_task_a_preset_has_none(skiprnn):
+    text = " ".join(skiprnn("train", "--help").stdout.split())
+    assert "quick: adding 0.1, sine 0.2, mnist none, else 1.0; settled: adding 0.1, mnist none, else 1.0; " in text
+    assert configure("mnist", "quick").gate_clip is None
 
 
 @pytest.mark.parametrize(
