@@ -72,6 +72,7 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
                          help="Processes of this machine, or actors of a Ray cluster (extra: ray)."),
             click.option("--ray-address", help="The cluster's address.  [default: RAY_ADDRESS, or start one here]"),
+            options.checkpoint,
             click.option("--dry-run", is_flag=True, help="Say what would be trained, and how long it should take."),
             click.option("--no-train", is_flag=True, help="Train nothing: make the table of finished runs."),
         ]
@@ -114,7 +115,7 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
             failed = train_all(runs, executor, on_finished)
     shown = runs + others(out.absolute(), runs)  # the table is of all that the folder holds
     with counted("evaluating", len(shown), "runs") as advance:
-        results = evaluate_all(shown, failed, advance)
+        results = evaluate_all(shown, failed, advance, how["checkpoint"])
     if results:
         asked = {"task": configs[0].task, "preset": configs[0].preset, "settings": dict(settings)}
         lines = write_results(out, results, failed, {"asked": asked, "where": _where(results)})

@@ -47,6 +47,7 @@ def write_report(
     results = read_results(folder)
     asked, where = results["asked"], results["where"]
     title = f"Skip RNN: {asked['task']}, preset {asked['preset']}"
+    of_which = " and ".join(sorted({run["evaluation"]["checkpoint"] for run in results["runs"]}))
     facts = {**where, "settings": ", ".join(f"{k}={v}" for k, v in asked["settings"].items()) or "the preset's"}
     parts = [
         "<!DOCTYPE html>",
@@ -56,9 +57,9 @@ def write_report(
         "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>",
         "<h2>Results on the test split</h2>",
         _table(results["lines"]),
-        '<p class="note">Means ± standard deviations over the runs, best checkpoints. Training: seconds of a run, and '
-        "how many times as fast a step is as the plain cell's. Inference: milliseconds of a sequence, and how many "
-        "times as fast that is as the same weights with the gate open at every step.</p>",
+        f'<p class="note">Means ± standard deviations over the runs, {of_which} checkpoints. Training: seconds of a '
+        "run, and how many times as fast a step is as the plain cell's. Inference: milliseconds of a sequence, and how "
+        "many times as fast that is as the same weights with the gate open at every step.</p>",
     ]
     parts += [f'<p class="note">Failed: {escape(p)}: {escape(reason)}</p>' for p, reason in results["failed"].items()]
     with tempfile.TemporaryDirectory() as work:

@@ -188,6 +188,8 @@ def read_results(out: Path) -> dict[str, Any]:
             result["config"] = TrainConfig(**result["config"])
             if not isinstance(result["name"], str):
                 raise ValueError("a run has no name")
+            if result["evaluation"]["checkpoint"] not in ("best", "last"):
+                raise ValueError("a run was evaluated at no checkpoint")
         results["lines"] = [Line(**line) for line in results["lines"]]
         rows_of(results["lines"])
         return results

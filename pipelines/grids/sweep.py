@@ -282,7 +282,10 @@ def others(out: Path, runs: list[Planned]) -> list[Planned]:
 
 
 def evaluate_all(
-    runs: list[Planned], failed: dict[str, str], on_progress: Callable[[int], None] = lambda count: None
+    runs: list[Planned],
+    failed: dict[str, str],
+    on_progress: Callable[[int], None] = lambda count: None,
+    checkpoint: str = "best",
 ) -> list[dict[str, Any]]:
     """Evaluate finished runs on their test splits, one after the other, or take what is known of them.
 
@@ -290,6 +293,7 @@ def evaluate_all(
         runs: those that are not finished are left out.
         failed: why runs failed, by path; receives those that cannot be evaluated.
         on_progress: called with the number of runs just done.
+        checkpoint: best or last.
 
     Returns:
         For each finished run its configuration, its evaluation, and the seconds its training took.
@@ -299,7 +303,7 @@ def evaluate_all(
         outcome = load_outcome(run.path) if run.path.exists() else None
         if outcome is not None:
             try:
-                results.append(_result(run, outcome))
+                results.append(_result(run, outcome, checkpoint))
             except SkipRNNError as error:
                 failed[str(run.path)] = f"cannot be evaluated: {error}"
             except Exception as error:
@@ -308,7 +312,7 @@ def evaluate_all(
     return results
 
 
-def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
+def _result(run: Planned, outcome: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     path = run.path / "result.json"
     made_of: dict[str, Any] = {"task": load_task(run.path)}
     if Path(run.config.data).exists():
@@ -318,6 +322,7 @@ def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
         check_fields(RunEvaluation, there["evaluation"])
         check_fields(TrainConfig, there["config"])
         named = there["name"] == run.path.name and isinstance(there["training_seconds"], int | float)
+        named &= there["evaluation"]["checkpoint"] == checkpoint
         if named and there["outcome"] == outcome and made_of.items() <= there.items():
             return there
     records = read_metrics(run.path)
@@ -329,7 +334,7 @@ def _result(run: Planned, outcome: dict[str, Any]) -> dict[str, Any]:
         **made_of,
         "outcome": outcome,
         "training_seconds": records[-1]["seconds"],
-        "evaluation": asdict(evaluate_run(run.path)),
+        "evaluation": asdict(evaluate_run(run.path, checkpoint=checkpoint)),
     }
     write_json(path, result)
     return result

@@ -426,6 +426,10 @@ def test_results_are_read_back(results):
 def test_an_evaluation_is_kept_until_the_run_is_trained_further(results, configs):
     out, evaluated = results
     (first, *_) = runs = plan(out, configs)
+    last = evaluate_all(runs, {}, checkpoint="last")
+    assert [of["evaluation"]["step"] for of in last] == [of["outcome"]["step"] for of in evaluated]
+    evaluated = evaluate_all(runs, {})  # whose times are others
+    assert all(of["evaluation"]["checkpoint"] == "best" for of in evaluated)
     assert evaluate_all(runs, {}) == evaluated
     there = json.loads((first.path / "result.json").read_text())
     there["outcome"]["step"] = 1
