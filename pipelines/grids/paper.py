@@ -4,6 +4,7 @@ Source: Campos et al., ICLR 2018, tables 1 to 4, and Campos, PhD thesis, tables 
 rows that skip at random and the cost are the former's.
 """
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +101,7 @@ class DataSet:
         task = self.synthetic_task()
         wanted = self.parameters if task is None else task.parameters()
         same = all(attributes.get(parameter) == value for parameter, value in wanted.items())
-        same &= self.classes in (None, len(attributes.get("classes", ())))
+        same &= self.classes is None or self.classes == len(json.loads(attributes.get("classes", "[]")))
         same &= not str(attributes.get("weights", "")).startswith("random:")
         return same and (task is not None or name == self.name)
 

@@ -1,5 +1,6 @@
 """Tables of a sweep's results: results.json with every run, table.md and table.tex with means over seeds."""
 
+import json
 import math
 import statistics
 from collections.abc import Iterable
@@ -121,7 +122,7 @@ def _data_name(data: str, task: dict[str, Any]) -> str:
     steps = f"{task['steps']} frames at {task['fps']:g} a second"
     untrained = "untrained " if task.get("weights", "").startswith("random:") else ""
     network = f"{untrained}{task['network']}" if task["network"] else "features made elsewhere"
-    return f"{data} ({len(task['classes'])} classes, {steps}, {network})"
+    return f"{data} ({len(json.loads(task['classes']))} classes, {steps}, {network})"
 
 
 def _seconds_per_step(result: dict[str, Any]) -> float:
