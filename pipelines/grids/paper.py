@@ -102,8 +102,13 @@ class DataSet:
         wanted = self.parameters if task is None else task.parameters()
         same = all(attributes.get(parameter) == value for parameter, value in wanted.items())
         same &= self.classes is None or self.classes == len(json.loads(attributes.get("classes", "[]")))
-        same &= not str(attributes.get("weights", "")).startswith("random:")
+        same &= not is_untrained(attributes)
         return same and (task is not None or name == self.name)
+
+
+def is_untrained(attributes: dict[str, Any]) -> bool:
+    """Whether data are features of a network whose weights are random."""
+    return str(attributes.get("weights", "")).startswith("random:")
 
 
 DATA_SETS = {

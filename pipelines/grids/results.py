@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.data.doors import read_json, reading
 from pipelines.data.fields import check_fields
 from pipelines.data.files import write_json, write_text
-from pipelines.grids.paper import DATA_SETS, table
+from pipelines.grids.paper import DATA_SETS, is_untrained, table
 from pipelines.runs.config import TrainConfig, configure
 
 COLUMNS = (
@@ -120,7 +120,7 @@ def _data_name(data: str, task: dict[str, Any]) -> str:
     if "network" not in task or (data in DATA_SETS and DATA_SETS[data].matches(data, task)):
         return data
     steps = f"{task['steps']} frames at {task['fps']:g} a second"
-    untrained = "untrained " if task.get("weights", "").startswith("random:") else ""
+    untrained = "untrained " if is_untrained(task) else ""
     network = f"{untrained}{task['network']}" if task["network"] else "features made elsewhere"
     return f"{data} ({len(json.loads(task['classes']))} classes, {steps}, {network})"
 
