@@ -4,10 +4,13 @@
     python benchmarks/speed.py --shapes sine,mnist --cells lstm --out benchmarks/results/mine.json
     python benchmarks/speed.py --device cuda --engine cuda --shapes mnist --autocast
     python benchmarks/speed.py --device cuda --shapes mnist --captured
+    python benchmarks/speed.py --shapes imdb --words 12000 --usage 100%,50%,10%
 
 The loss is the mean square of the last state plus a budget; outputs of other steps are not made. Usage is set through
 the gate's bias, its weight being zero; "mixed" has a random weight and inputs that differ in mean between sequences, so
 that sequences differ in usage. With --captured every pass, the rival's too, is a CUDA graph that is replayed.
+With --words samples are drawn from so many vectors, which are trained: torch's cell reads an embedding's output, the Skip
+RNN their numbers.
 Times are medians, on CUDA between events of the device; peak memory is what one forward and backward pass adds to the
 process (CPU) or allocator (CUDA). The columns x say how many times as good as torch's own cell. GFLOP/s counts three
 products with the weights for each used sample (forward, and back to the states and the weights); on the CPU the share
@@ -66,6 +69,10 @@ def main():
         torch.manual_seed(0)
         x = torch.randn(steps, options.batch, features, device=device, dtype=dtype)
         mixed = x + torch.linspace(-2, 2, options.batch, device=device, dtype=dtype)[:, None]
+        table = None
+        if options.words:
+            x = torch.randint(options.words, x.shape[:2], device=device)
+            table = torch.randn(options.words, features, device=device, dtype=dtype, requires_grad=True)
         for cell in options.cells:
             skip, plain = CELLS[cell]
             sizes = {
@@ -75,17 +82,17 @@ def main():
                 "device": device,
                 "dtype": dtype,
             }
-            rival = measure(plain(**sizes), x, options)
+            rival = measure(plain(**sizes), x, options, table)
             rows.append(show(shape, cell, f"nn.{plain.__name__}", rival, rival, setting))
             if options.step_loop:
                 loop = skip(**sizes, engine="reference")
                 set_usage(loop, "100%")
-                rows.append(show(shape, cell, "step loop, 100%", measure(loop, x, options), rival, setting))
+                rows.append(show(shape, cell, "step loop, 100%", measure(loop, x, options, table), rival, setting))
             for usage in options.usage:
                 torch.manual_seed(1)
                 rnn = skip(**sizes, engine=options.engine)
                 set_usage(rnn, usage)
-                result = measure(rnn, mixed if usage == "mixed" else x, options)
+                result = measure(rnn, mixed if usage == "mixed" else x, options, table)
                 rows.append(show(shape, cell, usage, result, rival, setting))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,24 +115,24 @@ def use_one_in(rnn, n):
     rnn.update_bias.fill_(math.log(p / (1 - p)))
 
 
-def forward(rnn, x):
+def forward(rnn, x, table):
     """A loss, and the gate where there is one."""
     if isinstance(rnn, nn.LSTM | nn.GRU):
-        _, last = rnn(x)
+        _, last = rnn(x if table is None else nn.functional.embedding(x, table))
         return (last[0] if isinstance(last, tuple) else last)[-1].square().mean(), None
-    last, _, gate = rnn(x, every_step=False)
+    last, _, gate = rnn(x, every_step=False, table=table)
     return last.square().mean() + budget_loss(gate, 1e-4, batch_first=False), gate
 
 
-def measure(rnn, x, options):
+def measure(rnn, x, options, table):
     def run():
         with precision():
-            loss = forward(rnn, x)[0]
+            loss = forward(rnn, x, table)[0]
         loss.backward()
 
     def run_forward():
         with torch.no_grad(), precision():
-            forward(rnn, x)
+            forward(rnn, x, table)
 
     def precision():
         return torch.autocast(options.device, torch.bfloat16, enabled=options.autocast)
@@ -139,7 +146,7 @@ def measure(rnn, x, options):
         "peak_mb": peak_memory(begun, x),
     }
     with torch.no_grad(), precision():
-        gate = forward(rnn, x)[1]
+        gate = forward(rnn, x, table)[1]
     used = torch.ones(1) if gate is None else gate.mean(0)
     if gate is not None:
         result["used"] = [used.mean().item(), used.min().item(), used.max().item()]
@@ -236,6 +243,7 @@ def describe(options, device):
         "tf32": options.tf32,
         "autocast": options.autocast,
         "captured": options.captured,
+        "words": options.words,
         "batch": options.batch,
         "engine": options.engine,
         "repeats": options.repeats,
@@ -296,6 +304,7 @@ def parse():
     parser.add_argument("--tf32", action="store_true", help="TF32 matrix products on CUDA")
     parser.add_argument("--autocast", action="store_true", help="bfloat16 matrix products, by torch.autocast")
     parser.add_argument("--captured", action="store_true", help="every pass as a CUDA graph; without the step loop")
+    parser.add_argument("--words", type=int, help="draw samples from so many vectors, which are trained; not for mixed")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -303,6 +312,8 @@ def parse():
     stacks = [shape for shape in options.shapes if SHAPES[shape][3] > 1]
     if options.captured and (options.device != "cuda" or stacks):
         parser.error("--captured needs --device cuda and --shapes of one layer")
+    if options.words and (options.captured or "mixed" in options.usage):
+        parser.error("--words goes without --captured, and with a --usage without mixed")
     options.step_loop &= not options.captured
     return options
 

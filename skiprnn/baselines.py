@@ -1,6 +1,7 @@
 """The paper's baselines: the plain cells, and the plain cells whose updates are skipped at random."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,34 +44,42 @@ class _RandomSkip(RecurrentStack):
         self._initialize()
 
     def _run(
-        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
-    ) -> Solution:
+        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool,
+        table: Tensor | None,
+    ) -> Solution:  # fmt: skip
         steps, batch, _ = x.shape
+        taken = partial(self._run_taken, states=states, every_step=every_step, table=table)
         used = torch.rand(steps, batch, device=x.device) >= self.p_skip
         if lengths is not None:
             used &= torch.arange(steps, device=x.device)[:, None] < lengths
         update_gate = used.to(gate.update_prob.dtype)
         if self.p_skip == 0:
-            return Solution(*self._run_taken(x, states, lengths, every_step), gate, update_gate)
+            return Solution(*taken(x, lengths=lengths), gate, update_gate)
         counts = used.sum(0)  # the samples used alone, side by side
         longest = int(counts.max()) if counts.numel() else 0
         order = used.int().argsort(dim=0, descending=True, stable=True)[:longest, :, None]
-        output, last = self._run_taken(x.gather(0, order.expand(-1, -1, x.shape[2])), states, counts, every_step)
+        output, last = taken(x.gather(0, order.expand(-1, -1, x.shape[2])), lengths=counts)
         if every_step:
             output = torch.cat([states[-1][0][None], output.to(states[-1][0].dtype)])
             output = output.gather(0, used.cumsum(0)[..., None].expand(-1, -1, output.shape[2]))
         return Solution(output, last, gate, update_gate)
 
     def _run_taken(
-        self, x: Tensor, states: list[LayerState], lengths: Tensor | None, every_step: bool
+        self, x: Tensor, states: list[LayerState], lengths: Tensor | None, every_step: bool, table: Tensor | None
     ) -> tuple[Tensor, Sequence[LayerState]]:
         """The plain cell over all of x: a Skip RNN whose gate stays open, where that is compiled, or torch's own."""
         if not x.numel():
             return states[-1][0].expand(*x.shape[:2], -1), states
+        like = x if table is None else table
+        gate = GateState(like.new_ones(x.shape[1]), like.new_zeros(x.shape[1]))
+        shut, opened = like.new_zeros(self.hidden_size), like.new_full((1,), 100.0)
+        problem = Problem(
+            self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step, table=table
+        )
+        multiplied = native.multiplied(problem, reads_all=True) if self.engine == "auto" else None
+        problem = multiplied or problem.looked_up()
+        x = problem.x
         if self.engine == "auto":
-            gate = GateState(x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
-            shut, opened = x.new_zeros(self.hidden_size), x.new_full((1,), 100.0)
-            problem = Problem(self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step)
             solution = None
             if x.is_cpu and native.why_not(problem) is None:
                 solution = native.run(problem)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 Input = Tensor | PackedSequence
-"""(T, B, D), (B, T, D), or (T, D) of one sequence; or a packed batch."""
+"""(T, B, D), (B, T, D), or (T, D) of one sequence; or a packed batch. Numbers of a table's rows: without D."""
 Lengths = Tensor | Sequence[int]
 
 
@@ -50,27 +50,67 @@ class Layout(NamedTuple):
 
 
 def lay_out(
-    input: Input, lengths: Lengths | None, input_size: int, batch_first: bool
+    input: Input, lengths: Lengths | None, input_size: int, batch_first: bool, table: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Layout]:
-    """An input as (T, B, D), its lengths, and its form.
+    """An input as (T, B, D), or of numbers of a table's rows as (T, B, 1), its lengths, and its form.
 
     Raises:
-        ValueError: the input or its lengths have the wrong shape, type or range.
+        ValueError: the input, its lengths or the table have the wrong shape, type or range.
     """
+    if table is not None:
+        return _lay_out_numbers(input, lengths, input_size, batch_first, table)
     if isinstance(input, PackedSequence):
         _check(input.data, input_size, (2,), "the data of a packed input must be (N, D)")
         if lengths is not None:
             raise ValueError("a packed input has lengths of its own; pass no others")
-        x, packed_lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
-        return x, packed_lengths.to(x.device), Layout(packed=input, lengths=packed_lengths)
+        return _unpacked(input, input.data)
     layout = "(B, T, D)" if batch_first else "(T, B, D)"
     _check(input, input_size, (2, 3), f"input must be {layout}, or (T, D) of one sequence,")
+    return _of_tensor(input, lengths, batch_first)
+
+
+def _lay_out_numbers(
+    input: Input, lengths: Lengths | None, input_size: int, batch_first: bool, table: Tensor
+) -> tuple[Tensor, Tensor | None, Layout]:
+    if table.dim() != 2 or table.shape[1] != input_size or not table.is_floating_point():
+        raise ValueError(
+            f"a table must be (N, D) floating point numbers with D = {input_size}, got {table.dtype} of shape"
+            f" {tuple(table.shape)}"
+        )
+    if isinstance(input, PackedSequence):
+        _check_numbers(input.data, len(table), (1,), "the data of a packed input must be (N,)")
+        if lengths is not None:
+            raise ValueError("a packed input has lengths of its own; pass no others")
+        return _unpacked(input, input.data[:, None])
+    layout = "(B, T)" if batch_first else "(T, B)"
+    _check_numbers(input, len(table), (1, 2), f"input must be {layout}, or (T,) of one sequence,")
+    return _of_tensor(input[..., None], lengths, batch_first)
+
+
+def _unpacked(packed: PackedSequence, data: Tensor) -> tuple[Tensor, Tensor, Layout]:
+    x, lengths = pad_packed_sequence(PackedSequence(data, packed.batch_sizes))
+    return x, lengths.to(x.device), Layout(packed=packed, lengths=lengths)
+
+
+def _of_tensor(input: Tensor, lengths: Lengths | None, batch_first: bool) -> tuple[Tensor, Tensor | None, Layout]:
     if input.dim() == 3:
         x = input.transpose(0, 1) if batch_first else input
         return x, None if lengths is None else _checked(lengths, x), Layout(batch_first)
     if lengths is not None:
         raise ValueError("lengths are those of a batch; of one sequence, (T, D), pass the steps that count")
     return input[:, None], None, Layout(batched=False)
+
+
+def _check_numbers(numbers: Tensor, rows: int, dimensions: tuple[int, ...], wanted: str) -> None:
+    if numbers.dim() not in dimensions or numbers.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"{wanted} int32 or int64 numbers of the table's rows, got {numbers.dtype} of shape {tuple(numbers.shape)}"
+        )
+    if not numbers.is_cpu or not numbers.numel() or torch.compiler.is_compiling():
+        return
+    lowest, highest = (int(bound) for bound in numbers.aminmax())
+    if not 0 <= lowest <= highest < rows:
+        raise ValueError(f"numbers of the table's rows must lie in 0..{rows - 1}, got {lowest}..{highest}")
 
 
 def _check(input: Tensor, input_size: int, dimensions: tuple[int, ...], wanted: str) -> None:

@@ -149,14 +149,15 @@ class SkipRNN(RecurrentStack):
         """Do nothing: this is for what calls it of ``torch.nn.LSTM``."""
 
     def _run(
-        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
-    ) -> Solution:
-        if not self.bidirectional:
-            return self._solve(x, states, gate, lengths, every_step, "", self._drawn_dropout(x), self._drawn(x))
-
+        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool,
+        table: Tensor | None,
+    ) -> Solution:  # fmt: skip
         def run(suffix: str, x: Tensor, states: list[LayerState], gate: GateState) -> Solution:
-            return self._solve(x, states, gate, lengths, every_step, suffix, self._drawn_dropout(x), self._drawn(x))
+            dropout, draws = self._drawn_dropout(x), self._drawn(x)
+            return self._solve(x, states, gate, lengths, every_step, suffix, dropout, draws, table)
 
+        if not self.bidirectional:
+            return run("", x, states, gate)
         return run_both(run, x, states, gate, lengths, every_step)
 
     def _solve(
@@ -169,13 +170,14 @@ class SkipRNN(RecurrentStack):
         suffix: str = "",
         dropout: Dropout | None = None,
         draws: Tensor | None = None,
+        table: Tensor | None = None,
     ) -> Solution:
         """Run one direction."""
         self._check_bound()
         weights = (self.layers(suffix), *self._gate_weights(suffix))
         problem = Problem(
             self.cell, *weights, x, states, gate, lengths, gate_grad_clip=self.gate_grad_clip, every_step=every_step,
-            bounds=self.bounds, dropout=dropout, draws=draws,
+            bounds=self.bounds, dropout=dropout, draws=draws, table=table,
         )  # fmt: skip
         return solve(self.engine, problem)
 

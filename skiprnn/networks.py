@@ -86,7 +86,13 @@ class SequenceModel(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> ModelOutput:
         """x as the task stores it, (B, T, D) or (B, T), and lengths (B,) -> the output, and the gate (B, T)."""
-        h, _, update_gate = self.rnn(self.embedding(x), lengths=lengths, every_step=self.each_step)
+        table = None
+        if isinstance(self.embedding, nn.Embedding) and x.is_cpu and not torch.compiler.is_compiling():
+            numbers, x = torch.unique(x, return_inverse=True)  # each word that occurs is embedded once
+            table = self.embedding(numbers)
+        else:
+            x = self.embedding(x)
+        h, _, update_gate = self.rnn(x, lengths=lengths, every_step=self.each_step, table=table)
         return ModelOutput(self.head(self.dropout(h)).float(), update_gate)
 
     def with_rnn(self, rnn: RecurrentStack) -> "SequenceModel":

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.functional import embedding
 
 from skiprnn.cells import Cell, LayerState
 from skiprnn.gate import UNBOUNDED, Bounds, GateState
@@ -26,7 +27,7 @@ class Problem(NamedTuple):
     """A ``cell.Weights`` a layer; layer l reads what ``dropout`` leaves of layer l-1's candidate h̃ of the same step."""
     update_weight: Tensor  # (H,), w_p
     update_bias: Tensor  # (1,), b_p
-    x: Tensor  # (T, B, D)
+    x: Tensor  # (T, B, D), or of a table (T, B, 1)
     states: Sequence[LayerState]
     """A tuple a layer of (B, H) tensors."""
     gate: GateState
@@ -43,6 +44,8 @@ class Problem(NamedTuple):
     """Between the layers; None: everything passes."""
     draws: Tensor | None = None
     """(T, B) float32 in [0, 1), what the gate's sums are compared with; None: 0.5."""
+    table: Tensor | None = None
+    """(N, D), of whose rows x are the numbers; ``looked_up`` says which samples those are."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that may be differentiated by: x, update_weight, update_bias, p, acc, the states, the weights."""
@@ -74,6 +77,12 @@ class Problem(NamedTuple):
             return below
         kept, scale = self.dropout
         return torch.where(kept[k - 1, t, rows], below * scale, 0)
+
+    def looked_up(self) -> Self:
+        """The same problem without a table."""
+        if self.table is None:
+            return self
+        return self._replace(x=embedding(self.x[..., 0], self.table), table=None)
 
     def widened(self) -> Self:
         """The same problem with float32 samples where another module, under autocast, made them bfloat16."""

@@ -50,6 +50,7 @@ class RecurrentStack(nn.Module):
         lengths: Lengths | None = None,
         *,
         every_step: bool = True,
+        table: Tensor | None = None,
     ) -> SkipRNNOutput:
         """Run a batch of sequences, a packed batch, or one sequence.
 
@@ -63,6 +64,10 @@ class RecurrentStack(nn.Module):
                 anything, and its output repeats its last state. Values are checked on the CPU only. A packed batch
                 has its own, and one sequence none.
             every_step: if False, return the last layer's h after the last step alone, which saves memory and time.
+            table: (N, D), whose rows are the samples: ``input`` then holds their numbers, (T, B), (B, T) or (T,) int32
+                or int64, as it would for an ``nn.Embedding`` whose weight this is. Results are the same; training on a
+                CPU, each row goes through the first layer's input weights once instead of at every step that has it,
+                so pass the rows that occur, not a whole vocabulary.
 
         Returns:
             ``(output, state, update_gate)``: the last layer's h after each step, (T, B, H) or (B, T, H), or after the
@@ -74,7 +79,7 @@ class RecurrentStack(nn.Module):
         Raises:
             ValueError: an argument has the wrong shape, type or range.
         """
-        x, lengths, layout = lay_out(input, lengths, self.input_size, self.batch_first)
+        x, lengths, layout = lay_out(input, lengths, self.input_size, self.batch_first, table)
         if state is None:
             state = self.initial_state(x.shape[1])
         else:
@@ -82,7 +87,7 @@ class RecurrentStack(nn.Module):
             state = self._state(*layout.taken(*self._split(checked)))
         tensors, gate_state = self._split(state)
         states = list(zip(*map(_taken_apart, tensors), strict=True))
-        solution = self._run(x, states, gate_state, lengths, every_step)
+        solution = self._run(x, states, gate_state, lengths, every_step, table)
         tensors = [torch.stack(layers) for layers in zip(*solution.states, strict=True)]
         tensors, gate = layout.given(tensors, solution.gate)
         output = layout.steps(solution.output) if every_step else self._after_last_step(tensors[0])
@@ -153,8 +158,9 @@ class RecurrentStack(nn.Module):
         return [self.layer(k, suffix) for k in range(self.num_layers)]
 
     def _run(
-        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool
-    ) -> Solution:
+        self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool,
+        table: Tensor | None,
+    ) -> Solution:  # fmt: skip
         raise NotImplementedError
 
     def _shapes(self, k: int) -> Any:

@@ -22,6 +22,8 @@ def solve(name: str, problem: Problem) -> Solution:
         RuntimeError: none can.
     """
     reason = None
+    multiplied = native.multiplied(problem) if name in ("auto", "events") else None
+    problem = multiplied or problem.looked_up()
     for engine in _engines(name, problem):
         reason = engine.why_not(problem)
         if reason is None:

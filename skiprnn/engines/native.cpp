@@ -31,7 +31,7 @@ using ints = decltype(V{} < V{});  // int32_t, as many
     static const char name##_text[] = #name " {" #__VA_ARGS__ "}";
 
 STRUCTURE(Layer,                                   // shaped as in torch, or packed by skiprnn_pack_stack
-    int64_t D, form;                               // form: of w_x and w_x_back (see Form)
+    int64_t D, form;                               // form: of w_x and w_x_back (see Form); D is 0 where x are the products
     const float *w_x, *w_h, *bias_x, *bias_h;      // packed [GP/16][D or H][16] and (GP,)
     const float *w_x_back, *w_h_back;              // packed [DP/16 or HP/16][GP][16], for training
 );
@@ -47,7 +47,7 @@ STRUCTURE(Problem,
     const Stack *stack;
     int64_t T, B;
     int64_t x_t, x_b, go_t, go_b, gg_t, gg_b;      // strides of x, grad_output and grad_gate over time and batch
-    const float *x;                                // (T, B, D)
+    const float *x;                                // (T, B, D), or where D is 0 their products with w_x, (T, B, gates * H)
     const int64_t *lengths;                        // (B,)
     const float *draws;                            // (T, B), what sums are compared with, or null: 0.5
     float *h, *c;                                  // (layers, B, H): initial states in, final states out
@@ -60,7 +60,7 @@ STRUCTURE(Problem,
     float gate_grad_clip;                          // infinite where there is no bound
     const float *grad_output, *grad_gate;          // strided, or null
     float *grad_h, *grad_c, *grad_p, *grad_acc;    // (layers, B, H), (B,): of the final states in, of the initial out
-    float *grad_x;                                 // (T, B, D), or null
+    float *grad_x;                                 // shaped as x, or null
     float *sums;                                   // (workers, skiprnn_sums): each worker's gradients of the weights
 );
 
@@ -460,6 +460,21 @@ struct Sizes {
           KP(q.kind == 2 ? 3 * HP : 4 * HP), form(q.form), n_gate(ZP * (form == PAIRS ? (H + 1) / 2 : H)) {}
 };
 
+// Numbers of a sample.
+INLINE int64_t width(const Stack &q) { return q.layer[0].D ? q.layer[0].D : Sizes(q).gates(q.kind) * q.H; }
+
+// A layer's input's share of the gates of n steps, (n, GP), from its inputs or from their products.
+template <class Set>
+INLINE void input_shares(const Stack &q, const Layer &w, const float *below, int64_t apart, int64_t n, float *zx) {
+    const Sizes s(q);
+    if (w.D) return Set::product(w.form, below, apart, n, w.D, w.w_x, s.GP, zx, s.GP, w.bias_x);
+    for (int64_t r = 0; r < n; r++, below += apart, zx += s.GP) {
+        memcpy(zx, w.bias_x, s.GP * sizeof(float));
+        for (int64_t gate = 0; gate < s.GP / s.HP; gate++)
+            for (int64_t u = 0; u < s.H; u++) zx[gate * s.HP + u] += below[gate * s.H + u];
+    }
+}
+
 INLINE float bounded(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
 
 INLINE float probability(const Stack &q, float dot) {
@@ -523,10 +538,10 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
     typedef typename Set::vector V;
     const Sizes s(q);
     const float *below = x;
-    int64_t below_apart = q.layer[0].D;
+    int64_t below_apart = width(q);
     for (int64_t l = 0; l < s.L; l++, h += apart, c += apart) {
         const Layer &w = q.layer[l];
-        Set::product(w.form, below, below_apart, n, w.D, w.w_x, s.GP, zx, s.GP, w.bias_x);
+        input_shares<Set>(q, w, below, below_apart, n, zx);
         Set::product(s.form, h, s.HP, n, s.H, w.w_h, s.ZP, zh, s.GP, w.bias_h);
         if (KIND == 2) {
             for (int64_t r = 0; r < n; r++)
@@ -567,7 +582,7 @@ struct Ahead {
 INLINE Ahead prepared(const Stack &q, int64_t rows, Memory &memory) {
     const Sizes s(q);
     const int64_t apart = rows * s.HP;
-    return {apart, memory.take(rows * q.layer[0].D), memory.take(s.L * apart), memory.take(s.L * apart),
+    return {apart, memory.take(rows * width(q)), memory.take(s.L * apart), memory.take(s.L * apart),
             memory.take(rows * s.GP), memory.take(rows * s.GP), memory.take(rows * s.HP)};
 }
 
@@ -575,7 +590,7 @@ template <class Set, int KIND>
 INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, const Ahead &w) {
     const Stack &stack = *q.stack;
     const Sizes s(stack);
-    const int64_t H = s.H, HP = s.HP, D = stack.layer[0].D, S = q.T + 1, apart = w.apart;
+    const int64_t H = s.H, HP = s.HP, D = width(stack), S = q.T + 1, apart = w.apart;
     float *xs = w.xs, *hs = w.hs, *cs = w.cs;
     int64_t of[ROWS], t[ROWS], shown[ROWS], count[ROWS], at[ROWS];  // of the rows still running, the first n
     float p[ROWS];
@@ -678,7 +693,7 @@ INLINE Back prepared_back(const Stack &q, float *sums, Memory &memory) {
     }
     w.w_p = sums, w.b_p = sums + s.HP;
     w.pending = 0;
-    w.xs = memory.take(SKIPS * q.layer[0].D), w.zx = memory.take(SKIPS * s.GP), w.zn = memory.take(SKIPS * s.HP);
+    w.xs = memory.take(SKIPS * width(q)), w.zx = memory.take(SKIPS * s.GP), w.zn = memory.take(SKIPS * s.HP);
     w.reset = memory.take(SKIPS * s.HP), w.below = memory.take(SKIPS * s.HP);
     w.back = memory.take(ROWS * s.HP), w.z = memory.take(ROWS * s.GP);
     w.up = memory.take(ROWS * widest), w.zeros = memory.take(widest);
@@ -724,8 +739,7 @@ INLINE void back_over_skips_of(int64_t l, const Problem &q, const int64_t *block
     const Layer &layer = stack.layer[l];
     const LayerBack &a = w.layer[l];
     const bool top = l == s.L - 1;
-    if (D == 0)
-        Set::product(layer.form, l ? w.below : w.xs, l ? HP : a.D, k.n, a.D, layer.w_x, s.GP, w.zx, s.GP, layer.bias_x);
+    if (D == 0) input_shares<Set>(stack, layer, l ? w.below : w.xs, l ? HP : width(stack), k.n, w.zx);
     const auto share = [&](int64_t i) {
         return Share<D>{w.zx + i * s.GP, w.xs + i * D, layer.w_x, layer.bias_x};
     };
@@ -864,7 +878,10 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
         if (l || q.grad_x) Set::product(layer.form, zx, GP, n, GP, layer.w_x_back, a.DP, w.up, a.DP, w.zeros);
         for (int64_t i = 0; !l && q.grad_x && i < n; i++) {
             const int64_t b = block[active[i]], t = q.tape_t[b * S + k];
-            memcpy(q.grad_x + (t * q.B + b) * a.D, w.up + i * a.DP, a.D * sizeof(float));
+            float *by_x = q.grad_x + (t * q.B + b) * width(stack);
+            if (a.D) memcpy(by_x, w.up + i * a.DP, a.D * sizeof(float));
+            for (int64_t gate = 0; !a.D && gate < GP / HP; gate++)
+                memcpy(by_x + gate * H, zx + i * GP + gate * HP, H * sizeof(float));
         }
     }
     for (int64_t i = 0; i < n; i++) {
@@ -884,7 +901,7 @@ template <class Set, int KIND>
 INLINE void backward_block(const Problem &q, const int64_t *block, int64_t rows, Back &w) {
     const Stack &stack = *q.stack;
     const Sizes s(stack);
-    const int64_t D = stack.layer[0].D, H = s.H, HP = s.HP, GP = s.GP, S = q.T + 1;
+    const int64_t D = width(stack), H = s.H, HP = s.HP, GP = s.GP, S = q.T + 1;
     int64_t active[ROWS], most = 0;
     for (int64_t r = 0; r < rows; r++) {
         const int64_t b = block[r];

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding, linear
 
 from skiprnn import compiled
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerWeights
@@ -40,6 +41,31 @@ def why_not(problem: Problem) -> str | None:
     if steps * batch < 8 and sum(w.numel() for w in problem.tensors()[1:]) > 500_000:
         return "copying the weights would take longer than so few samples"
     return None
+
+
+def multiplied(problem: Problem, *, reads_all: bool = False) -> Problem | None:
+    """A problem of a table as this engine runs it: x are the rows' products with the first layer's ``weight_ih``.
+
+    Args:
+        reads_all: the gate never shuts. Otherwise, unless somebody will go back, it is better to read what is used.
+
+    Returns:
+        The same problem, whose first ``weight_ih`` has no columns; None where there is no table, the engine cannot run,
+        or it gains nothing.
+    """
+    table, numbers = problem.table, problem.x[..., 0]
+    if table is None or rounding() or why_not(problem._replace(x=table[None], table=None)) is not None:
+        return None
+    if not reads_all and not problem.differentiable and not (torch.is_grad_enabled() and table.requires_grad):
+        return None
+    rows, features = table.shape
+    if (
+        features * (1 - rows / max(numbers.numel(), 1)) < 32
+    ):  # multiply-adds that a number saves which is copied instead
+        return None
+    first, *others = problem.layers
+    products = embedding(numbers, linear(table, first.weight_ih))
+    return problem._replace(x=products, layers=[first._replace(weight_ih=first.weight_ih[:, :0]), *others], table=None)
 
 
 def unable(problem: Problem) -> str | None:
@@ -212,9 +238,9 @@ def _weights_of(sums: Tensor, problem: Problem) -> Iterator[Tensor]:
     for layer in problem.layers:
         gates = len(layer.bias_ih) // H
         for size in (layer.weight_ih.shape[1], H, None, None):
-            columns = padded(size) if size else 1
+            columns = 1 if size is None else padded(size)
             part = sums[start : start + gates * HP * columns].view(gates, HP, columns)[:, :H, :size]
-            yield part.reshape(gates * H, size) if size else part.reshape(gates * H)
+            yield part.reshape(gates * H) if size is None else part.reshape(gates * H, size)
             start += gates * HP * columns
     yield sums[start : start + H]
     yield sums[start + HP : start + HP + 1]
