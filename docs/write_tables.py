@@ -22,12 +22,17 @@ def page(text: str) -> str:
 
 def _table(path: Path) -> str:
     results = json.loads(path.read_text(encoding="utf-8"))
-    hours = sum(run["training_seconds"] for run in results["runs"]) / 3600
-    spent = f"{hours:.1f} hours" if hours > 1 else f"{60 * hours:.1f} minutes"
-    device = results["where"]["device"]
-    each = f"on one {device}, several at once" if device.startswith("NVIDIA") else "one thread each"
-    note = f"{len(results['runs'])} runs, {spent} of training together, {each} (`{path.name}`)."
+    places = {True: f"on one {results['where']['device']}, several at once", False: "on a CPU, one thread each"}
+    spent = []
+    for on_gpu, place in places.items():
+        runs = [run["training_seconds"] for run in results["runs"] if (run["config"]["device"] == "cuda") == on_gpu]
+        spent += [f"{len(runs)} runs {place}, {_duration(sum(runs))} of training"] if runs else []
+    note = f"{', and '.join(spent)} (`{path.name}`)."
     return f"{markdown([Line(**line) for line in results['lines']], without=TIMES)}\n{note}\n"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import operator
 import warnings
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -152,13 +153,18 @@ class SkipRNN(RecurrentStack):
         self, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None, every_step: bool,
         table: Tensor | None,
     ) -> Solution:  # fmt: skip
-        def run(suffix: str, x: Tensor, states: list[LayerState], gate: GateState) -> Solution:
-            dropout, draws = self._drawn_dropout(x), self._drawn(x)
-            return self._solve(x, states, gate, lengths, every_step, suffix, dropout, draws, table)
-
+        run = partial(self._run_one, lengths=lengths, every_step=every_step, table=table)
         if not self.bidirectional:
             return run("", x, states, gate)
         return run_both(run, x, states, gate, lengths, every_step)
+
+    def _run_one(
+        self, suffix: str, x: Tensor, states: list[LayerState], gate: GateState, lengths: Tensor | None,
+        every_step: bool, table: Tensor | None,
+    ) -> Solution:  # fmt: skip
+        """Run one direction, with what it draws."""
+        dropout, draws = self._drawn_dropout(x), self._drawn(x)
+        return self._solve(x, states, gate, lengths, every_step, suffix, dropout, draws, table)
 
     def _solve(
         self,

@@ -21,13 +21,13 @@ KERNELS = ("forward", "backward", "fill", "take", "reset", "shares", "sums")
 OPERATION = r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_]+)"  # of a dump of instructions
 
 
-def report(cubin, kernel):
+def report(cubin, kernel, counts_code=CODE in sys.argv):
     """Registers, bytes of stack, where some are spilled, and shared memory; if asked, instructions and barriers."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(cubin)
         said = re.search(rf"Function {kernel}:\n(.*)", _dumped(binary, "--dump-resource-usage"))[1]
-        code = _dumped(binary, "--dump-sass", "-fun", kernel) if CODE in sys.argv else ""
+        code = _dumped(binary, "--dump-sass", "-fun", kernel) if counts_code else ""
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", said)}
     operations = re.findall(OPERATION, code)
     counts = {"instructions": len(operations), "barriers": operations.count("BAR")} if code else {}

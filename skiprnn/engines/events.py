@@ -7,7 +7,7 @@ literal there too); these share one hidden product and do not depend on each oth
 ``reference.py``.
 
 The clocks are kept on the host, so that a GPU is waited for once an iteration forward, for the probabilities that say
-when to go on, and never backward.
+when to go on, and backward where their copies wait. The engines that are made for GPUs keep them there.
 """
 
 from collections.abc import Sequence

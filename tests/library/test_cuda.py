@@ -14,6 +14,7 @@ from skiprnn import SkipGRU, SkipLSTM, budget_loss, engines, reference
 from skiprnn.cells import LSTM
 from skiprnn.engines import cuda, cuda_kernels
 from skiprnn.gate import bounds_of_skips
+from tests import sm90
 from tests.problems import MODULES, assert_same, build, problem, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -275,6 +276,15 @@ def test_compiles_for_an_h100(constants):
     assert max(stacks) <= 96
     assert max(shared) <= cuda.RESERVED
     assert max(shared) + max(map(constants.shared, "FB")) <= 227 * 1024
+
+
+def test_threads_wait_for_one_another_as_seldom_as_the_page_says():
+    """An update has one barrier; the outputs of every step are filled in without any."""
+    pytest.importorskip("cuda.bindings")
+    pytest.importorskip("triton")  # which brings what reads the code
+    cubin, _ = cuda_kernels.compiled(cuda_kernels.Constants(110, 1, gru=False, rows=2), "sm_90")
+    barriers = {kernel: sm90.report(cubin, kernel, True)["barriers"] for kernel in ("forward", "backward", "fill")}
+    assert barriers == {"forward": 3, "backward": 4, "fill": 0}
 
 
 def test_says_that_tensors_lie_apart():

@@ -39,8 +39,6 @@ def test_the_gpu_engines_equal_the_authors_cells(engine, path):
         pytest.skip("of more than one layer it has no cells")
     if engine == "graph":
         pytest.importorskip("triton")
-        if "gru" in path.stem:
-            pytest.skip("it has no GRU that resets before")
     if not torch.cuda.is_available() and engine == "graph" and "layers1" in path.stem:
         pytest.skip("needs a GPU: Triton's interpreter is slow, and the files with two layers will do there")
     check(path, engine, torch.float32, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
