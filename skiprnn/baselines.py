@@ -70,15 +70,17 @@ class _RandomSkip(RecurrentStack):
         """The plain cell over all of x: a Skip RNN whose gate stays open, where that is compiled, or torch's own."""
         if not x.numel():
             return states[-1][0].expand(*x.shape[:2], -1), states
-        like = x if table is None else table
-        gate = GateState(like.new_ones(x.shape[1]), like.new_zeros(x.shape[1]))
-        shut, opened = like.new_zeros(self.hidden_size), like.new_full((1,), 100.0)
+        batch = x.shape[1]
+        x, numbers = (x, None) if table is None else (table, x[..., 0])
+        gate = GateState(x.new_ones(batch), x.new_zeros(batch))
+        shut, opened = x.new_zeros(self.hidden_size), x.new_full((1,), 100.0)
         problem = Problem(
-            self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step, table=table
+            self.cell, self.layers(), shut, opened, x, states, gate, lengths, every_step=every_step, numbers=numbers
         )
-        multiplied = native.multiplied(problem, reads_all=True) if self.engine == "auto" else None
-        problem = multiplied or problem.looked_up()
-        x = problem.x
+        if numbers is not None:
+            ready = native.with_numbers(problem, reads_all=True) if self.engine == "auto" else None
+            problem = ready or problem.looked_up()
+            x = problem.x
         if self.engine == "auto":
             solution = None
             if x.is_cpu and native.why_not(problem) is None:

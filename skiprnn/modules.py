@@ -181,9 +181,10 @@ class SkipRNN(RecurrentStack):
         """Run one direction."""
         self._check_bound()
         weights = (self.layers(suffix), *self._gate_weights(suffix))
+        x, numbers = (x, None) if table is None else (table, x[..., 0])
         problem = Problem(
             self.cell, *weights, x, states, gate, lengths, gate_grad_clip=self.gate_grad_clip, every_step=every_step,
-            bounds=self.bounds, dropout=dropout, draws=draws, table=table,
+            bounds=self.bounds, dropout=dropout, draws=draws, numbers=numbers,
         )  # fmt: skip
         return solve(self.engine, problem)
 

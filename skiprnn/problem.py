@@ -27,7 +27,7 @@ class Problem(NamedTuple):
     """A ``cell.Weights`` a layer; layer l reads what ``dropout`` leaves of layer l-1's candidate h̃ of the same step."""
     update_weight: Tensor  # (H,), w_p
     update_bias: Tensor  # (1,), b_p
-    x: Tensor  # (T, B, D), or of a table (T, B, 1)
+    x: Tensor  # (T, B, D), or with numbers (N, D)
     states: Sequence[LayerState]
     """A tuple a layer of (B, H) tensors."""
     gate: GateState
@@ -44,8 +44,8 @@ class Problem(NamedTuple):
     """Between the layers; None: everything passes."""
     draws: Tensor | None = None
     """(T, B) float32 in [0, 1), what the gate's sums are compared with; None: 0.5."""
-    table: Tensor | None = None
-    """(N, D), of whose rows x are the numbers; ``looked_up`` says which samples those are."""
+    numbers: Tensor | None = None
+    """(T, B) integers: the samples are these rows of x. Engines that do not say they take them get ``looked_up``."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All that may be differentiated by: x, update_weight, update_bias, p, acc, the states, the weights."""
@@ -79,10 +79,8 @@ class Problem(NamedTuple):
         return torch.where(kept[k - 1, t, rows], below * scale, 0)
 
     def looked_up(self) -> Self:
-        """The same problem without a table."""
-        if self.table is None:
-            return self
-        return self._replace(x=embedding(self.x[..., 0], self.table), table=None)
+        """The same problem with the samples themselves."""
+        return self if self.numbers is None else self._replace(x=embedding(self.numbers, self.x), numbers=None)
 
     def widened(self) -> Self:
         """The same problem with float32 samples where another module, under autocast, made them bfloat16."""
@@ -94,9 +92,14 @@ class Problem(NamedTuple):
         """Whether anything will be differentiated."""
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors())
 
+    @property
+    def size(self) -> torch.Size:
+        """Steps and sequences, (T, B)."""
+        return self.x.shape[:2] if self.numbers is None else self.numbers.shape
+
     def ends(self) -> Tensor:
         """The length of each sequence, (B,) int64."""
-        steps, batch, _ = self.x.shape
+        steps, batch = self.size
         if self.lengths is None:
             return torch.full((batch,), steps, device=self.x.device)
         return self.lengths.long().clamp(0, steps)

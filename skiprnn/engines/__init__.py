@@ -22,8 +22,9 @@ def solve(name: str, problem: Problem) -> Solution:
         RuntimeError: none can.
     """
     reason = None
-    multiplied = native.multiplied(problem) if name in ("auto", "events") else None
-    problem = multiplied or problem.looked_up()
+    if problem.numbers is not None:
+        ready = native.with_numbers(problem) if name in ("auto", "events") else None
+        problem = ready or problem.looked_up()
     for engine in _engines(name, problem):
         reason = engine.why_not(problem)
         if reason is None:

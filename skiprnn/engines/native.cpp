@@ -46,8 +46,10 @@ STRUCTURE(Stack,
 STRUCTURE(Problem,
     const Stack *stack;
     int64_t T, B;
+    int64_t N;                                     // rows of x that samples are taken from, or 0: x are the samples
     int64_t x_t, x_b, go_t, go_b, gg_t, gg_b;      // strides of x, grad_output and grad_gate over time and batch
-    const float *x;                                // (T, B, D), or where D is 0 their products with w_x, (T, B, gates * H)
+    const float *x;                                // (T, B, D) or (N, D); where D is 0 their products with w_x, gates * H
+    const int64_t *numbers;                        // (T, B), of the rows, or null
     const int64_t *lengths;                        // (B,)
     const float *draws;                            // (T, B), what sums are compared with, or null: 0.5
     float *h, *c;                                  // (layers, B, H): initial states in, final states out
@@ -60,7 +62,7 @@ STRUCTURE(Problem,
     float gate_grad_clip;                          // infinite where there is no bound
     const float *grad_output, *grad_gate;          // strided, or null
     float *grad_h, *grad_c, *grad_p, *grad_acc;    // (layers, B, H), (B,): of the final states in, of the initial out
-    float *grad_x;                                 // shaped as x, or null
+    float *grad_x;                                 // shaped as x, with a worker's (workers, N, D), or null
     float *sums;                                   // (workers, skiprnn_sums): each worker's gradients of the weights
 );
 
@@ -460,6 +462,10 @@ struct Sizes {
           KP(q.kind == 2 ? 3 * HP : 4 * HP), form(q.form), n_gate(ZP * (form == PAIRS ? (H + 1) / 2 : H)) {}
 };
 
+INLINE const float *sample(const Problem &q, int64_t t, int64_t b) {
+    return q.x + (q.numbers ? q.numbers[t * q.B + b] * q.x_t : t * q.x_t + b * q.x_b);
+}
+
 // Numbers of a sample.
 INLINE int64_t width(const Stack &q) { return q.layer[0].D ? q.layer[0].D : Sizes(q).gates(q.kind) * q.H; }
 
@@ -633,7 +639,7 @@ INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, con
             if (ends) continue;
             of[running] = b, t[running] = t[r], shown[running] = shown[r], count[running] = count[r] + 1;
             at[running] = b * S + count[running];  // of the tape
-            memcpy(xs + running * D, q.x + t[r] * q.x_t + b * q.x_b, D * sizeof(float));
+            memcpy(xs + running * D, sample(q, t[r], b), D * sizeof(float));
             running++;
         }
         if ((n = running) == 0) break;
@@ -659,7 +665,7 @@ struct LayerBack {
 };
 struct Back {
     LayerBack *layer;
-    float *w_p, *b_p;                           // sums
+    float *w_p, *b_p, *grad_x;                  // sums
     int64_t pending;
     float *xs, *zx, *zn, *reset, *below;        // of skipped steps: (SKIPS, D or GP or HP)
     float *back, *z, *up, *zeros;               // (ROWS, HP), (ROWS, GP), (ROWS, the widest DP), (the widest DP,)
@@ -716,6 +722,10 @@ INLINE void flush(const Sizes &s, Back &w) {
             }
     }
     w.pending = 0;
+}
+
+INLINE void add(const float *from, int64_t n, float *to) {
+    for (int64_t i = 0; i < n; i++) to[i] += from[i];
 }
 
 INLINE void add_output(const Problem &q, int64_t H, int64_t t, int64_t b, float *G) {
@@ -804,8 +814,7 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
         float *x = a.x + w.pending * a.DP, *h = a.h + w.pending * HP;
         for (int64_t i = 0; i < n; i++) {
             const int64_t b = block[active[i]];
-            const float *below = l ? q.tape_h + (((l - 1) * q.B + b) * S + k) * HP
-                                   : q.x + q.tape_t[b * S + k] * q.x_t + b * q.x_b;
+            const float *below = l ? q.tape_h + (((l - 1) * q.B + b) * S + k) * HP : sample(q, q.tape_t[b * S + k], b);
             memcpy(x + i * a.DP, below, a.D * sizeof(float));
             memcpy(h + i * HP, q.tape_h + ((l * q.B + b) * S + k - 1) * HP, HP * sizeof(float));
         }
@@ -878,10 +887,11 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
         if (l || q.grad_x) Set::product(layer.form, zx, GP, n, GP, layer.w_x_back, a.DP, w.up, a.DP, w.zeros);
         for (int64_t i = 0; !l && q.grad_x && i < n; i++) {
             const int64_t b = block[active[i]], t = q.tape_t[b * S + k];
-            float *by_x = q.grad_x + (t * q.B + b) * width(stack);
-            if (a.D) memcpy(by_x, w.up + i * a.DP, a.D * sizeof(float));
-            for (int64_t gate = 0; !a.D && gate < GP / HP; gate++)
-                memcpy(by_x + gate * H, zx + i * GP + gate * HP, H * sizeof(float));
+            float *by_x = w.grad_x + (q.numbers ? q.numbers[t * q.B + b] : t * q.B + b) * width(stack);
+            if (a.D)
+                add(w.up + i * a.DP, a.D, by_x);
+            else
+                for (int64_t gate = 0; gate < GP / HP; gate++) add(zx + i * GP + gate * HP, H, by_x + gate * H);
         }
     }
     for (int64_t i = 0; i < n; i++) {
@@ -950,7 +960,7 @@ INLINE void backward_block(const Problem &q, const int64_t *block, int64_t rows,
                     entered = false;
                     continue;
                 }
-                memcpy(w.xs + m * D, q.x + t * q.x_t + b * q.x_b, D * sizeof(float));
+                memcpy(w.xs + m * D, sample(q, t, b), D * sizeof(float));
                 skips.of[m] = r;
                 skips.at[m++] = t--;
             }
@@ -1023,6 +1033,7 @@ template <class Set, int KIND>
 INLINE void backward(const Problem &q, const Plan &plan, int64_t worker) {
     Memory memory;
     Back w = prepared_back<KIND>(*q.stack, q.sums + worker * sums_floats(*q.stack), memory);
+    w.grad_x = q.grad_x ? q.grad_x + worker * q.N * width(*q.stack) : nullptr;
     const int64_t *order = plan.order.data(), *start = plan.start.data(), *owner = plan.owner.data();
     const int64_t blocks = plan.owner.size();
     for (int64_t i = 0; i < blocks; i++)

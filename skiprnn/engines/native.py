@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import linear
 
 from skiprnn import compiled
 from skiprnn.cells import GRU, GRU_RESET_BEFORE, LSTM, Cell, LayerWeights
@@ -35,37 +35,37 @@ def why_not(problem: Problem) -> str | None:
         return "it cannot be traced"
     if reason := transformed() or unable(problem):
         return reason
-    if not problem.x.numel():
+    steps, batch = problem.size
+    if not steps * batch * problem.x.numel():
         return "there are no samples"
-    steps, batch, _ = problem.x.shape
     if steps * batch < 8 and sum(w.numel() for w in problem.tensors()[1:]) > 500_000:
         return "copying the weights would take longer than so few samples"
     return None
 
 
-def multiplied(problem: Problem, *, reads_all: bool = False) -> Problem | None:
-    """A problem of a table as this engine runs it: x are the rows' products with the first layer's ``weight_ih``.
+def with_numbers(problem: Problem, *, reads_all: bool = False) -> Problem | None:
+    """A problem whose samples are rows of x as this engine runs it best; None where it cannot, or should not.
+
+    In training, or where the gate never shuts, each row goes through the first layer's ``weight_ih`` beforehand: x are
+    the products then, and that weight has no columns. Who does not go back reads the rows that are used.
 
     Args:
-        reads_all: the gate never shuts. Otherwise, unless somebody will go back, it is better to read what is used.
-
-    Returns:
-        The same problem, whose first ``weight_ih`` has no columns; None where there is no table, the engine cannot run,
-        or it gains nothing.
+        reads_all: the gate never shuts.
     """
-    table, numbers = problem.table, problem.x[..., 0]
-    if table is None or rounding() or why_not(problem._replace(x=table[None], table=None)) is not None:
+    if why_not(problem) is not None:
         return None
-    if not reads_all and not problem.differentiable and not (torch.is_grad_enabled() and table.requires_grad):
+    assert problem.numbers is not None
+    (rows, features), samples = problem.x.shape, problem.numbers.numel()
+    trains = problem.differentiable
+    if trains and rows * _workers(problem.size[1]) > samples:  # each worker has gradients by the rows
         return None
-    rows, features = table.shape
-    if (
-        features * (1 - rows / max(numbers.numel(), 1)) < 32
-    ):  # multiply-adds that a number saves which is copied instead
-        return None
+    problem = problem._replace(numbers=problem.numbers.long().contiguous())
+    saved = features * (1 - rows / samples)  # multiply-adds for each of a product's numbers
+    if saved < 16 or rounding() or not (trains or reads_all):
+        return problem
     first, *others = problem.layers
-    products = embedding(numbers, linear(table, first.weight_ih))
-    return problem._replace(x=products, layers=[first._replace(weight_ih=first.weight_ih[:, :0]), *others], table=None)
+    layers = [first._replace(weight_ih=first.weight_ih[:, :0]), *others]
+    return problem._replace(x=linear(problem.x, first.weight_ih), layers=layers)
 
 
 def unable(problem: Problem) -> str | None:
@@ -164,7 +164,7 @@ def packed(problem: Problem, *, rounded: bool, training: bool = False) -> Packed
 def forward(problem: Problem, stack: PackedStack, tape: Tensor | None) -> list[Tensor]:
     """The sequences' lengths, and what ``solution`` takes; what ``backward`` needs goes to the tape."""
     x, ends = _rows_of(problem.x.detach()), problem.ends().contiguous()
-    T, B, _ = x.shape
+    T, B = problem.size
     H = len(problem.update_weight)
     p, acc = (tensor.detach().clone() for tensor in problem.gate)
     states = [torch.stack(tensors).detach() for tensors in zip(*problem.states, strict=True)]
@@ -183,7 +183,8 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients by ``problem.tensors()``, from those by what ``solution`` takes; the stack is packed for training."""
     x, L = _rows_of(problem.x.detach()), len(problem.layers)
-    T, B, D = x.shape
+    B = problem.size[1]
+    workers = _workers(B)
     grad_output, grad_gate, *given = grads
     shapes = [(B,)] * 2 + [(L, B, len(problem.update_weight))] * problem.cell.num_states
     gp, ga, *states = (
@@ -193,8 +194,9 @@ def backward(
     described = _described(problem, stack, x, ends, tape)
     described.gate_grad_clip = math.inf if problem.gate_grad_clip is None else problem.gate_grad_clip
     point(described, grad_h=states[0], grad_c=states[-1], grad_p=gp, grad_acc=ga)
-    grad_x = x.new_zeros(T, B, D) if needs_x else None
-    if grad_x is not None:
+    grad_x = None
+    if needs_x:
+        grad_x = x.new_zeros(x.shape if problem.numbers is None else (workers, *x.shape))
         point(described, grad_x=grad_x)
     if grad_output is not None and problem.every_step:
         grad_output = _rows_of(grad_output)
@@ -203,12 +205,13 @@ def backward(
     if grad_gate is not None:
         described.gg_t, described.gg_b = grad_gate.stride()
         point(described, grad_gate=grad_gate)
-    workers = _workers(B)
     sums = x.new_zeros(workers, compiled.LIBRARY.skiprnn_sums(stack.address))  # type: ignore[union-attr]
     call("backward", point(described, sums=sums), workers)
     shut = saturated(problem.gate, ends)
     *weights, w_p, b_p = _weights_of(sums.sum(0), problem)
     gate = (g.masked_fill(shut, 0) for g in (gp, ga))
+    if grad_x is not None and problem.numbers is not None:
+        grad_x = grad_x.sum(0)
     return [grad_x, w_p, b_p, *gate, *(s[layer] for layer in range(L) for s in states), *weights]
 
 
@@ -258,7 +261,7 @@ def tape_floats(problem: Problem) -> int:
 
 def _parts(problem: Problem) -> dict[str, int]:
     """The tape's parts and their sizes."""
-    (T, B, _), L, kind = problem.x.shape, len(problem.layers), KINDS[type(problem.cell)]
+    (T, B), L, kind = problem.size, len(problem.layers), KINDS[type(problem.cell)]
     rows, units = B * (T + 1), L * B * (T + 1) * padded(len(problem.update_weight))
     sizes = {"counts": B, "tape_p": rows, "tape_a": rows, "tape_t": rows, "tape_h": units}
     return sizes | ({"tape_c": units} if kind == 0 else {}) | {"tape_g": units * (3 if kind == 2 else 4)}
@@ -310,13 +313,17 @@ def _workers(batch: int) -> int:
 
 def _rows_of(tensor: Tensor) -> Tensor:
     """The tensor with numbers of a step side by side."""
-    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _described(problem: Problem, stack: PackedStack, x: Tensor, ends: Tensor, tape: Tensor | None) -> Any:
     """The structure as both passes need it."""
-    described = structure("Problem", stack=stack.address, T=x.shape[0], B=x.shape[1])
-    described.x_t, described.x_b = x.stride()[:2]
+    described = structure("Problem", stack=stack.address, **dict(zip("TB", problem.size, strict=True)))
+    if problem.numbers is None:
+        described.x_t, described.x_b = x.stride()[:2]
+    else:
+        described.N, described.x_t = len(x), x.stride(0)
+        point(described, numbers=problem.numbers)
     if tape is not None:
         parts = _parts(problem)
         starts = accumulate(map(padded, parts.values()), initial=0)

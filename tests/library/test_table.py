@@ -36,16 +36,16 @@ needs_compiled = pytest.mark.skipif(compiled.LIBRARY is None, reason="the compil
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether rows were multiplied before, of each problem that asked."""
-    asked, multiplied = [], native.multiplied
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool | None]:
+    """Whether rows were multiplied beforehand, of each problem of numbers; None where they were looked up."""
+    asked, with_numbers = [], native.with_numbers
 
     def recorded(problem, **options):
-        found = multiplied(problem, **options)
-        asked.append(found is not None)
+        found = with_numbers(problem, **options)
+        asked.append(None if found is None else not found.layers[0].weight_ih.numel())
         return found
 
-    monkeypatch.setattr(native, "multiplied", recorded)
+    monkeypatch.setattr(native, "with_numbers", recorded)
     return asked
 
 
@@ -112,9 +112,45 @@ def test_who_does_not_go_back_reads_what_is_used(taken):
 
 @needs_compiled
 def test_nothing_is_multiplied_that_occurs_once(taken):
-    table = torch.randn(T * B, D, requires_grad=True)
-    results(network("lstm"), table, torch.randperm(T * B).view(T, B), table=table)
-    assert taken == [False]
+    table, numbers = torch.randn(T * B, D, requires_grad=True), torch.randperm(T * B).view(T, B)
+    wanted = results(network("lstm"), table, table[numbers])
+    assert_same(results(network("lstm"), table, numbers, table=table), wanted)
+    assert taken in ([False], [None])  # by the number of threads: each has gradients by all rows
+
+
+@needs_compiled
+def test_rows_that_are_not_used_are_not_read():
+    rnn, (numbers, table) = network("lstm").eval(), drawn()
+    with torch.no_grad():
+        wanted = rnn(numbers, table=table)
+        damaged = torch.cat([table, torch.full((1, D), torch.nan)])
+        found = rnn(numbers.where(wanted.update_gate == 1, 6), table=damaged)
+    torch.testing.assert_close(found.output, wanted.output)
+    assert (found.update_gate == 0).any()
+
+
+@needs_compiled
+def test_one_or_two_numbers_a_sample():
+    for features in (1, 2):
+        rnn = SkipLSTM(features, H)
+        nn.init.constant_(rnn.update_bias, -0.5)
+        numbers, table = drawn()[0], torch.randn(6, features, requires_grad=True)
+        wanted = results(rnn, table, table[numbers])
+        assert_same(results(rnn, table, numbers, table=table), wanted)
+
+
+@needs_compiled
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_work(threads, taken):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        numbers, table = torch.randint(0, 6, (T, 40)), torch.randn(6, D, requires_grad=True)
+        wanted = results(network("gru"), table, table[numbers])
+        assert_same(results(network("gru"), table, numbers, table=table), wanted)
+    finally:
+        torch.set_num_threads(before)
+    assert taken == [True]
 
 
 def test_only_the_vectors_may_be_trained():
