@@ -10,7 +10,7 @@ The loss is the mean square of the last state plus a budget; outputs of other st
 the gate's bias, its weight being zero; "mixed" has a random weight and inputs that differ in mean between sequences, so
 that sequences differ in usage. With --captured every pass, the rival's too, is a CUDA graph that is replayed.
 With --words samples are drawn from so many vectors, which are trained: torch's cell reads an embedding's output, the
-Skip RNN their numbers.
+Skip RNN their numbers; GFLOP/s then counts products that need not be made.
 Times are medians, on CUDA between events of the device; peak memory is what one forward and backward pass adds to the
 process (CPU) or allocator (CUDA). The columns x say how many times as good as torch's own cell. GFLOP/s counts three
 products with the weights for each used sample (forward, and back to the states and the weights); on the CPU the share

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from skiprnn.problem import transformed
+
 Input = Tensor | PackedSequence
 """(T, B, D), (B, T, D), or (T, D) of one sequence; or a packed batch. Numbers of a table's rows: without D."""
 Lengths = Tensor | Sequence[int]
@@ -78,12 +80,12 @@ def _lay_out_numbers(
             f" {tuple(table.shape)}"
         )
     if isinstance(input, PackedSequence):
-        _check_numbers(input.data, len(table), (1,), "the data of a packed input must be (N,)")
+        _check_numbers(input.data, table, (1,), "the data of a packed input must be (N,)")
         if lengths is not None:
             raise ValueError("a packed input has lengths of its own; pass no others")
         return _unpacked(input, input.data[:, None])
     layout = "(B, T)" if batch_first else "(T, B)"
-    _check_numbers(input, len(table), (1, 2), f"input must be {layout}, or (T,) of one sequence,")
+    _check_numbers(input, table, (1, 2), f"input must be {layout}, or (T,) of one sequence,")
     return _of_tensor(input[..., None], lengths, batch_first)
 
 
@@ -97,20 +99,22 @@ def _of_tensor(input: Tensor, lengths: Lengths | None, batch_first: bool) -> tup
         x = input.transpose(0, 1) if batch_first else input
         return x, None if lengths is None else _checked(lengths, x), Layout(batch_first)
     if lengths is not None:
-        raise ValueError("lengths are those of a batch; of one sequence, (T, D), pass the steps that count")
+        raise ValueError("lengths are those of a batch; of one sequence pass the steps that count")
     return input[:, None], None, Layout(batched=False)
 
 
-def _check_numbers(numbers: Tensor, rows: int, dimensions: tuple[int, ...], wanted: str) -> None:
+def _check_numbers(numbers: Tensor, table: Tensor, dimensions: tuple[int, ...], wanted: str) -> None:
     if numbers.dim() not in dimensions or numbers.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"{wanted} int32 or int64 numbers of the table's rows, got {numbers.dtype} of shape {tuple(numbers.shape)}"
         )
-    if not numbers.is_cpu or not numbers.numel() or torch.compiler.is_compiling():
+    if numbers.device != table.device:
+        raise ValueError(f"numbers and table must lie on one device, got {numbers.device} and {table.device}")
+    if not numbers.is_cpu or not numbers.numel() or torch.compiler.is_compiling() or transformed():
         return
     lowest, highest = (int(bound) for bound in numbers.aminmax())
-    if not 0 <= lowest <= highest < rows:
-        raise ValueError(f"numbers of the table's rows must lie in 0..{rows - 1}, got {lowest}..{highest}")
+    if not 0 <= lowest <= highest < len(table):
+        raise ValueError(f"numbers must be those of the table's {len(table)} rows, got {lowest}..{highest}")
 
 
 def _check(input: Tensor, input_size: int, dimensions: tuple[int, ...], wanted: str) -> None:

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from skiprnn.baselines import RandomSkipGRU, RandomSkipLSTM
 from skiprnn.cells import GRU, Cell
 from skiprnn.modules import SkipRNN
+from skiprnn.problem import transformed
 from skiprnn.stack import RecurrentStack
 from skiprnn.streaming import Stream
 
@@ -87,13 +88,17 @@ class SequenceModel(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> ModelOutput:
         """x as the task stores it, (B, T, D) or (B, T), and lengths (B,) -> the output, and the gate (B, T)."""
         table = None
-        if isinstance(self.embedding, nn.Embedding) and x.is_cpu and not torch.compiler.is_compiling():
+        if self._embeds_numbers() and x.is_cpu and not torch.compiler.is_compiling() and not transformed():
             numbers, x = torch.unique(x, return_inverse=True)  # each word that occurs is embedded once
             table = self.embedding(numbers)
         else:
             x = self.embedding(x)
         h, _, update_gate = self.rnn(x, lengths=lengths, every_step=self.each_step, table=table)
         return ModelOutput(self.head(self.dropout(h)).float(), update_gate)
+
+    def _embeds_numbers(self) -> bool:
+        """Whether a number's vector and gradient are the same however often it occurs, and where."""
+        return type(self.embedding) is nn.Embedding and not self.embedding.scale_grad_by_freq
 
     def with_rnn(self, rnn: RecurrentStack) -> "SequenceModel":
         """The same network around another recurrent stack, which takes over the weights it has names for."""

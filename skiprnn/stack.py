@@ -65,9 +65,8 @@ class RecurrentStack(nn.Module):
                 has its own, and one sequence none.
             every_step: if False, return the last layer's h after the last step alone, which saves memory and time.
             table: (N, D), whose rows are the samples: ``input`` then holds their numbers, (T, B), (B, T) or (T,) int32
-                or int64, as it would for an ``nn.Embedding`` whose weight this is. Results are the same. In training on
-                a CPU each row goes through the first layer's input weights once instead of at every step that has it,
-                so pass the rows that occur, not a whole vocabulary.
+                or int64, as it would for an ``nn.Embedding`` whose weight this is. Results are the same, sooner:
+                docs/engines.md. Pass the rows that occur, not a whole vocabulary.
 
         Returns:
             ``(output, state, update_gate)``: the last layer's h after each step, (T, B, H) or (B, T, H), or after the

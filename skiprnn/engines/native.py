@@ -46,8 +46,9 @@ def why_not(problem: Problem) -> str | None:
 def with_numbers(problem: Problem, *, reads_all: bool = False) -> Problem | None:
     """A problem whose samples are rows of x as this engine runs it best; None where it cannot, or should not.
 
-    In training, or where the gate never shuts, each row goes through the first layer's ``weight_ih`` beforehand: x are
-    the products then, and that weight has no columns. Who does not go back reads the rows that are used.
+    In training, or where the gate never shuts, each row goes through the first layer's ``weight_ih`` beforehand, if
+    there are enough samples to each: x are the products then, and that weight has no columns. Otherwise the rows are
+    read where they lie, and who does not go back reads those that are used.
 
     Args:
         reads_all: the gate never shuts.
@@ -60,7 +61,9 @@ def with_numbers(problem: Problem, *, reads_all: bool = False) -> Problem | None
     if trains and rows * _workers(problem.size[1]) > samples:  # each worker has gradients by the rows
         return None
     problem = problem._replace(numbers=problem.numbers.long().contiguous())
-    saved = features * (1 - rows / samples)  # multiply-adds for each of a product's numbers
+    # Where few samples are used going back has one product for each, forward next to none; rows have three.
+    products = rows * (3 if trains and not reads_all else 1)
+    saved = features * (1 - products / samples)  # multiply-adds for each number that is made
     if saved < 16 or rounding() or not (trains or reads_all):
         return problem
     first, *others = problem.layers
@@ -221,16 +224,16 @@ class _Training(torch.autograd.Function):
         problem = bare.with_tensors(tensors)
         stack, tape = packed(problem, training=True, rounded=rounding()), empty_tape(problem)
         ends, *computed = forward(problem, stack, tape)
-        ctx.bare, ctx.stack = bare, stack
-        ctx.save_for_backward(ends, tape, *tensors)
+        ctx.bare, ctx.stack = bare._replace(numbers=None), stack
+        ctx.save_for_backward(ends, tape, bare.numbers, *tensors)  # which notices where they were changed since
         ctx.set_materialize_grads(False)
         return tuple(computed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        ends, tape, *tensors = ctx.saved_tensors
-        problem = ctx.bare.with_tensors(tensors)
+        ends, tape, numbers, *tensors = ctx.saved_tensors
+        problem = ctx.bare.with_tensors(tensors)._replace(numbers=numbers)
         return None, *backward(problem, ctx.stack, ends, tape, grads, needs_x=ctx.needs_input_grad[1])
 
 

@@ -199,18 +199,73 @@ def test_forms_of_the_input():
 @pytest.mark.parametrize(
     ("numbers", "table", "said"),
     [
-        (torch.full((T, B), 6), torch.zeros(6, D), "must lie in 0..5, got 6..6"),
-        (torch.full((T, B), -1), torch.zeros(6, D), "must lie in 0..5, got -1..-1"),
+        (torch.full((T, B), 6), torch.zeros(6, D), "of the table's 6 rows, got 6..6"),
+        (torch.full((T, B), -1), torch.zeros(6, D), "of the table's 6 rows, got -1..-1"),
+        (torch.full((T, B), 0), torch.zeros(0, D), "of the table's 0 rows, got 0..0"),
+        (torch.zeros(T, B, dtype=torch.long, device="meta"), torch.zeros(6, D), "one device, got meta and cpu"),
         (torch.zeros(T, B), torch.zeros(6, D), r"\(T, B\).* numbers of the table's rows, got torch.float32"),
         (torch.zeros(T, B, 1, dtype=torch.long), torch.zeros(6, D), r"got torch.int64 of shape \(9, 5, 1\)"),
         (torch.zeros(T, B, dtype=torch.long), torch.zeros(6, D + 1), r"D = 70, got torch.float32 of shape \(6, 71\)"),
         (torch.zeros(T, B, dtype=torch.long), torch.zeros(6, D, dtype=torch.long), "floating point numbers"),
     ],
-    ids=["too large", "negative", "not integers", "not two-dimensional", "too wide", "integers"],
+    ids=["too large", "negative", "none there", "apart", "not integers", "not two-dimensional", "too wide", "integers"],
 )
 def test_what_is_no_number_of_a_row_is_refused(numbers, table, said):
     with pytest.raises(ValueError, match=said):
         SkipLSTM(D, H)(numbers, table=table)
+
+
+def test_numbers_that_were_changed_before_going_back_are_noticed():
+    rnn, (numbers, table) = network("lstm"), drawn()
+    output = rnn(numbers, table=table).output
+    numbers.fill_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_numbers_and_table_may_lie_anyhow():
+    rnn = network("gru")
+    table = torch.randn(D, 12, requires_grad=True)
+    numbers = torch.randint(0, 6, (B, 2 * T), dtype=torch.int32).T[::2]
+    wanted = results(rnn, table, table.T[::2][numbers])
+    assert_same(results(rnn, table, numbers, table=table.T[::2]), wanted)
+    one = torch.randn(1, D, requires_grad=True)
+    wanted = results(rnn, one, one.expand(6, D)[numbers])
+    assert_same(results(rnn, one, numbers, table=one.expand(6, D)), wanted)
+
+
+def test_gradients_of_each_sequence_by_vmap():
+    torch.manual_seed(0)
+    model = SequenceModel(SkipLSTM(D, H, batch_first=True), 2, nn.Embedding(50, D))
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    x = torch.randint(0, 6, (B, T))
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x[None],)).output.square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    model(x[1:2]).output.square().sum().backward()
+    torch.testing.assert_close(found["embedding.weight"][1], model.embedding.weight.grad)
+    rnn, table = network("lstm"), torch.randn(6, D)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda n: rnn(n, table=table).output)(x), rnn(x.T, table=table).output.transpose(0, 1)
+    )
+
+
+class Placed(nn.Embedding):
+    def forward(self, x):
+        return super().forward(x) + torch.arange(x.shape[1])[:, None] / 10
+
+
+@pytest.mark.parametrize("embedding", [nn.Embedding(50, D, scale_grad_by_freq=True), Placed(50, D)])
+def test_an_embedding_of_another_kind_sees_every_number(embedding):
+    model = SequenceModel(SkipLSTM(D, H, batch_first=True), 2, embedding)
+    x, found = torch.randint(0, 6, (B, T)), []
+    for network in (model, lambda x: (model.head(model.rnn(embedding(x), every_step=False)[0]), None)):
+        model.zero_grad()
+        network(x)[0].square().sum().backward()
+        found.append(embedding.weight.grad.clone())
+    torch.testing.assert_close(*found)
 
 
 def test_a_network_embeds_each_word_once(taken):
