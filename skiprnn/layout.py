@@ -68,7 +68,7 @@ def lay_out(
         return _unpacked(input, input.data)
     layout = "(B, T, D)" if batch_first else "(T, B, D)"
     _check(input, input_size, (2, 3), f"input must be {layout}, or (T, D) of one sequence,")
-    return _of_tensor(input, lengths, batch_first)
+    return _of_tensor(input, lengths, batch_first, "(T, D)")
 
 
 def _lay_out_numbers(
@@ -86,7 +86,7 @@ def _lay_out_numbers(
         return _unpacked(input, input.data[:, None])
     layout = "(B, T)" if batch_first else "(T, B)"
     _check_numbers(input, table, (1, 2), f"input must be {layout}, or (T,) of one sequence,")
-    return _of_tensor(input[..., None], lengths, batch_first)
+    return _of_tensor(input[..., None], lengths, batch_first, "(T,)")
 
 
 def _unpacked(packed: PackedSequence, data: Tensor) -> tuple[Tensor, Tensor, Layout]:
@@ -94,12 +94,14 @@ def _unpacked(packed: PackedSequence, data: Tensor) -> tuple[Tensor, Tensor, Lay
     return x, lengths.to(x.device), Layout(packed=packed, lengths=lengths)
 
 
-def _of_tensor(input: Tensor, lengths: Lengths | None, batch_first: bool) -> tuple[Tensor, Tensor | None, Layout]:
+def _of_tensor(
+    input: Tensor, lengths: Lengths | None, batch_first: bool, single: str
+) -> tuple[Tensor, Tensor | None, Layout]:
     if input.dim() == 3:
         x = input.transpose(0, 1) if batch_first else input
         return x, None if lengths is None else _checked(lengths, x), Layout(batch_first)
     if lengths is not None:
-        raise ValueError("lengths are those of a batch; of one sequence pass the steps that count")
+        raise ValueError(f"lengths are those of a batch; of one sequence, {single}, pass the steps that count")
     return input[:, None], None, Layout(batched=False)
 
 
