@@ -285,10 +285,14 @@ PRESETS = {
         for task in ("ucf101", "videos")
     },
     # The paper stops early on the validation split. At ten times its learning rate more epochs only overfit. λ rises
-    # over the first two: with the full price from the start few words are used before it is known which.
+    # over the first two: with the full price from the start few words are used before it is known which. A bound cuts
+    # what calls for words, as on MNIST: with one of 1, λ=1e-3 and 400 words, 40 are used at an accuracy of 0.80.
     "imdb": {
         **{
-            preset: _preset("imdb", preset, hidden_size=128, dropout=0.2, epochs=6, eval_every=42, lam_warmup=168)
+            preset: _preset(
+                "imdb", preset,
+                gate_clip=None, hidden_size=128, dropout=0.2, epochs=6, eval_every=42, lam_warmup=168,
+            )
             for preset in ("quick", "settled")
         },
         "paper": _preset("imdb", "paper", hidden_size=128, dropout=0.2, epochs=100, eval_every=84, patience=5),
