@@ -55,6 +55,8 @@ STRUCTURE(Problem,
     float *h, *c;                                  // (layers, B, H): initial states in, final states out
     float *p, *acc;                                // (B,): likewise
     float *output, *update_gate;                   // (T, B, H), or null, and (T, B)
+    float *shares;                                 // (workers, N, GP): rows' shares of the gates once used, or null
+    uint8_t *known;                                // (workers, N): those that are
     float *tape_h, *tape_c, *tape_g;               // (layers, B, T+1, HP or KP), or null: nobody will go back
     float *tape_p, *tape_a;                        // (B, T+1)
     int32_t *tape_t, *counts;                      // (B, T+1); (B,) updates
@@ -547,7 +549,7 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
     int64_t below_apart = width(q);
     for (int64_t l = 0; l < s.L; l++, h += apart, c += apart) {
         const Layer &w = q.layer[l];
-        input_shares<Set>(q, w, below, below_apart, n, zx);
+        if (below) input_shares<Set>(q, w, below, below_apart, n, zx);  // or they are there
         Set::product(s.form, h, s.HP, n, s.H, w.w_h, s.ZP, zh, s.GP, w.bias_h);
         if (KIND == 2) {
             for (int64_t r = 0; r < n; r++)
@@ -583,13 +585,33 @@ struct Ahead {
     int64_t apart;         // a layer's states
     float *xs, *hs, *cs;   // (rows, D), (layers, rows, HP)
     float *zx, *zh, *reset;
+    float *shares;         // of the worker
+    uint8_t *known;
 };
 
 INLINE Ahead prepared(const Stack &q, int64_t rows, Memory &memory) {
     const Sizes s(q);
     const int64_t apart = rows * s.HP;
     return {apart, memory.take(rows * width(q)), memory.take(s.L * apart), memory.take(s.L * apart),
-            memory.take(rows * s.GP), memory.take(rows * s.GP), memory.take(rows * s.HP)};
+            memory.take(rows * s.GP), memory.take(rows * s.GP), memory.take(rows * s.HP), nullptr, nullptr};
+}
+
+// Samples t of n sequences' shares of the first layer's gates, those of a row computed where it is first used.
+template <class Set>
+INLINE void row_shares(const Problem &q, const int64_t *sequences, const int64_t *t, int64_t n, const Ahead &w) {
+    const Layer &layer = q.stack->layer[0];
+    const int64_t D = layer.D, GP = Sizes(*q.stack).GP;
+    int64_t rows[ROWS], made[ROWS], m = 0;
+    for (int64_t r = 0; r < n; r++) {
+        const int64_t row = rows[r] = q.numbers[t[r] * q.B + sequences[r]];
+        if (w.known[row]) continue;
+        w.known[row] = 1;
+        memcpy(w.xs + m * D, q.x + row * q.x_t, D * sizeof(float));
+        made[m++] = row;
+    }
+    if (m) Set::product(layer.form, w.xs, D, m, D, layer.w_x, GP, w.zx, GP, layer.bias_x);
+    for (int64_t i = 0; i < m; i++) memcpy(w.shares + made[i] * GP, w.zx + i * GP, GP * sizeof(float));
+    for (int64_t r = 0; r < n; r++) memcpy(w.zx + r * GP, w.shares + rows[r] * GP, GP * sizeof(float));
 }
 
 template <class Set, int KIND>
@@ -639,11 +661,12 @@ INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, con
             if (ends) continue;
             of[running] = b, t[running] = t[r], shown[running] = shown[r], count[running] = count[r] + 1;
             at[running] = b * S + count[running];  // of the tape
-            memcpy(xs + running * D, sample(q, t[r], b), D * sizeof(float));
+            if (!w.shares) memcpy(xs + running * D, sample(q, t[r], b), D * sizeof(float));
             running++;
         }
         if ((n = running) == 0) break;
-        update<Set, KIND>(stack, xs, n, hs, cs, apart, p, w.zx, w.zh, w.reset, q.tape_g, at, q.B * S * s.KP);
+        if (w.shares) row_shares<Set>(q, of, t, n, w);
+        update<Set, KIND>(stack, w.shares ? nullptr : xs, n, hs, cs, apart, p, w.zx, w.zh, w.reset, q.tape_g, at, q.B * S * s.KP);
         for (int64_t r = 0; r < n; r++) {
             const int64_t b = of[r], k = at[r];
             if (q.tape_h) q.tape_t[k] = (int32_t)t[r], q.tape_a[k] = q.acc[b], q.tape_p[k] = p[r];
@@ -1020,9 +1043,10 @@ Plan planned(const Problem &q, int64_t workers, bool backward) {
 
 // Runs the blocks that nobody has begun.
 template <class Set, int KIND>
-INLINE void forward(const Problem &q, Plan &plan) {
+INLINE void forward(const Problem &q, Plan &plan, int64_t worker) {
     Memory memory;
-    const Ahead w = prepared(*q.stack, plan.most, memory);
+    Ahead w = prepared(*q.stack, plan.most, memory);
+    if (q.shares) w.shares = q.shares + worker * q.N * Sizes(*q.stack).GP, w.known = q.known + worker * q.N;
     const int64_t *order = plan.order.data(), *start = plan.start.data(), blocks = plan.owner.size();
     for (int64_t i; (i = __atomic_fetch_add(&plan.next, 1, __ATOMIC_RELAXED)) < blocks;)
         forward_block<Set, KIND>(q, order + start[i], start[i + 1] - start[i], w);
@@ -1100,9 +1124,9 @@ INLINE void form_weights(Form form, float *w, int64_t panels, int64_t K) {
 #define FOR_KIND(name, kind, ...)                                                                             \
     (kind == 0 ? name<Set, 0>(__VA_ARGS__) : kind == 1 ? name<Set, 1>(__VA_ARGS__) : name<Set, 2>(__VA_ARGS__))
 #define ENTRIES(attribute, Instructions)                                                                      \
-    attribute void forward(const Problem &q, Plan &plan, Instructions) {                                      \
+    attribute void forward(const Problem &q, Plan &plan, int64_t worker, Instructions) {                      \
         typedef Instructions Set;                                                                             \
-        FOR_KIND(forward, q.stack->kind, q, plan);                                                            \
+        FOR_KIND(forward, q.stack->kind, q, plan, worker);                                                    \
     }                                                                                                         \
     attribute void backward(const Problem &q, const Plan &plan, int64_t worker, Instructions) {               \
         typedef Instructions Set;                                                                             \
@@ -1160,7 +1184,7 @@ extern "C" {
 void skiprnn_forward(const Problem *q, int64_t workers) {
     Plan plan = planned(*q, workers, false);
 #pragma omp parallel for schedule(static, 1) num_threads(workers)
-    for (int64_t worker = 0; worker < workers; worker++) CALL(forward, *q, plan);
+    for (int64_t worker = 0; worker < workers; worker++) CALL(forward, *q, plan, worker);
 }
 
 void skiprnn_backward(const Problem *q, int64_t workers) {

@@ -48,7 +48,7 @@ def with_numbers(problem: Problem, *, reads_all: bool = False) -> Problem | None
 
     In training, or where the gate never shuts, each row goes through the first layer's ``weight_ih`` beforehand, if
     there are enough samples to each: x are the products then, and that weight has no columns. Otherwise the rows are
-    read where they lie, and who does not go back reads those that are used.
+    read where they lie, and who does not go back reads those that are used (see ``multiplies_once``).
 
     Args:
         reads_all: the gate never shuts.
@@ -177,8 +177,19 @@ def forward(problem: Problem, stack: PackedStack, tape: Tensor | None) -> list[T
     if problem.every_step:
         output = _memory(T, B, H, huge_pages=True)
         point(described, output=output)
-    call("forward", described, _workers(B))
+    workers = _workers(B)
+    if tape is None and multiplies_once(problem, workers):
+        gates = len(problem.layers[0].bias_ih) // H
+        shares, known = _memory(workers, len(x), gates * stack.units), torch.zeros(workers, len(x), dtype=torch.uint8)
+        point(described, shares=shares, known=known)
+    call("forward", described, workers)
     return [ends, output, update_gate, p, acc, *states]
+
+
+def multiplies_once(problem: Problem, workers: int) -> bool:
+    """Whether, without going back, a worker keeps the products of rows with ``weight_ih`` from their first use on."""
+    rows, features = len(problem.x), problem.layers[0].weight_ih.shape[1]
+    return problem.numbers is not None and features >= 16 and 2 * rows * workers <= problem.numbers.numel()
 
 
 def backward(

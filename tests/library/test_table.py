@@ -130,6 +130,44 @@ def test_rows_that_are_not_used_are_not_read():
 
 
 @needs_compiled
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in (*LOOKED_UP, "random skips")])
+def test_a_row_is_multiplied_where_it_is_first_used(name, threads, autocast, monkeypatch):
+    keeps, asked = native.multiplies_once, []
+    monkeypatch.setattr(native, "multiplies_once", lambda *given: asked.append(keeps(*given)) or asked[-1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rnn, (_, table) = network(name), drawn()
+        numbers = torch.randint(0, 6, (T, 40))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            wanted = rnn(table[numbers])
+            assert not any(asked)
+            found = rnn(numbers, table=table)
+    finally:
+        torch.set_num_threads(before)
+    assert any(asked) == (autocast or not name.startswith("plain"))  # all rows beforehand there
+    torch.testing.assert_close(found.output, wanted.output)
+    assert torch.equal(found.update_gate, wanted.update_gate)
+
+
+@needs_compiled
+def test_products_of_rows_are_kept_where_they_repeat(monkeypatch):
+    keeps, asked = native.multiplies_once, []
+    monkeypatch.setattr(native, "multiplies_once", lambda *given: asked.append(keeps(*given)) or asked[-1])
+    rnn, before = network("lstm"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for rows in (22, 23):
+                rnn(torch.randint(0, rows, (T, B)), table=torch.randn(rows, D))
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [True, False]
+
+
+@needs_compiled
 def test_one_or_two_numbers_a_sample():
     for features in (1, 2):
         rnn = SkipLSTM(features, H)
