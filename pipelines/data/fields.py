@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 2**63 - 1  # what int64 holds
@@ -34,10 +34,12 @@ def _is(value: Any, hint: Any) -> bool:
     if origin in (list, tuple, dict):
         items, kind = (value.values(), inner[1]) if isinstance(value, dict) else (value, inner[0])
         return isinstance(value, origin) and all(_is(item, kind) for item in items)
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):  # as ``asdict`` leaves it
+        check_fields(hint, value)
+        return True
     if hint is Any or hint is types.NoneType:
         return hint is Any or value is None
     if hint is bool or isinstance(value, bool):
         return hint is bool and isinstance(value, bool)
-    if hint is float and isinstance(value, int):
-        return abs(value) <= LARGEST
-    return isinstance(value, hint) and not (isinstance(value, int) and abs(value) > LARGEST)
+    wanted = (float, int) if hint is float else hint
+    return isinstance(value, wanted) and not (isinstance(value, int) and abs(value) > LARGEST)

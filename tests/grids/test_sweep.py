@@ -38,7 +38,7 @@ from pipelines.runs.config import configure
 from pipelines.runs.directory import create_run, load_config, load_outcome, read_metrics
 from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
-from pipelines.tasks import Adding
+from pipelines.tasks import Adding, Sine
 from tests.gpu import on_gpu
 
 
@@ -448,6 +448,17 @@ def test_an_evaluation_is_kept_until_the_run_is_trained_further(results, configs
     failed = {}
     assert len(evaluate_all([runs[1]], failed)) == 1, failed
     assert evaluate_all([first], {})[0]["outcome"]["step"] == 8
+
+
+def test_an_evaluation_with_classes_is_kept(tmp_path):
+    data = generate(Sine(), tmp_path / "sine.h5", {"train": 16, "val": 8, "test": 8}, seed=0)
+    runs = plan(
+        tmp_path, [configure("sine", "quick", data=str(data), hidden_size=4, batch_size=8, steps=2, device="cpu")]
+    )
+    assert not train_all(runs, in_turn)
+    (result,) = evaluate_all(runs, {})
+    assert [of["name"] for of in result["evaluation"]["by_class"]] == ["0", "1"]
+    assert evaluate_all(runs, {}) == [result]  # or its times were others
 
 
 def test_a_run_that_cannot_be_evaluated_costs_only_itself(results, configs):
