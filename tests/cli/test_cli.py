@@ -113,7 +113,8 @@ def test_the_task_follows_the_data_file(skiprnn, sine_file):
 
 def test_the_help_says_of_which_task_a_preset_has_none(skiprnn):
     text = " ".join(skiprnn("train", "--help").stdout.split())
-    assert "quick: adding 0.1, sine 0.2, mnist none, else 1.0; settled: adding 0.1, mnist none, else 1.0; " in text
+    quick = "quick: adding 0.1, sine 0.2, mnist none, imdb none, else 1.0; "
+    assert quick + "settled: adding 0.1, mnist none, imdb none, else 1.0; " in text
     assert configure("mnist", "quick").gate_clip is None
 
 
