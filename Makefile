@@ -71,7 +71,7 @@ campaign: install
 sanitize: install
 	SKIPRNN_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -p no:xdist tests/library/test_events.py tests/library/test_bfloat16.py \
+		$(BIN)/python -m pytest -p no:xdist -m '' tests/library/test_events.py tests/library/test_bfloat16.py \
 		tests/library/test_table.py \
 		-k "compiled or instruction or memory or round or table"; \
 		status=$$?; $(BIN)/python setup.py --quiet build_ext --inplace --force; exit $$status

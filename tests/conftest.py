@@ -28,15 +28,18 @@ from skiprnn import compiled
 from skiprnn.engines import cuda
 from skiprnn_cli.main import cli
 from tests import emulated
+from tests.pairwise import leave_the_others_to_test_slow
 
 SIZES = {"train": 96, "val": 16, "test": 16}
 ON_GPU = ("test_events", "test_golden", "test_gpu_engines", "test_graph", "test_cuda")  # all they say is of a GPU too
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that are marked slow are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.startswith(ON_GPU):
             item.add_marker("gpu")
+    leave_the_others_to_test_slow(items)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,6 +58,14 @@ def interrupts() -> None:
     """SIGINT acts as it does in a terminal, also where the tests run in the background of a script."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What fsync is for, a machine that loses its power, no test can see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

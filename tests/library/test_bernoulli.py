@@ -22,6 +22,7 @@ def ran(rnn, **options):
     return run(rnn, x, **options)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("lengths", [None, [40, 0, 7, 40, 13, 1, 29]], ids=["whole", "padded"])
 @pytest.mark.parametrize("bias", [0.0, -1.5, -4.0])
 @pytest.mark.parametrize("layers", [1, 2])

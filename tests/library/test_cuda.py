@@ -38,6 +38,7 @@ def inputs(shape):
     return torch.randn(shape[:3], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", MODULES)

@@ -68,6 +68,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("engine", ["reference", "auto"])
 @pytest.mark.parametrize("form", ["batch", "one", "packed", "unsorted"])
 @pytest.mark.parametrize("given", [False, True], ids=["no_state", "state"])

@@ -24,6 +24,7 @@ SHAPES = {  # T, B, D, H, layers
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
 @pytest.mark.parametrize("bias", [BIASES[name] for name in SOME], ids=SOME)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -56,6 +57,7 @@ def test_equals_the_reference_on_random_problems(name, seed):
     assert_same(*results, tolerance=1e-12)
 
 
+@pytest.mark.pairwise
 @needs_compiled
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
@@ -132,6 +134,7 @@ def some_sequences(shape):
     return {"x": x, "lengths": T - torch.arange(B) % 3}
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("path", ["torch", pytest.param("compiled", marks=needs_compiled)])
 @pytest.mark.parametrize("per_step", [True, False], ids=["per_step", "last_step"])
 @pytest.mark.parametrize("bias", ["most", "some", "few"])
@@ -149,6 +152,7 @@ def test_a_bounded_gradient_of_the_gate_is_the_references(path, name, shape, bia
     assert difference > 1e-2 * unbounded[1][of_weight].abs().max()  # it acted
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("bias", [-3.0, 0.0, 3.0])
 @pytest.mark.parametrize("shape", ["paper", "two_layers"])
 @pytest.mark.parametrize("name", MODULES)

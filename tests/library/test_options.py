@@ -58,6 +58,7 @@ def assert_same(ours, theirs, tolerance=1e-12):
         torch.testing.assert_close(mine.double() / scale, other.double() / scale, rtol=0, atol=tolerance)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("form", ["lengths", "packed", "last_step"])
 @pytest.mark.parametrize("bias", ["some", "few"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -70,6 +70,7 @@ def test_skipped_steps_copy_the_state(make):
     assert (output[1:][~skipped] != output[:-1][~skipped]).any(-1).all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("cut", [0, 1, 14, 29, 30])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_two_halves_equal_the_whole(make, num_layers, cut):
@@ -185,6 +186,7 @@ def test_small_probabilities_add_up_under_autocast(make):
     assert output.isfinite().all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_skipped_samples_are_not_read(make, num_layers, bad):

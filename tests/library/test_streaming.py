@@ -39,6 +39,7 @@ def of_the_reference(name, shape, bias):
         return tuple(build(name, shape, bias, "reference", torch.float64)(sequence(shape)))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("either_path", "dtype"),
     [("compiled", torch.float32), ("torch", torch.float32), ("torch", torch.float64)],
@@ -151,6 +152,7 @@ def test_steps_have_the_gradients_of_forward(name):
         torch.testing.assert_close(mine, other)
 
 
+@pytest.mark.pairwise
 @needs_compiled
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("batch", [1, 2, 5])
