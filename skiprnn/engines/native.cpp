@@ -4,7 +4,8 @@
 //
 // A block of sequences runs its whole event loop here, so that weights stay in the cache and nothing but products and
 // gates is left to do. Gates are padded to a multiple of 16 units; padded units stay zero. The tape of a sequence holds
-// its states after each update, row 0 being the initial one, and the update's gates.
+// its states after each update, row 0 being the initial one, and the update's gates; or what they are cheap to compute
+// from, where that serves the steps skipped before it too (see keeps_share).
 
 #include <algorithm>
 #include <cstdint>
@@ -483,6 +484,16 @@ INLINE void input_shares(const Stack &q, const Layer &w, const float *below, int
     }
 }
 
+// Whether an update of layer l that comes after skipped steps keeps, in the place of its gates, the state's share of them,
+// which it has in common with those steps: where samples are narrow, the gates are computed again for less than that.
+INLINE bool keeps_share(const Stack &q, int64_t l) { return l == 0 && 4 * q.layer[0].D <= q.H; }
+
+// Whether steps were skipped right before update k of sequence b.
+INLINE bool after_skips(const Problem &q, int64_t b, int64_t k) {
+    const int32_t *t = q.tape_t + b * (q.T + 1) + k;
+    return *t > (k > 1 ? t[-1] : -1) + 1;
+}
+
 INLINE float bounded(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
 
 INLINE float probability(const Stack &q, float dot) {
@@ -538,11 +549,11 @@ INLINE bool is_full(float p, float acc, int64_t n) {
 }
 
 // One update of n sequences: h and c hold a layer's states of all rows, (n, HP), every `apart` floats; p[n] becomes their
-// update probabilities. Gates go to rows of the tape, a layer's every `tape_apart` floats, if there is one. Scratch: zx
-// and zh, (n, GP), reset, (n, HP).
+// update probabilities. Gates go to rows of the tape, a layer's every `tape_apart` floats, if there is one; of the first
+// layer, where `shares` says so, the state's share of them. Scratch: zx and zh, (n, GP), reset, (n, HP).
 template <class Set, int KIND>
 INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c, int64_t apart, float *p, float *zx,
-                   float *zh, float *reset, float *tape, const int64_t *rows, int64_t tape_apart) {
+                   float *zh, float *reset, float *tape, const int64_t *rows, int64_t tape_apart, const bool *shares) {
     typedef typename Set::vector V;
     const Sizes s(q);
     const float *below = x;
@@ -557,10 +568,12 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
             Set::product(s.form, reset, s.HP, n, s.H, w.w_h + s.n_gate, s.HP, zh + s.ZP, s.GP, w.bias_h + s.ZP);
         }
         for (int64_t r = 0; r < n; r++) {
-            float *hr = h + r * s.HP, *cr = c + r * s.HP;
+            float *hr = h + r * s.HP, *cr = c + r * s.HP, *tape_row = tape ? tape + l * tape_apart + rows[r] * s.KP : nullptr;
+            const float *z = zh + r * s.GP;
+            const bool share = tape && l == 0 && shares[r];
+            if (share) memcpy(tape_row, z, s.GP * sizeof(float));
             V dot{};
             for (int64_t u = 0; u < s.HP; u += lanes<V>) {
-                const float *z = zh + r * s.GP;
                 const V before = KIND ? V{} : load<V>(cr + u);
                 Gates<V> g = candidate<KIND>(zx + r * s.GP, z, z + 2 * s.HP, s.HP, u, load<V>(hr + u), before);
                 if (u + lanes<V> > s.H)  // were inputs infinite
@@ -568,8 +581,8 @@ INLINE void update(const Stack &q, const float *x, int64_t n, float *h, float *c
                 store(hr + u, g.h);
                 if (!KIND) store(cr + u, g.c);
                 dot += g.c * load<V>(q.w_p + u);
-                if (!tape) continue;
-                float *kept = tape + l * tape_apart + rows[r] * s.KP + u;
+                if (!tape || share) continue;
+                float *kept = tape_row + u;
                 store(kept, g.i), store(kept + s.HP, g.f), store(kept + 2 * s.HP, g.g);
                 if (KIND < 2) store(kept + 3 * s.HP, g.o);
             }
@@ -622,6 +635,7 @@ INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, con
     float *xs = w.xs, *hs = w.hs, *cs = w.cs;
     int64_t of[ROWS], t[ROWS], shown[ROWS], count[ROWS], at[ROWS];  // of the rows still running, the first n
     float p[ROWS];
+    bool shares[ROWS];
     for (int64_t r = 0; r < n; r++) {
         const int64_t b = block[r];
         of[r] = b, shown[r] = count[r] = 0;
@@ -661,15 +675,20 @@ INLINE void forward_block(const Problem &q, const int64_t *block, int64_t n, con
             if (ends) continue;
             of[running] = b, t[running] = t[r], shown[running] = shown[r], count[running] = count[r] + 1;
             at[running] = b * S + count[running];  // of the tape
+            if (q.tape_h) {
+                q.tape_t[at[running]] = (int32_t)t[r];
+                shares[running] = keeps_share(stack, 0) && after_skips(q, b, count[running]);
+            }
             if (!w.shares) memcpy(xs + running * D, sample(q, t[r], b), D * sizeof(float));
             running++;
         }
         if ((n = running) == 0) break;
         if (w.shares) row_shares<Set>(q, of, t, n, w);
-        update<Set, KIND>(stack, w.shares ? nullptr : xs, n, hs, cs, apart, p, w.zx, w.zh, w.reset, q.tape_g, at, q.B * S * s.KP);
+        update<Set, KIND>(stack, w.shares ? nullptr : xs, n, hs, cs, apart, p, w.zx, w.zh, w.reset, q.tape_g, at,
+                          q.B * S * s.KP, shares);
         for (int64_t r = 0; r < n; r++) {
             const int64_t b = of[r], k = at[r];
-            if (q.tape_h) q.tape_t[k] = (int32_t)t[r], q.tape_a[k] = q.acc[b], q.tape_p[k] = p[r];
+            if (q.tape_h) q.tape_a[k] = q.acc[b], q.tape_p[k] = p[r];
             q.p[b] = p[r];
             q.acc[b] = 0;
             q.update_gate[t[r] * q.B + b] = 1;
@@ -852,13 +871,20 @@ INLINE void back_over_update(const Problem &q, const int64_t *block, int64_t k, 
             float *dz = zx + i * GP, *dzh = zxh + i * GP, *Gh = a.Gh + r * HP, *Gc = a.Gc + r * HP;
             const int64_t after = (l * q.B + b) * S + k;
             if (top) add_output(q, H, q.tape_t[row], b, Gh);
+            const float *kept = q.tape_g + after * s.KP;
+            const bool share = keeps_share(stack, l) && after_skips(q, b, k);
+            if (share) input_shares<Set>(stack, layer, sample(q, q.tape_t[row], b), 0, 1, w.zx);
             const float p = q.tape_p[row], grad_logit = top ? q.grad_p[b] * (p - stack.low) * (stack.high - p) / spread : 0;
             V gain{};
             for (int64_t u = 0; u < HP; u += lanes<V>) {
                 V h0 = load<V>(h_before + i * HP + u), c0 = KIND ? V{} : load<V>(q.tape_c + (after - 1) * HP + u);
-                const float *kept = q.tape_g + after * s.KP + u;
-                Gates<V> g = {load<V>(kept), load<V>(kept + HP), load<V>(kept + 2 * HP),
-                              KIND < 2 ? load<V>(kept + 3 * HP) : V{}, V{}, load<V>(q.tape_h + after * HP + u), V{}};
+                Gates<V> g;
+                if (share)
+                    g = candidate<KIND>(w.zx, kept, kept + 2 * HP, HP, u, h0, c0);
+                else
+                    g = {load<V>(kept + u), load<V>(kept + HP + u), load<V>(kept + 2 * HP + u),
+                         KIND < 2 ? load<V>(kept + 3 * HP + u) : V{}, V{}, V{}, V{}};
+                g.h = load<V>(q.tape_h + after * HP + u);
                 g.c = KIND ? g.h : load<V>(q.tape_c + after * HP + u);
                 if (!KIND) g.tanh_c = hyperbolic(g.c);
                 V gh = load<V>(Gh + u), via_gate{};
@@ -951,7 +977,7 @@ INLINE void backward_block(const Problem &q, const int64_t *block, int64_t rows,
         if (q.counts[b] > most) most = q.counts[b];
     }
     for (int64_t k = most; k >= 0; k--) {
-        // the state's share of the gates, where steps are skipped after update k
+        // the state's share of the gates, where steps are skipped after update k: kept by the update after them, or not
         int64_t n = 0;
         for (int64_t r = 0; r < rows; r++) {
             const int64_t b = block[r], row = b * S + k, begin = k ? q.tape_t[row] : -1;
@@ -960,10 +986,18 @@ INLINE void backward_block(const Problem &q, const int64_t *block, int64_t rows,
         for (int64_t l = 0; n && l < s.L; l++) {
             const LayerBack &a = w.layer[l];
             const Layer &layer = stack.layer[l];
-            for (int64_t i = 0; i < n; i++)
-                memcpy(w.back + i * HP, q.tape_h + ((l * q.B + block[active[i]]) * S + k) * HP, HP * sizeof(float));
-            Set::product(s.form, w.back, HP, n, H, layer.w_h, s.ZP, w.z, GP, layer.bias_h);
-            for (int64_t i = 0; i < n; i++) memcpy(a.zh + active[i] * GP, w.z + i * GP, s.ZP * sizeof(float));
+            int64_t asked[ROWS], m = 0;
+            for (int64_t i = 0; i < n; i++) {
+                const int64_t r = active[i], b = block[r], row = (l * q.B + b) * S + k;
+                if (keeps_share(stack, l) && k < q.counts[b]) {
+                    memcpy(a.zh + r * GP, q.tape_g + (row + 1) * s.KP, s.ZP * sizeof(float));
+                } else {
+                    memcpy(w.back + m * HP, q.tape_h + row * HP, HP * sizeof(float));
+                    asked[m++] = r;
+                }
+            }
+            if (m) Set::product(s.form, w.back, HP, m, H, layer.w_h, s.ZP, w.z, GP, layer.bias_h);
+            for (int64_t i = 0; i < m; i++) memcpy(a.zh + asked[i] * GP, w.z + i * GP, s.ZP * sizeof(float));
         }
 
         // the steps skipped after update k, of one sequence after the other, several a product
@@ -1074,7 +1108,7 @@ INLINE void follow(Follower &q, const float *x, int64_t x_t, int64_t T) {
     int64_t t = q.skips;
     for (q.used = 0; t < T; q.used++) {
         float acc = 0;
-        update<Set, KIND>(*q.stack, x + t * x_t, 1, q.h, q.c, s.HP, q.p, zx, zh, reset, nullptr, nullptr, 0);
+        update<Set, KIND>(*q.stack, x + t * x_t, 1, q.h, q.c, s.HP, q.p, zx, zh, reset, nullptr, nullptr, 0, nullptr);
         q.last = t;
         t = next_update(*q.p, acc, t, INT64_MAX);
     }
