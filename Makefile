@@ -40,7 +40,8 @@ gpu-test: install
 	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("torch finds no CUDA device here")'
 	env -u TRITON_INTERPRET $(BIN)/python -m pytest -p no:xdist -m gpu
 
-# The tests that `make test` leaves out, for they take long: clusters of Ray, processes killed, all of a data set.
+# The tests that `make test` leaves out, for they take long: clusters of Ray, processes killed, all of a data set, and of
+# large grids the cases without a pair of values that is in no other.
 test-slow: install
 	$(BIN)/python $(PYTEST) -m slow
 

@@ -22,7 +22,7 @@ def page(text: str) -> str:
 
 def _table(path: Path) -> str:
     results = json.loads(path.read_text(encoding="utf-8"))
-    places = {True: f"on one {results['where']['device']}, several at once", False: "on a CPU, one thread each"}
+    places = {True: f"on one {results['where']['device']}, several at once", False: "on a CPU, one or two threads each"}
     spent = []
     for on_gpu, place in places.items():
         runs = [run["training_seconds"] for run in results["runs"] if (run["config"]["device"] == "cuda") == on_gpu]

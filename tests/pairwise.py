@@ -30,7 +30,10 @@ def leave_the_others_to_test_slow(items: Sequence[pytest.Item]) -> None:
         if item.get_closest_marker("pairwise") is not None:
             tests[item.nodeid.partition("[")[0]].append(item)
     for cases in tests.values():
-        chosen = covering([{name: id(value) for name, value in case.callspec.params.items()} for case in cases])
+        values = [case.callspec.params if hasattr(case, "callspec") else {} for case in cases]
+        if len(values[0]) < 2:
+            raise pytest.UsageError(f"{cases[0].nodeid} is marked pairwise and has no two parameters; drop the mark")
+        chosen = covering([{name: id(value) for name, value in case.items()} for case in values])
         for place, case in enumerate(cases):
             if place not in chosen:
                 case.add_marker(pytest.mark.slow(reason="each pair of its parameters' values occurs in another case"))

@@ -485,7 +485,8 @@ INLINE void input_shares(const Stack &q, const Layer &w, const float *below, int
 }
 
 // Whether an update of layer l that comes after skipped steps keeps, in the place of its gates, the state's share of them,
-// which it has in common with those steps: where samples are narrow, the gates are computed again for less than that.
+// which (but for that of a reset state) it has in common with those steps: where samples are narrow, or their products are
+// given, the gates are computed again for less than that.
 INLINE bool keeps_share(const Stack &q, int64_t l) { return l == 0 && 4 * q.layer[0].D <= q.H; }
 
 // Whether steps were skipped right before update k of sequence b.

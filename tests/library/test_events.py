@@ -19,7 +19,7 @@ SHAPES = {  # T, B, D, H, layers
     "odd": (63, 3, 5, 100, 1),
     "wide": (20, 70, 40, 16, 1),
     "two_layers": (30, 5, 3, 7, 2),
-    "three_layers": (25, 4, 2, 6, 3),
+    "three_layers": (25, 4, 1, 6, 3),  # narrow samples: of the first layer the tape keeps another thing
     "wide_inputs": (15, 8, 300, 63, 2),
 }
 
