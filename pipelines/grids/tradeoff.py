@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import BboxBase
 
 from pipelines.data.doors import reading
 from pipelines.errors import SkipRNNError
@@ -18,6 +20,8 @@ from pipelines.tasks import TASKS, Task
 from pipelines.tasks.base import FORMATS
 
 MARKERS = ("o", "s", "^", "D")  # of models of one colour, from several folders
+
+CORNERS = ((4, 4), (-4, 4), (4, -4), (-4, -4))  # of a point, where its label may be, in points
 
 Series = dict[str, dict[tuple[float, str], list[tuple[float, float]]]]
 """Used samples and metric of runs, by what a line joins, and by what tells a point from others of its line."""
@@ -66,11 +70,30 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
     if len(kinds) > 1:
         raise SkipRNNError(f"the runs are of different tasks ({', '.join(kinds)}); plot each task by itself")
     figure = Figure(figsize=(6.4 * len(panels), 4.6), layout="constrained")
+    labels = []
     for axis, (data, series) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
-        _draw(axis, series, colors, tasks[data])
+        labels += _draw(axis, series, colors, tasks[data])
         if len(panels) > 1:
             axis.set_title(no_formula(data), fontsize=10)
+    _part(figure, [label for label in labels if label.get_text()])
     return save(figure, out, overwrite=overwrite)
+
+
+def _part(figure: Figure, labels: list[Annotation]) -> None:
+    """Move each label to a corner of its point in its panel, clear of legends and other labels, if there is one."""
+    figure.draw_without_rendering()
+    placed: list[BboxBase] = [legend.get_window_extent() for axis in figure.axes if (legend := axis.get_legend())]
+    for label in labels:
+        for corner in CORNERS:
+            label.set_position(corner)
+            label.set(ha="right" if corner[0] < 0 else "left", va="top" if corner[1] < 0 else "bottom")
+            box = label.get_window_extent()
+            frame = label.axes.bbox if label.axes is not None else box
+            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not any(box.overlaps(other) for other in placed):
+                break
+        else:
+            label.set(position=CORNERS[0], ha="left", va="bottom")
+        placed.append(label.get_window_extent())
 
 
 def _names(folders: list[Path]) -> dict[Path, str]:
@@ -87,13 +110,15 @@ def _names(folders: list[Path]) -> dict[Path, str]:
 def _place(config: TrainConfig) -> tuple[str, tuple[float, str]]:
     """The line that a model stands on, and where: its order and its label."""
     if config.skip:
-        return config.model_name, (config.lam, f"λ={config.lam:g}")
+        return config.model_name, (config.lam, f"λ={config.lam:g}".replace("e-0", "e-"))
     if config.p_skip is None:
         return config.cell.upper(), (0, "")
     return f"{config.cell.upper()}, skipping at random", (config.p_skip, f"{config.p_skip:g}")
 
 
-def _draw(axis: Axes, series: Series, colors: dict[str, str], task: Task) -> None:
+def _draw(axis: Axes, series: Series, colors: dict[str, str], task: Task) -> list[Annotation]:
+    """Draw a panel and return the labels of its points."""
+    labels = []
     for name, groups in series.items():
         same = [other for other in series if colors[other] == colors[name]].index(name)
         look: dict[str, Any] = {
@@ -109,7 +134,7 @@ def _draw(axis: Axes, series: Series, colors: dict[str, str], task: Task) -> Non
         single = [point for _, group in ordered for point in group if len(group) > 1]
         axis.plot([x for x, _ in single], [y for _, y in single], ".", color=line.get_color(), alpha=0.4)
         for (_, label), x, y in zip((key for key, _ in ordered), used, metric, strict=True):
-            axis.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            labels.append(axis.annotate(label, (x, y), xytext=CORNERS[0], textcoords="offset points", fontsize=7))
     if task.solved_at is not None:
         axis.axhline(task.solved_at, color="0.4", linestyle="--", linewidth=1, label=f"solved: {task.solved_at:.3g}")
     if task.fewest_samples is not None:
@@ -123,4 +148,5 @@ def _draw(axis: Axes, series: Series, colors: dict[str, str], task: Task) -> Non
     elif axis.get_ylim()[1] > 1:  # a share
         axis.set_ylim(top=1)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, facecolor="white", edgecolor="none", framealpha=0.9)
+    return labels

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations
 
 import pytest
 from matplotlib.figure import Figure
@@ -107,3 +108,21 @@ def test_what_cannot_be_drawn_is_said(swept, tmp_path):
     (swept / "results.json").write_text(json.dumps({**content, "runs": []}))
     with pytest.raises(SkipRNNError, match=r"there is no finished run in .*swept"):
         plot_tradeoff([swept], tmp_path / "tradeoff.png")
+
+
+def test_labels_lie_in_their_panel_and_on_nothing_else(swept, tmp_path, drawn):
+    results = json.loads((swept / "results.json").read_text())
+    for run, used, lam in zip(results["runs"][:4], (50, 50, 49.5, 49.5), (0.0, 0.0, 1e-5, 1e-5), strict=True):
+        run["evaluation"] |= {"used_mean": used, "metric": 0.1}
+        run["config"]["lam"] = lam
+    (swept / "results.json").write_text(json.dumps(results))
+    plot_tradeoff([swept], tmp_path / "tradeoff.png")
+    figure = drawn()
+    (axis,) = figure.axes
+    figure.draw_without_rendering()
+    texts = [text for text in axis.texts if text.get_text()]
+    assert {text.get_text() for text in texts} >= {"λ=0", "λ=1e-5"}
+    boxes = [text.get_window_extent() for text in texts]
+    assert all(axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1 for box in boxes)
+    boxes.append(axis.get_legend().get_window_extent())
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
