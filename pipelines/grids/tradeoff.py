@@ -82,7 +82,14 @@ def plot_tradeoff(folders: list[Path], out: Path, *, overwrite: bool = False) ->
 def _part(figure: Figure, labels: list[Annotation]) -> None:
     """Move each label to a corner of its point in its panel, clear of legends and other labels, if there is one."""
     figure.draw_without_rendering()
-    placed: list[BboxBase] = [legend.get_window_extent() for axis in figure.axes if (legend := axis.get_legend())]
+    placed: list[BboxBase] = []
+    for axis in figure.axes:
+        legend = axis.get_legend()
+        assert legend is not None
+        placed.append(box := legend.get_window_extent())
+        legend.borderaxespad = 0
+        legend.set_loc("lower left")  # where it is, since it would look for the best place again
+        legend.set_bbox_to_anchor(axis.transAxes.inverted().transform(box.min), transform=axis.transAxes)
     for label in labels:
         for corner in CORNERS:
             label.set_position(corner)
