@@ -89,7 +89,8 @@ def _part(figure: Figure, labels: list[Annotation]) -> None:
         placed.append(box := legend.get_window_extent())
         legend.borderaxespad = 0
         legend.set_loc("lower left")  # where it is, since it would look for the best place again
-        legend.set_bbox_to_anchor(axis.transAxes.inverted().transform(box.min), transform=axis.transAxes)
+        x, y = axis.transAxes.inverted().transform(box.min)
+        legend.set_bbox_to_anchor((x, y), transform=axis.transAxes)
     for label in labels:
         for corner in CORNERS:
             label.set_position(corner)
