@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from skiprnn_cli import options
+from skiprnn_cli.messages import note
 
 if TYPE_CHECKING:
     from pipelines.runs.export import Export
@@ -82,6 +83,7 @@ def command(
     run = options.chosen_run(run, cell)
     ensure_data_of_model(run, data)
     out = out or options.output_of_run(run, f"model{SUFFIXES[format]}")
+    note(f"writing {out} and checking it on the {split} split")
     report = export_run(
         run, out, format=format, input=input, int8=int8, split=split, checkpoint=checkpoint, data=data,
         overwrite=overwrite,

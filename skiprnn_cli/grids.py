@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -81,11 +81,18 @@ def grid_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], **how: Any) -> float:
+class Work(NamedTuple):
+    """What a grid is estimated to take."""
+
+    core_hours: float = 0.0  # of a CPU, where that trains
+    missing: int = 0  # runs that are not in it, for their data is missing
+
+
+def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, Any], ...], **how: Any) -> Work:
     """Train a grid and write its table; ``how`` are the other options of ``grid_options``.
 
     Returns:
-        With ``dry_run`` the hours of a CPU core that training should take, as far as that is known; else 0.
+        With ``dry_run`` what there is to do; else nothing.
     """
     from pipelines.grids.results import markdown, write_results
     from pipelines.grids.sweep import evaluate_all, is_finished, local, on_ray, others, plan, train_all
@@ -128,16 +135,18 @@ def run_grid(configs: list[TrainConfig], out: Path, settings: tuple[tuple[str, A
             f"{len(failed)} of {len(shown)} runs failed; the same command tries them again, those whose directory is "
             "removed from the beginning"
         )
-    return 0.0
+    return Work()
 
 
-def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> float:
+def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> Work:
     from pipelines.grids.sweep import at_once, estimate, is_finished
     from pipelines.parallel.devices import choose_device
     from pipelines.parallel.processes import cores
     from skiprnn_cli.progress import clock
 
     left = [run for run in runs if not is_finished(run)]
+    if left:
+        note(f"timing steps for {len(left)} runs")
     times = estimate([run.config for run in left], jobs)
     total, unknown = 0.0, 0
     alike: dict[tuple[TrainConfig, str], list[Planned]] = {}  # but for the seed
@@ -163,7 +172,7 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> float:
     if not total:
         if unknown:
             click.echo(missing)
-        return 0.0
+        return Work(missing=unknown)
     device = choose_device(runs[0].config.device)
     count = at_once(len(left), device, jobs)
     where = "by processes of this machine" if executor == "ray" else "at once"
@@ -171,7 +180,7 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> float:
     hours = total * max(cores() // count, 1) / 3600 if device.type == "cpu" else 0.0
     work = f", {hours:.1f} core-hours" if hours >= 0.05 else ""
     click.echo(f"about {clock(total / count)} with {count} {where}{work}{rest}")
-    return hours
+    return Work(hours, unknown)
 
 
 @contextmanager

@@ -71,19 +71,21 @@ def command(
             problems[task] = str(error)
             if experiment == "all":
                 click.echo(f"table {NUMBERS[task]}, {task}, cannot be made: {error}", err=True)
-    hours = 0.0
+    hours, missing = 0.0, 0
     for task in tasks:
         if task in problems:
             continue
         note(f"table {NUMBERS[task]}, {task}: {folders[task]}")
         try:
-            hours += run_grid(grids[task], folders[task], settings, **how)
+            work = run_grid(grids[task], folders[task], settings, **how)
+            hours, missing = hours + work.core_hours, missing + work.missing
             if figures and FIGURES[task] and not how["dry_run"]:
                 _draw(folders[task], len(FIGURES[task]))
         except SkipRNNError as error:
             problems[task] = str(error)
     if len(grids) > 1 and hours:
-        click.echo(f"about {hours:.1f} core-hours in all")
+        without = f", without {missing} runs whose data is missing" if missing else ""
+        click.echo(f"about {hours:.1f} core-hours in all{without}")
     if problems:
         raise SkipRNNError("; ".join(f"{task}: {problem}" for task, problem in problems.items()))
 

@@ -26,6 +26,7 @@ from pipelines.errors import SkipRNNError
 ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
 TABLES = (".ts", ".parquet", ".pq")
 CACHE = 64 * 2**20  # bytes of HDF5 chunks in memory
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")  # no text has these, and pictures and archives soon do
 REMEDY = "name another file, or mend this one"
 LIKELY = ("x", "test/x")  # datasets to choose where a file holds several
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
@@ -176,6 +177,9 @@ def csv_source(
         said, first = "" if counted else first[1], next(numbered, None)
     if first is None:
         raise SkipRNNError(f"{name} holds no rows of numbers; give it one sample a row")
+    if CONTROL.search(said + first[1]):
+        raise SkipRNNError(f"{name} is no text, and so no CSV; give it one sample a row")
+    may_be_header = first[0] if header is None and not said and not numeric else None
     named = _names(said, first[1]) if said else ()
     left_out = tuple(label for label in named if label in labels and label not in columns)
     left_out = left_out if len(left_out) < len(named) else ()
@@ -190,7 +194,8 @@ def csv_source(
         for number, line in rows:
             taken += 1
             if taken == t + 1:
-                sample = _parse(line, width, f"{name}, line {number}", named, kept)
+                remedy = ", or pass --header if it is one" if number == may_be_header else ""
+                sample = _parse(line, width, f"{name}, line {number}", named, kept, remedy)
                 return sample if order is None else sample[order]
         return None
 
@@ -243,20 +248,22 @@ def decimal_comma(line: str) -> str:
     return f"{number} has a decimal comma; write numbers with points, {number.replace(',', '.')}"
 
 
-def _parse(line: str, input_size: int, where: str, columns: Sequence[str], kept: Sequence[bool] | None) -> Floats:
+def _parse(
+    line: str, input_size: int, where: str, columns: Sequence[str], kept: Sequence[bool] | None, remedy: str
+) -> Floats:
     cells = cells_of(line)
     if kept is not None:
         if len(cells) != len(kept):
             raise SkipRNNError(f"{where}: a row has {len(kept)} cells, this has {len(cells)}")
         cells = list(compress(cells, kept))
     if len(cells) != input_size:
-        said = decimal_comma(line) or f"a row has {input_size} numbers, this has {len(cells)}"
+        said = decimal_comma(line) or f"a row has {input_size} number{'s'[input_size == 1 :]}, this has {len(cells)}"
         raise SkipRNNError(f"{where}: {said}")
     for number, cell in enumerate(cells, start=1):
         if not is_number(cell):
             table = any(map(is_number, cells))  # what is none is not quoted: it may be any file
             said = f"{cell!r:.40}" if table else f"the text in column {number}"
-            said = f"{said} is not a number; mend the row, or pass --header if it is one"
+            said = f"{said} is not a number; mend the row{remedy}"
             raise SkipRNNError(f"{where}: {decimal_comma(line) or said}")
     return check_sample(np.array(cells, dtype=np.float64), where, columns)
 

@@ -39,6 +39,7 @@ from pipelines.runs.directory import create_run, load_config, load_outcome, read
 from pipelines.runs.training import train
 from pipelines.sources.synthetic import generate
 from pipelines.tasks import Adding, Sine
+from skiprnn_cli.grids import Work
 from tests.gpu import on_gpu
 
 
@@ -623,11 +624,11 @@ def test_reproduce_all_makes_the_tables_that_it_can(skiprnn, monkeypatch, tmp_pa
     asked = []
     monkeypatch.setattr("skiprnn_cli.gen_data.write_with_progress", lambda *arguments, **options: None)
     monkeypatch.setattr(
-        "skiprnn_cli.reproduce.run_grid", lambda configs, *_, **how: asked.append(configs[0].task) or 1.5
+        "skiprnn_cli.reproduce.run_grid", lambda configs, *_, **how: asked.append(configs[0].task) or Work(1.5, 2)
     )
     result = skiprnn("reproduce", "all", "--preset", "quick", "--runs", "1")
     assert asked == ["adding", "sine"]
     assert result.exit_code == 1
-    assert "about 3.0 core-hours in all" in result.output
+    assert "about 3.0 core-hours in all, without 4 runs whose data is missing\n" in result.output
     for text in ("gen-data mnist", "gen-data imdb", "extract-features ucf101"):
         assert text in result.output
