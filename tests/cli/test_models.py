@@ -114,7 +114,8 @@ def test_a_name_is_taken_for_a_run_and_nothing_is_written_into_it(skiprnn, tiny,
     assert skiprnn("plot-usage", "tiny-lstm").stdout == "wrote tiny-lstm-usage.png\n"
     assert skiprnn("plot-usage", "tiny-lstm").stderr.startswith("Error: tiny-lstm-usage.png exists already")
     monkeypatch.setattr("pipelines.runs.export.export_run", exported := Mock(side_effect=SkipRNNError("far enough")))
-    assert skiprnn("export", "tiny-lstm").stderr == "Error: far enough\n"
+    noted = "writing tiny-lstm-model.onnx and checking it on the test split\n"
+    assert skiprnn("export", "tiny-lstm").stderr == f"{noted}Error: far enough\n"
     assert exported.call_args.args == (tiny, Path("tiny-lstm-model.onnx"))
     said = skiprnn("predict", "tiny-lstm", "data/adding.h5", "--index", "3")
     assert said.stdout.startswith("data/adding.h5:test/x[3]: sum ")

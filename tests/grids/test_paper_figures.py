@@ -11,6 +11,7 @@ from pipelines.grids.paper import FIGURES, PaperFigure, only_in_figures
 from pipelines.grids.paper_figures import draw_figures
 from pipelines.grids.results import write_results
 from pipelines.grids.sweep import evaluate_all, grid_of_table, in_turn, plan, train_all
+from skiprnn_cli.grids import Work
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_reproduce_draws_the_figures_when_all_is_trained(skiprnn, monkeypatch):
     done = []
     monkeypatch.setattr("skiprnn_cli.gen_data.write_with_progress", lambda *arguments, **options: None)
     monkeypatch.setattr(
-        "skiprnn_cli.reproduce.run_grid", lambda configs, *_, **how: done.append(configs[0].task) or 0.0
+        "skiprnn_cli.reproduce.run_grid", lambda configs, *_, **how: done.append(configs[0].task) or Work()
     )
     monkeypatch.setattr(
         paper_figures, "draw_figures", lambda folder, advance: done.append(folder.name) or [folder / "a.png"]
