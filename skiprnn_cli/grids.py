@@ -146,7 +146,7 @@ def _say_plan(runs: list["Planned"], jobs: int | None, executor: str) -> Work:
 
     left = [run for run in runs if not is_finished(run)]
     if left:
-        note(f"timing steps for {len(left)} runs")
+        note(f"estimating how long {len(left)} runs take")
     times = estimate([run.config for run in left], jobs)
     total, unknown = 0.0, 0
     alike: dict[tuple[TrainConfig, str], list[Planned]] = {}  # but for the seed

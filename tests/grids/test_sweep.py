@@ -545,7 +545,7 @@ def test_the_command_trains_a_grid_and_prints_its_table(skiprnn, adding_file, tm
     result = skiprnn(*command, "--dry-run")
     assert result.exit_code == 0, result.output
     assert result.output.count(" on adding.h5, 2 seeds (0, 1), not trained yet, about ") == 2
-    assert result.stderr == "timing steps for 4 runs\n"
+    assert result.stderr == "estimating how long 4 runs take\n"
     said = result.stdout.splitlines()
     assert said[1].startswith("grid/runs/adding-skip-lstm-lam0.001-seed*: Skip LSTM on adding.h5, 2 seeds")
     assert said[1].endswith(" each")
