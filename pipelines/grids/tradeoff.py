@@ -118,7 +118,7 @@ def _names(folders: list[Path]) -> dict[Path, str]:
 def _place(config: TrainConfig) -> tuple[str, tuple[float, str]]:
     """The line that a model stands on, and where: its order and its label."""
     if config.skip:
-        return config.model_name, (config.lam, f"λ={config.lam:g}".replace("e-0", "e-"))
+        return config.model_name, (config.lam, f"λ={config.lam:g}")
     if config.p_skip is None:
         return config.cell.upper(), (0, "")
     return f"{config.cell.upper()}, skipping at random", (config.p_skip, f"{config.p_skip:g}")

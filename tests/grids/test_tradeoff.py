@@ -121,7 +121,7 @@ def test_labels_lie_in_their_panel_and_on_nothing_else(swept, tmp_path, drawn):
     (axis,) = figure.axes
     figure.draw_without_rendering()
     texts = [text for text in axis.texts if text.get_text()]
-    assert {text.get_text() for text in texts} >= {"λ=0", "λ=1e-5"}
+    assert {text.get_text() for text in texts} >= {"λ=0", "λ=1e-05"}
     boxes = [text.get_window_extent() for text in texts]
     assert all(axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1 for box in boxes)
     boxes.append(axis.get_legend().get_window_extent())
