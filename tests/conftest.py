@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 import signal
@@ -40,6 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.stem.startswith(ON_GPU):
             item.add_marker("gpu")
     leave_the_others_to_test_slow(items)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look through torch again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

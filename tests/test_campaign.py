@@ -22,7 +22,7 @@ def campaign(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-FEW = ("config.json", "checkpoint tensors", "SIGKILL: train")
+FEW = ("config.json", "checkpoint tensors")
 slow = pytest.mark.slow(reason="commands begun again and again")
 
 

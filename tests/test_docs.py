@@ -72,6 +72,7 @@ def test_the_readme_is_short_and_figures_are_small():
     assert all(path.stat().st_size < 150_000 for path in (DOCS / "figures").iterdir())
 
 
+@pytest.mark.slow(reason="mkdocs takes 15 seconds; `make docs` says the same")
 def test_the_site_is_made_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

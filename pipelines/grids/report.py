@@ -58,8 +58,8 @@ def write_report(
         "<h2>Results on the test split</h2>",
         _table(results["lines"]),
         f'<p class="note">Means ± standard deviations over the runs, {of_which} checkpoints. Training: seconds of a '
-        "run, and how many times as fast a step is as the plain cell's. Inference: milliseconds of a sequence, and how "
-        "many times as fast that is as the same weights with the gate open at every step.</p>",
+        "run, and how many times as fast a sequence is as the plain cell's. Inference: milliseconds of a sequence, and "
+        "how many times as fast that is as the same weights with the gate open at every step.</p>",
     ]
     parts += [f'<p class="note">Failed: {escape(p)}: {escape(reason)}</p>' for p, reason in results["failed"].items()]
     with tempfile.TemporaryDirectory() as work:

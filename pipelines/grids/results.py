@@ -38,7 +38,7 @@ class Line:
     steps: float  # of a sequence
     cost: float
     training_seconds: float  # of a run
-    training_vs_plain: float | None  # times as fast, a step, as the plain cell of this grid
+    training_vs_plain: float | None  # times as fast, a sequence, as the plain cell of this grid
     inference_ms: float  # of a sequence in a batch
     inference_vs_plain: float  # times as fast as the same weights with the gate open
     paper: dict[str, Any] | None
@@ -69,7 +69,7 @@ def lines_of(results: list[dict[str, Any]]) -> list[Line]:
         config = replace(TrainConfig(**result["config"]), seed=0, device="auto")
         groups.setdefault(config, []).append(result)
     plain = {
-        (Path(config.data).stem, config.cell): statistics.mean(map(_seconds_per_step, group))
+        (Path(config.data).stem, config.cell): _seconds_per_sequence(config, group)
         for config, group in groups.items()
         if not config.skip and config.p_skip is None
     }
@@ -88,7 +88,7 @@ def _line(
 ) -> Line:
     said = [result["evaluation"] for result in group]
     metrics, used = [s["metric"] for s in said], [s["used_mean"] for s in said]
-    of_step = statistics.mean(map(_seconds_per_step, group))
+    of_sequence = _seconds_per_sequence(config, group)
     data = Path(config.data).stem
     of_plain = plain.get((data, config.cell))
     return Line(
@@ -106,7 +106,7 @@ def _line(
         steps=said[0]["steps_per_sequence"],
         cost=statistics.mean(s["cost"] for s in said),
         training_seconds=statistics.mean(result["training_seconds"] for result in group),
-        training_vs_plain=of_plain / of_step if of_plain and of_step else None,
+        training_vs_plain=of_plain / of_sequence if of_plain and of_sequence else None,
         inference_ms=1e3 * statistics.median(s["seconds_per_sequence"] for s in said),
         inference_vs_plain=statistics.median(
             s["seconds_per_sequence_without_skipping"] / s["seconds_per_sequence"] for s in said
@@ -125,8 +125,9 @@ def _data_name(data: str, task: dict[str, Any]) -> str:
     return f"{data} ({len(json.loads(task['classes']))} classes, {steps}, {network})"
 
 
-def _seconds_per_step(result: dict[str, Any]) -> float:
-    return float(result["training_seconds"] / max(result["outcome"]["step"], 1))
+def _seconds_per_sequence(config: TrainConfig, group: list[dict[str, Any]]) -> float:
+    of_step = statistics.mean(result["training_seconds"] / max(result["outcome"]["step"], 1) for result in group)
+    return float(of_step / config.batch_size)
 
 
 def _published(config: TrainConfig, data: str, task: dict[str, Any]) -> dict[str, Any] | None:

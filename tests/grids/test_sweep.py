@@ -378,11 +378,14 @@ def test_tables_have_means_over_seeds_and_the_paper_s_numbers(results):
     assert row["runs"] == "2"
 
 
-def test_training_is_compared_by_the_step(results):
+def test_training_is_compared_by_the_sequence(results):
     _, evaluated = results
     for result, (seconds, steps) in zip(evaluated, [(8, 8), (8, 8), (1, 4), (1, 4)], strict=True):
         result["training_seconds"], result["outcome"]["step"] = seconds, steps
     assert [line.training_vs_plain for line in lines_of(evaluated)] == [1, 4]
+    for result in evaluated[2:]:
+        result["config"]["batch_size"] *= 2  # in as many seconds
+    assert [line.training_vs_plain for line in lines_of(evaluated)] == [1, 8]
 
 
 def test_a_time_too_short_for_its_digits_is_not_said(results):

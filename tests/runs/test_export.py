@@ -85,12 +85,12 @@ def exported(tmp_path_factory):
     return exported_as
 
 
-# Of those left to `make test-slow` the gate is that of others here, and the cells are exported as runs below.
-OFTEN = [name for name in MODELS if name not in ("lstm", "gru")]
-slow = pytest.mark.slow(reason="seconds of tracing for cells that others here trace too")
+# Of those left to `make test-slow` the gate is that of these, and their step equals the reference elsewhere.
+OFTEN = ("lstm_stack", "rnn")
+slow = pytest.mark.slow(reason="ten seconds of tracing")
 
 
-@pytest.mark.parametrize("name", [*OFTEN, *(pytest.param(name, marks=slow) for name in ("lstm", "gru"))])
+@pytest.mark.parametrize("name", [name if name in OFTEN else pytest.param(name, marks=slow) for name in MODELS])
 def test_onnx_replays_whole_sequences(name, exported):
     model, _, replay = exported(name)
     x = samples(5, 60)
@@ -148,6 +148,7 @@ def test_a_gate_that_opens_no_more():
         assert program(torch.randn(1, 3), *state)[-1].item() == gate.NEVER
 
 
+@slow
 def test_the_plain_cell_is_exported_with_its_gate_open(make_run, tmp_path):
     report = export_run(make_run(skip=False, lam=0.0, cell="gru"), tmp_path / "plain.onnx")
     assert report.gates_equal == report.gates

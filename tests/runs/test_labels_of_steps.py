@@ -149,6 +149,7 @@ def test_figures_show_labels_and_predictions_over_time(own_run, tmp_path, monkey
             assert np.allclose(said.get_ydata(), values)
 
 
+@pytest.mark.slow(reason="ten seconds of tracing")
 @pytest.mark.filterwarnings("default")  # torch's and onnxscript's own
 def test_the_exported_step_gives_the_steps_output(own_run, tmp_path):
     pytest.importorskip("onnxruntime")
